@@ -1,0 +1,3 @@
+//! A small hypervisor on a modelled board.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Devices, SMMUs and host bridges as firmware's device tree describes them.

@@ -1,0 +1,1 @@
+//! The SMMUv1/v2 driver.

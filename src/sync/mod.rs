@@ -1,0 +1,1 @@
+//! The lock order, the locks, and what waits.
