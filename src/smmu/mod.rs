@@ -1,1 +1,3 @@
 //! The SMMUv1/v2 driver.
+
+pub mod cover;

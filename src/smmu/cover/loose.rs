@@ -1,0 +1,171 @@
+//! Covers that may also capture IDs which are known to be unused.
+
+use alloc::vec::Vec;
+
+use super::search::{Choice, MAX_POINTS, Problem, points_of};
+use super::{Cover, CoverError, CoverOptions, Cube, IdSet, admitted, cover_set, try_copy, try_push, verified};
+
+/// The fewest disjoint cubes that capture all of `ids`, may capture IDs of `unused`, and capture nothing else.
+///
+/// What an unknown ID can reach changes by this, so it is for callers that were told to: an ID that firmware never
+/// named may still be driven by hardware. `unused` may be wider than the hardware's ID bits, and may overlap `ids`.
+///
+/// [`Cover::exact`] is true only where the least number is proven, which needs at most [`MAX_POINTS`] IDs after
+/// bits were set aside on which neither set depends.
+///
+/// # Errors
+///
+/// As [`least_cover`](super::least_cover).
+pub fn loose_cover(ids: &[Cube], unused: &[Cube], options: &CoverOptions) -> Result<Cover, CoverError> {
+    let wanted = admitted(ids, options)?;
+    let mut allowed = IdSet::with_limit(options.max_cubes.saturating_mul(2));
+    for &cube in wanted.cubes() {
+        allowed.insert(cube)?;
+    }
+    let mut spare = try_copy(unused)?;
+    spare.sort_unstable();
+    let hardware = Cube::new(0, options.id_bits);
+    for cube in spare.iter().filter_map(|cube| cube.intersection(hardware)) {
+        allowed.insert(cube)?;
+    }
+    allowed.merge(u32::MAX)?;
+
+    let mut nodes = options.nodes;
+    let (start, _) = cover_set(&wanted, options, &mut nodes)?;
+    let start = joined(start, &allowed, options.mask_bits)?;
+    let (cubes, exact) = searched(&wanted, &allowed, start, options, &mut nodes)?;
+    verified(ids, unused, cubes, exact)
+}
+
+/// Joins two cubes of a cover into one that spans both, as long as that stays inside `allowed` and cuts no third; the
+/// pair whose span swallows most first.
+fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32) -> Result<Vec<Cube>, CoverError> {
+    loop {
+        cubes.sort_unstable();
+        let mut best: Option<(usize, Cube)> = None;
+        for (index, &one) in cubes.iter().enumerate() {
+            for &two in cubes.iter().skip(index.saturating_add(1)) {
+                let span = one.span(two);
+                let swallowed = cubes.iter().filter(|cube| span.contains(**cube)).count();
+                let better = best.is_none_or(|(most, cube)| (swallowed, cube.size()) > (most, span.size()));
+                let clean = || cubes.iter().all(|cube| span.contains(*cube) || !span.meets(*cube));
+                if better && span.mask() & !mask_bits == 0 && clean() && allowed.contains(span) {
+                    best = Some((swallowed, span));
+                }
+            }
+        }
+        let Some((_, span)) = best else { return Ok(cubes) };
+        cubes.retain(|cube| !span.contains(*cube));
+        try_push(&mut cubes, span)?;
+    }
+}
+
+/// The exact search, where the set is small enough for it.
+///
+/// Any cube of a cover can be shrunk to the span of the wanted IDs in it without harm, so the spans of subsets of the
+/// wanted IDs are all the choices there are.
+fn searched(
+    wanted: &IdSet,
+    allowed: &IdSet,
+    start: Vec<Cube>,
+    options: &CoverOptions,
+    nodes: &mut u32,
+) -> Result<(Vec<Cube>, bool), CoverError> {
+    let free = wanted.independent_bits(options.mask_bits) & allowed.independent_bits(options.mask_bits);
+    let core = wanted.restricted_to_zero(free)?;
+    let start = IdSet::from_disjoint(start, wanted.limit()).restricted_to_zero(free)?.into_cubes();
+    let (mut cubes, exact) = if start.len() <= 1 {
+        (start, true)
+    } else if core.size() > MAX_POINTS as u64 {
+        (start, false)
+    } else {
+        let points = points_of(&core)?;
+        let (choices, complete) = spans(&points, &allowed.restricted_to_zero(free)?, options.mask_bits, nodes)?;
+        let (cubes, least) = Problem::new(&points, choices, false)?.solve(start, nodes)?;
+        (cubes, complete && least)
+    };
+    for cube in &mut cubes {
+        *cube = cube.widened(free);
+    }
+    Ok((cubes, exact))
+}
+
+/// All spans of subsets of `points` that lie inside `allowed` and ignore only `mask_bits`; false if there are too many.
+fn spans(
+    points: &[u32],
+    allowed: &IdSet,
+    mask_bits: u32,
+    nodes: &mut u32,
+) -> Result<(Vec<Choice>, bool), CoverError> {
+    // Two lists: one sorted to look up in, one in the order of finding.
+    let mut known: Vec<Cube> = Vec::new();
+    let mut found: Vec<Cube> = Vec::new();
+    for &point in points {
+        try_push(&mut known, Cube::point(point))?;
+        try_push(&mut found, Cube::point(point))?;
+    }
+    let mut complete = true;
+    let mut grown = 0usize;
+    'all: while let Some(&from) = found.get(grown) {
+        grown = grown.wrapping_add(1);
+        for &point in points.iter().filter(|point| !from.holds(**point)) {
+            let span = from.span(Cube::point(point));
+            let Err(place) = known.binary_search(&span) else { continue };
+            if span.mask() & !mask_bits != 0 || !allowed.contains(span) {
+                continue;
+            }
+            let Some(left) = nodes.checked_sub(1).filter(|_| known.len() < MAX_SPANS) else {
+                complete = false;
+                break 'all;
+            };
+            *nodes = left;
+            try_push(&mut found, span)?;
+            known.try_reserve(1).map_err(|_| CoverError::OutOfMemory)?;
+            known.insert(place, span);
+        }
+    }
+    let mut choices = Vec::new();
+    for &cube in &known {
+        try_push(&mut choices, Choice::of(cube, points))?;
+    }
+    Ok((choices, complete))
+}
+
+/// How many choices the loose search looks at.
+const MAX_SPANS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use super::super::check;
+
+    const OPTIONS: CoverOptions = CoverOptions::new(0x7fff, 0x7fff);
+
+    #[test]
+    fn unused_ids_make_one_entry_of_many() {
+        let ids: Vec<Cube> = [0, 1, 2, 3, 4, 5, 6, 8, 9].map(Cube::point).into();
+        let tight = loose_cover(&ids, &[], &OPTIONS).unwrap();
+        assert_eq!((tight.cubes.len(), tight.exact), (4, true));
+        let loose = loose_cover(&ids, &[Cube::new(0, 0xf)], &OPTIONS).unwrap();
+        assert_eq!(loose, Cover { cubes: alloc::vec![Cube::new(0, 0xf)], exact: true });
+    }
+
+    #[test]
+    fn spans_that_cross_in_unused_ids_are_not_both_taken() {
+        // 0-3 and 1-2 span the same square, whose diagonals are both wanted.
+        let ids = [Cube::point(0b000), Cube::point(0b011), Cube::point(0b101)];
+        let unused = [Cube::point(0b001), Cube::point(0b111)];
+        let cover = loose_cover(&ids, &unused, &OPTIONS).unwrap();
+        assert_eq!(check(&ids, &unused, &cover.cubes), Ok(()));
+        assert_eq!((cover.cubes.len(), cover.exact), (2, true));
+    }
+
+    #[test]
+    fn a_set_too_large_to_search_is_still_joined() {
+        let mut ids: Vec<Cube> = (0..200).map(|n| Cube::point(n * 2)).collect();
+        ids.push(Cube::point(1));
+        let cover = loose_cover(&ids, &[Cube::new(0, 0x1ff)], &OPTIONS).unwrap();
+        assert_eq!(cover.cubes, [Cube::new(0, 0x1ff)]);
+        assert!(cover.exact);
+    }
+}
