@@ -1,1 +1,110 @@
 //! Devices, SMMUs and host bridges as firmware's device tree describes them.
+//!
+//! A blob becomes a [`Tree`] in one validating walk; the tree becomes a [`Board`]: SMMUv1/v2 instances, the nodes
+//! that they watch, and the host bridges whose functions they watch. Everything firmware says is checked once, here;
+//! what cannot be followed is an error that names the node, never a guess and never a panic (contract A-6, A-8).
+//! Whether the hardware can hold a stream ID is the driver's to check.
+//!
+//! ```no_run
+//! # fn offer(blob: &[u8]) -> Result<(), iommu_assign::dt::DtError> {
+//! let board = iommu_assign::dt::Board::read(blob)?;
+//! for device in board.devices().iter().filter(|device| device.enabled && !device.on_disabled_smmu) {
+//!     for stream in &device.streams {
+//!         // offer it
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Invariants
+//!
+//! D1. Each SMMU has a CPU address of its own, and each device a key of its own.
+//! D2. Each stream and each map entry names an SMMU of the same [`Board`], by that address.
+//! D3. `enabled` counts ancestors, everywhere.
+
+mod blob;
+mod cells;
+mod devices;
+mod error;
+mod host_bridge;
+mod iommus;
+mod smmu;
+mod tree;
+
+use alloc::vec::Vec;
+
+pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH};
+pub use cells::Region;
+pub use devices::DtDevice;
+pub use error::{DtError, NodeFault};
+pub use host_bridge::{HostBridge, MapEntry, MapTarget};
+pub use iommus::SpecifierCount;
+pub use smmu::{Architecture, Implementation, Interrupt, SmmuNode};
+pub use tree::{Node, NodeId, Property, Tree};
+
+use crate::assign::IommuKey;
+
+/// What a device tree says of SMMUs and of those whom they watch. Borrows names and values from the blob.
+#[derive(Clone, Debug)]
+pub struct Board<'a> {
+    tree: Tree<'a>,
+    smmus: Vec<SmmuNode<'a>>,
+    devices: Vec<DtDevice>,
+    host_bridges: Vec<HostBridge>,
+}
+
+impl<'a> Board<'a> {
+    /// Reads a flattened device tree, version 16 or 17. Bytes past its `totalsize` are ignored.
+    ///
+    /// A board without an SMMU is read too: [`Self::smmus`] is empty then.
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Blob`] for a malformed or truncated blob; [`DtError::Node`] for a node that the tree has twice, for
+    /// an SMMU whose registers, interrupts or `#iommu-cells` cannot be followed, and for an `iommus` or `iommu-map`
+    /// that is malformed or refers to no IOMMU, be the node enabled or not; [`DtError::OutOfMemory`].
+    pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
+        let tree = Tree::read(blob)?;
+        let smmus = smmu::read(&tree)?;
+        let devices = devices::read(&tree, &smmus)?;
+        let host_bridges = host_bridge::read(&tree, &smmus)?;
+        Ok(Self { tree, smmus, devices, host_bridges })
+    }
+
+    /// The tree itself.
+    #[must_use]
+    pub const fn tree(&self) -> &Tree<'a> {
+        &self.tree
+    }
+
+    /// All SMMUv1/v2 instances, disabled ones too, in the order of the blob.
+    #[must_use]
+    pub fn smmus(&self) -> &[SmmuNode<'a>] {
+        &self.smmus
+    }
+
+    /// The SMMU that `key` names.
+    #[must_use]
+    pub fn smmu(&self, key: IommuKey) -> Option<&SmmuNode<'a>> {
+        self.smmus.iter().find(|smmu| smmu.key == key)
+    }
+
+    /// All nodes whose `iommus` names an SMMU, disabled ones too, in the order of the blob.
+    #[must_use]
+    pub fn devices(&self) -> &[DtDevice] {
+        &self.devices
+    }
+
+    /// The device that `node` is, if it is one.
+    #[must_use]
+    pub fn device(&self, node: NodeId) -> Option<&DtDevice> {
+        devices::find(&self.devices, node)
+    }
+
+    /// All nodes whose `iommu-map` names an SMMU, disabled ones too, in the order of the blob.
+    #[must_use]
+    pub fn host_bridges(&self) -> &[HostBridge] {
+        &self.host_bridges
+    }
+}

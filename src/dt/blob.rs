@@ -1,0 +1,369 @@
+//! The flattened device tree, read once from front to back (Devicetree Specification v0.4, chapter 5).
+//!
+//! # Invariants
+//!
+//! B1. No byte outside the first `totalsize` bytes is read, and no name or value reaches out of its block.
+//! B2. The events of a structure that was read to its end nest: one root, each `Begin` with its `End`, the
+//!     properties of a node before its first child, at most [`MAX_DEPTH`] nodes deep.
+//! B3. Names are printable ASCII without blanks, so that an error can be printed on any console.
+
+use core::fmt;
+
+use thiserror::Error;
+
+/// Where a blob is malformed, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{kind} (byte {offset:#x})")]
+pub struct BlobError {
+    offset: usize,
+    kind: BlobErrorKind,
+}
+
+impl BlobError {
+    /// Where, in bytes from the start of the blob.
+    #[must_use]
+    pub const fn offset(self) -> usize {
+        self.offset
+    }
+
+    /// What is wrong there.
+    #[must_use]
+    pub const fn kind(self) -> BlobErrorKind {
+        self.kind
+    }
+
+    const fn new(offset: usize, kind: BlobErrorKind) -> Self {
+        Self { offset, kind }
+    }
+}
+
+/// How a blob can be malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BlobErrorKind {
+    /// The first four bytes are not those of a device tree.
+    #[error("it starts with {0:#010x}, not with the device tree's magic number")]
+    BadMagic(u32),
+    /// A block ends before what it began is complete.
+    #[error("the {0} ends too early")]
+    BlockEnd(Block),
+    /// The header places a block outside the blob.
+    #[error("the header places the {0} outside the blob")]
+    BlockOutside(Block),
+    /// A name is empty that may not be.
+    #[error("a name is empty")]
+    EmptyName,
+    /// The header places a block at an offset that is not aligned.
+    #[error("the {0} is not aligned")]
+    Misaligned(Block),
+    /// A name has a character that is not printable ASCII, or a node's name has a slash.
+    #[error("a name has a character that no name may have")]
+    NameCharacter,
+    /// A name does not end inside its block.
+    #[error("a name does not end")]
+    NameEnd,
+    /// A property's name lies outside the strings block.
+    #[error("a property's name at {0:#x} lies outside the strings block")]
+    NameOutside(u32),
+    /// The structure ends without a node.
+    #[error("there is no root node")]
+    NoRoot,
+    /// A property follows a child of its node.
+    #[error("a property follows a child node")]
+    PropertyAfterChild,
+    /// A property stands outside any node.
+    #[error("a property stands outside any node")]
+    PropertyOutsideNode,
+    /// The root node has a name.
+    #[error("the root node has a name")]
+    RootName,
+    /// There is a second root node.
+    #[error("there is a second root node")]
+    SecondRoot,
+    /// Nodes are nested deeper than [`MAX_DEPTH`].
+    #[error("nodes are nested more than {MAX_DEPTH} deep")]
+    TooDeep,
+    /// The blob is shorter than its header, or than its header says.
+    #[error("truncated: {total} bytes are needed and {present} are there")]
+    Truncated {
+        /// How many bytes the header says, or is itself.
+        total: usize,
+        /// How many there are.
+        present: usize,
+    },
+    /// The structure ends inside a node.
+    #[error("the structure ends inside a node")]
+    UnclosedNode,
+    /// A token is none of the five.
+    #[error("{0:#x} is no token")]
+    UnknownToken(u32),
+    /// A node ends that never began.
+    #[error("a node ends that never began")]
+    UnmatchedEnd,
+    /// The format is older than version 16, or not compatible with version 17.
+    #[error("format version {version}, compatible down to {compatible}, is not one of 16 and 17")]
+    Version {
+        /// The blob's version.
+        version: u32,
+        /// The oldest version that it is compatible with.
+        compatible: u32,
+    },
+}
+
+/// A block of the flattened format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Block {
+    /// Ranges of memory that boot programs must not use.
+    MemoryReservations,
+    /// Nodes and properties.
+    Structure,
+    /// Names of properties.
+    Strings,
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MemoryReservations => "memory reservation block",
+            Self::Structure => "structure block",
+            Self::Strings => "strings block",
+        })
+    }
+}
+
+/// How deep nodes may be nested, the root counted: real trees end at 8, and the bound keeps paths short.
+pub const MAX_DEPTH: usize = 64;
+
+/// One step of the walk through the structure block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event<'a> {
+    Begin { name: &'a str },
+    Property { name: &'a str, value: &'a [u8] },
+    End,
+}
+
+/// The one walk through a blob: header and memory reservations at once, the structure event by event.
+#[derive(Clone, Debug)]
+pub(super) struct Walk<'a> {
+    structure: Cursor<'a>,
+    strings: &'a [u8],
+    strings_offset: usize,
+    depth: usize,
+    root_seen: bool,
+    child_seen: bool,
+    finished: bool,
+}
+
+impl<'a> Walk<'a> {
+    /// Checks the header and the memory reservations of `blob`, whose bytes past `totalsize` are ignored.
+    ///
+    /// # Errors
+    ///
+    /// What of the two is malformed.
+    pub(super) fn new(blob: &'a [u8]) -> Result<Self, BlobError> {
+        let truncated = |total| BlobError::new(blob.len(), BlobErrorKind::Truncated { total, present: blob.len() });
+        let mut header = Cursor { bytes: blob, position: 0, offset: 0, block: Block::Structure };
+        let mut field = || header.cell().map_err(|_| truncated(HEADER_SIZE_16));
+        let magic = field()?;
+        if magic != MAGIC {
+            return Err(BlobError::new(0, BlobErrorKind::BadMagic(magic)));
+        }
+        let [total, structure, strings, reservations, version, compatible] =
+            [field()?, field()?, field()?, field()?, field()?, field()?];
+        let [_boot_cpu, strings_size] = [field()?, field()?];
+        if version < 16 || compatible > 17 || compatible > version {
+            return Err(BlobError::new(VERSION_OFFSET, BlobErrorKind::Version { version, compatible }));
+        }
+        let structure_size = if version >= 17 { Some(field()?) } else { None };
+        let total = to_usize(total);
+        let whole = blob.get(..total).ok_or_else(|| truncated(total))?;
+        let least = if version >= 17 { HEADER_SIZE_17 } else { HEADER_SIZE_16 };
+        if total < least {
+            return Err(BlobError::new(4, BlobErrorKind::Truncated { total: least, present: total }));
+        }
+
+        Cursor::block(whole, Block::MemoryReservations, reservations, None, 8)?.skip_reservations()?;
+        let strings = Cursor::block(whole, Block::Strings, strings, Some(strings_size), 1)?;
+        Ok(Self {
+            structure: Cursor::block(whole, Block::Structure, structure, structure_size, 4)?,
+            strings: strings.bytes,
+            strings_offset: strings.offset,
+            depth: 0,
+            root_seen: false,
+            child_seen: false,
+            finished: false,
+        })
+    }
+
+    /// The next event, or `None` past the end of the structure.
+    ///
+    /// # Errors
+    ///
+    /// What is malformed there; the walk cannot go on after it.
+    pub(super) fn step(&mut self) -> Result<Option<Event<'a>>, BlobError> {
+        while !self.finished {
+            let at = self.structure.absolute();
+            match self.structure.cell()? {
+                BEGIN_NODE => return self.begin(at).map(Some),
+                END_NODE => return self.end(at).map(Some),
+                PROPERTY => return self.property(at).map(Some),
+                NOP => {}
+                END if self.depth > 0 => return Err(BlobError::new(at, BlobErrorKind::UnclosedNode)),
+                END if !self.root_seen => return Err(BlobError::new(at, BlobErrorKind::NoRoot)),
+                END => self.finished = true,
+                token => return Err(BlobError::new(at, BlobErrorKind::UnknownToken(token))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn begin(&mut self, at: usize) -> Result<Event<'a>, BlobError> {
+        let name_at = self.structure.absolute();
+        let name = self.structure.name()?;
+        self.structure.align()?;
+        if self.depth == 0 {
+            if self.root_seen {
+                return Err(BlobError::new(at, BlobErrorKind::SecondRoot));
+            }
+            self.root_seen = true;
+            // Old boot loaders name the root "/"; every reader takes both.
+            if !matches!(name, "" | "/") {
+                return Err(BlobError::new(name_at, BlobErrorKind::RootName));
+            }
+        } else if name.is_empty() {
+            return Err(BlobError::new(name_at, BlobErrorKind::EmptyName));
+        } else if name.contains('/') {
+            return Err(BlobError::new(name_at, BlobErrorKind::NameCharacter));
+        }
+        self.depth = match self.depth.checked_add(1) {
+            Some(depth) if depth <= MAX_DEPTH => depth,
+            _ => return Err(BlobError::new(at, BlobErrorKind::TooDeep)),
+        };
+        self.child_seen = false;
+        Ok(Event::Begin { name })
+    }
+
+    fn end(&mut self, at: usize) -> Result<Event<'a>, BlobError> {
+        let unmatched = BlobError::new(at, BlobErrorKind::UnmatchedEnd);
+        self.depth = self.depth.checked_sub(1).ok_or(unmatched)?;
+        self.child_seen = true;
+        Ok(Event::End)
+    }
+
+    fn property(&mut self, at: usize) -> Result<Event<'a>, BlobError> {
+        if self.depth == 0 {
+            return Err(BlobError::new(at, BlobErrorKind::PropertyOutsideNode));
+        }
+        if self.child_seen {
+            return Err(BlobError::new(at, BlobErrorKind::PropertyAfterChild));
+        }
+        let length = self.structure.cell()?;
+        let name_at = self.structure.absolute();
+        let name_offset = self.structure.cell()?;
+        let value = self.structure.take(to_usize(length))?;
+        self.structure.align()?;
+
+        let outside = BlobError::new(name_at, BlobErrorKind::NameOutside(name_offset));
+        let position = to_usize(name_offset);
+        let mut name = Cursor { bytes: self.strings, position, offset: self.strings_offset, block: Block::Strings };
+        if position >= self.strings.len() {
+            return Err(outside);
+        }
+        let name = name.name()?;
+        if name.is_empty() {
+            return Err(BlobError::new(name_at, BlobErrorKind::EmptyName));
+        }
+        Ok(Event::Property { name, value })
+    }
+}
+
+/// A block, and how far it has been read: `position` in the block, which lies at `offset` in the blob.
+#[derive(Clone, Debug)]
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    position: usize,
+    offset: usize,
+    block: Block,
+}
+
+impl<'a> Cursor<'a> {
+    /// The block at `offset` of the blob, `size` bytes long or, where the format says no size, up to its end.
+    fn block(blob: &'a [u8], block: Block, offset: u32, size: Option<u32>, align: usize) -> Result<Self, BlobError> {
+        let offset = to_usize(offset);
+        let outside = BlobError::new(offset, BlobErrorKind::BlockOutside(block));
+        let rest = blob.get(offset..).ok_or(outside)?;
+        let bytes = match size {
+            Some(size) => rest.get(..to_usize(size)).ok_or(outside)?,
+            None => rest,
+        };
+        if !offset.is_multiple_of(align) {
+            return Err(BlobError::new(offset, BlobErrorKind::Misaligned(block)));
+        }
+        Ok(Self { bytes, position: 0, offset, block })
+    }
+
+    /// Where the next byte lies in the blob.
+    fn absolute(&self) -> usize {
+        self.offset.saturating_add(self.position)
+    }
+
+    fn too_early(&self) -> BlobError {
+        BlobError::new(self.absolute(), BlobErrorKind::BlockEnd(self.block))
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], BlobError> {
+        let end = self.position.checked_add(count).ok_or(self.too_early())?;
+        let taken = self.bytes.get(self.position..end).ok_or(self.too_early())?;
+        self.position = end;
+        Ok(taken)
+    }
+
+    fn cell(&mut self) -> Result<u32, BlobError> {
+        let error = self.too_early();
+        self.take(4)?.try_into().map(u32::from_be_bytes).map_err(|_| error)
+    }
+
+    /// Skips to the next multiple of four; the padding may be missing at the very end of a block.
+    fn align(&mut self) -> Result<(), BlobError> {
+        self.position = self.position.checked_next_multiple_of(4).ok_or(self.too_early())?;
+        Ok(())
+    }
+
+    /// A NUL-terminated name.
+    fn name(&mut self) -> Result<&'a str, BlobError> {
+        let at = self.absolute();
+        let unterminated = BlobError::new(at, BlobErrorKind::NameEnd);
+        let rest = self.bytes.get(self.position..).ok_or(unterminated)?;
+        let length = rest.iter().position(|&byte| byte == 0).ok_or(unterminated)?;
+        let name = self.take(length)?;
+        self.take(1)?;
+        let character = BlobError::new(at, BlobErrorKind::NameCharacter);
+        if !name.iter().all(u8::is_ascii_graphic) {
+            return Err(character);
+        }
+        core::str::from_utf8(name).map_err(|_| character)
+    }
+
+    /// Reads pairs of (address, size) up to the pair of zeros that ends them.
+    fn skip_reservations(&mut self) -> Result<(), BlobError> {
+        while self.take(16)?.iter().any(|&byte| byte != 0) {}
+        Ok(())
+    }
+}
+
+const fn to_usize(value: u32) -> usize {
+    // Lossless where the library runs: 64-bit targets.
+    value as usize
+}
+
+const MAGIC: u32 = 0xd00d_feed;
+const VERSION_OFFSET: usize = 20;
+const HEADER_SIZE_16: usize = 36;
+const HEADER_SIZE_17: usize = 40;
+
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROPERTY: u32 = 3;
+const NOP: u32 = 4;
+const END: u32 = 9;

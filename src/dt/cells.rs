@@ -1,0 +1,206 @@
+//! Typed access to properties, and addresses as the CPU sees them (Devicetree Specification v0.4, 2.2.4 and 2.3).
+
+use alloc::vec::Vec;
+use core::str;
+
+use super::tree::Node;
+use super::{DtError, NodeFault};
+
+/// A range of CPU physical addresses.
+///
+/// # Invariants
+///
+/// The last byte's address fits in 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Region {
+    base: u64,
+    size: u64,
+}
+
+impl Region {
+    /// The address of the first byte.
+    #[must_use]
+    pub const fn base(self) -> u64 {
+        self.base
+    }
+
+    /// The size in bytes; 0 where firmware describes an empty region.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        self.size
+    }
+}
+
+/// Typed access. Every error names the node.
+impl<'a> Node<'_, 'a> {
+    /// A property of exactly one cell, if it is there.
+    pub(super) fn u32(&self, property: &'static str) -> Result<Option<u32>, DtError> {
+        let Some(found) = self.property(property) else { return Ok(None) };
+        let value = found.value();
+        match <[u8; 4]>::try_from(value) {
+            Ok(cell) => Ok(Some(u32::from_be_bytes(cell))),
+            Err(_) => Err(self.error(NodeFault::Length { property, length: value.len(), expected: 4 })),
+        }
+    }
+
+    /// A property of exactly one cell.
+    pub(super) fn required_u32(&self, property: &'static str) -> Result<u32, DtError> {
+        self.u32(property)?.ok_or_else(|| self.error(NodeFault::MissingProperty { property }))
+    }
+
+    /// A property that is a list of cells; a missing one has none.
+    pub(super) fn cells(&self, property: &'static str) -> Result<Cells<'a>, DtError> {
+        let value = self.property(property).map_or(&[][..], |property| property.value());
+        if value.len().is_multiple_of(4) {
+            Ok(Cells(value))
+        } else {
+            Err(self.error(NodeFault::LengthMultiple { property, length: value.len(), entry: 4 }))
+        }
+    }
+
+    /// A property that is a list of NUL-terminated strings; a missing or empty one has none.
+    pub(super) fn strings(&self, property: &'static str) -> Result<impl Iterator<Item = &'a str> + Clone, DtError> {
+        let value = self.property(property).map_or(&[][..], |property| property.value());
+        let text = str::from_utf8(value).ok().filter(|text| text.is_empty() || text.ends_with('\0'));
+        let text = text.ok_or_else(|| self.error(NodeFault::NotStrings { property }))?;
+        Ok(text.split_terminator('\0'))
+    }
+
+    /// The regions of `reg`, as the CPU sees them.
+    pub(super) fn regions(&self) -> Result<Vec<Region>, DtError> {
+        let mut regions = Vec::new();
+        let (Some(bus), Some(reg)) = (self.parent(), self.property(REG)) else { return Ok(regions) };
+        let (address_cells, size_cells) = (bus.address_cells()?, bus.size_cells()?);
+        let mut cells = self.entries(REG, reg.value(), &[address_cells, size_cells])?;
+        while !cells.is_empty() {
+            let base = self.number(REG, &mut cells, address_cells)?;
+            let size = self.number(REG, &mut cells, size_cells)?;
+            let region = self.region(REG, base, size)?;
+            regions.try_reserve(1)?;
+            regions.push(self.as_the_cpu_sees(region)?);
+        }
+        Ok(regions)
+    }
+
+    /// Follows `ranges` from this node's bus up to the root, whose addresses are the CPU's.
+    fn as_the_cpu_sees(&self, mut region: Region) -> Result<Region, DtError> {
+        for bus in self.ancestors() {
+            let Some(above) = bus.parent() else { break };
+            let Some(ranges) = bus.property(RANGES) else {
+                let address = region.base;
+                return Err(self.error(NodeFault::NoRanges { bus: bus.path()?, address }));
+            };
+            if ranges.value().is_empty() {
+                continue;
+            }
+            let (child_cells, parent_cells, size_cells) =
+                (bus.address_cells()?, above.address_cells()?, bus.size_cells()?);
+            let mut cells = bus.entries(RANGES, ranges.value(), &[child_cells, parent_cells, size_cells])?;
+            let mut found = None;
+            while !cells.is_empty() && found.is_none() {
+                // An entry whose numbers need more than 64 bits (PCI's carry flags) holds none of our addresses.
+                let child = cells.number(child_cells);
+                let parent = cells.number(parent_cells);
+                let size = cells.number(size_cells);
+                let (Some(child), Some(parent), Some(size)) = (child, parent, size) else { continue };
+                let into = region.base.checked_sub(child);
+                let left = into.and_then(|into| size.checked_sub(into));
+                if let (Some(into), Some(left)) = (into, left)
+                    && left >= region.size.max(1)
+                {
+                    let overflow = NodeFault::AddressOverflow { property: RANGES, address: parent, size };
+                    found = Some(parent.checked_add(into).ok_or_else(|| bus.error(overflow))?);
+                }
+            }
+            let Region { base: address, size } = region;
+            region = match found {
+                Some(base) => bus.region(RANGES, base, size)?,
+                None => return Err(self.error(NodeFault::OutsideRanges { bus: bus.path()?, address, size })),
+            };
+        }
+        Ok(region)
+    }
+
+    fn region(&self, property: &'static str, base: u64, size: u64) -> Result<Region, DtError> {
+        match base.checked_add(size.saturating_sub(1)) {
+            Some(_) => Ok(Region { base, size }),
+            None => Err(self.error(NodeFault::AddressOverflow { property, address: base, size })),
+        }
+    }
+
+    /// `value` as cells, if it is a whole number of entries of so many cells together.
+    fn entries(&self, property: &'static str, value: &'a [u8], widths: &[u32]) -> Result<Cells<'a>, DtError> {
+        let entry = widths.iter().fold(0_u64, |sum, &width| sum.saturating_add(u64::from(width))).saturating_mul(4);
+        let length = value.len();
+        let whole = u64::try_from(length).ok().and_then(|length| length.checked_rem(entry)) == Some(0);
+        if whole { Ok(Cells(value)) } else { Err(self.error(NodeFault::LengthMultiple { property, length, entry })) }
+    }
+
+    fn number(&self, property: &'static str, cells: &mut Cells<'a>, count: u32) -> Result<u64, DtError> {
+        cells.number(count).ok_or_else(|| self.error(NodeFault::NumberTooWide { property }))
+    }
+
+    /// Cells of an address on the bus that this node is. The default is the specification's, 2.3.5.
+    fn address_cells(&self) -> Result<u32, DtError> {
+        self.cell_count("#address-cells", 2, 1)
+    }
+
+    fn size_cells(&self) -> Result<u32, DtError> {
+        self.cell_count("#size-cells", 1, 0)
+    }
+
+    fn cell_count(&self, property: &'static str, default: u32, least: u32) -> Result<u32, DtError> {
+        match self.u32(property)?.unwrap_or(default) {
+            count if (least..=4).contains(&count) => Ok(count),
+            count => Err(self.error(NodeFault::CellCount { property, count, allowed: "a count up to 4" })),
+        }
+    }
+}
+
+/// A list of big-endian 32-bit cells, read from the front.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cells<'a>(&'a [u8]);
+
+impl<'a> Cells<'a> {
+    /// The whole cells of `value`, and whether bytes of a broken one follow.
+    pub(super) fn whole_cells(value: &'a [u8]) -> (Self, bool) {
+        let broken = value.len() & 3;
+        let whole = value.get(..value.len().saturating_sub(broken)).unwrap_or_default();
+        (Self(whole), broken != 0)
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes the next `count` cells; takes none where fewer are left.
+    pub(super) fn split(&mut self, count: u32) -> Option<Cells<'a>> {
+        let length = usize::try_from(count).ok()?.checked_mul(4)?;
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(Cells(taken))
+    }
+
+    /// Takes `count` cells as one number; `None` where fewer are left or the number needs more than 64 bits. The
+    /// cells are taken even so.
+    pub(super) fn number(&mut self, count: u32) -> Option<u64> {
+        let mut value = Some(0_u64);
+        for cell in self.split(count)? {
+            value = value.filter(|value| value >> 32 == 0).map(|value| value << 32 | u64::from(cell));
+        }
+        value
+    }
+}
+
+impl Iterator for Cells<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let (cell, rest) = self.0.split_first_chunk::<4>()?;
+        self.0 = rest;
+        Some(u32::from_be_bytes(*cell))
+    }
+}
+
+const RANGES: &str = "ranges";
+const REG: &str = "reg";
