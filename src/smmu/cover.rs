@@ -45,15 +45,15 @@ pub struct CoverOptions {
     pub id_bits: u32,
     /// The bits that the SMMU can ignore (1 = SMR.MASK keeps it).
     pub mask_bits: u32,
-    /// How many search nodes may be visited in one call. One node costs a few microseconds at most.
+    /// How many search nodes may be visited in one call. One costs about 20 microseconds at most, mostly far less.
     pub nodes: u32,
     /// How many cubes a set may fall into before [`CoverError::TooComplex`].
     pub max_cubes: usize,
 }
 
 impl CoverOptions {
-    /// Enough for every board known by a factor of a hundred, and well under a second.
-    pub const DEFAULT_NODES: u32 = 50_000;
+    /// Enough for every board known by a factor of a hundred, and half a second at worst.
+    pub const DEFAULT_NODES: u32 = 20_000;
     /// As many cubes as any SMMU has entries (IDR2.EXNUMSMRG is 11 bits wide).
     pub const DEFAULT_MAX_CUBES: usize = 2048;
 

@@ -59,9 +59,11 @@ fn uncovered(cube: Cube, one: &[Cube], two: &[Cube], steps: &mut usize) -> Resul
     let mut next = Some(cube);
     while let Some(piece) = next {
         *steps = steps.checked_sub(1).ok_or(Flaw::Unchecked { limit: STEPS })?;
-        let widest = one.iter().chain(two).filter(|listed| listed.meets(piece)).max_by_key(|listed| {
-            (listed.mask() & piece.mask()).count_ones()
-        });
+        let widest = one
+            .iter()
+            .chain(two)
+            .filter(|listed| listed.meets(piece))
+            .max_by_key(|listed| (listed.mask() & piece.mask()).count_ones());
         let Some(&widest) = widest else { return Ok(Some(piece)) };
         let open = piece.mask() & !widest.mask();
         let bit = open & open.wrapping_neg();

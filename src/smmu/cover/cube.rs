@@ -184,8 +184,9 @@ mod tests {
 
     #[test]
     fn minus_is_disjoint_and_exact_over_four_bits() {
-        let cubes: Vec<Cube> =
-            (0..16).flat_map(|mask| (0..16).filter(move |id| id & mask == 0).map(move |id| Cube::new(id, mask))).collect();
+        let cubes: Vec<Cube> = (0..16)
+            .flat_map(|mask| (0..16).filter(move |id| id & mask == 0).map(move |id| Cube::new(id, mask)))
+            .collect();
         for &a in &cubes {
             for &b in &cubes {
                 let pieces: Vec<Cube> = a.minus(b).collect();

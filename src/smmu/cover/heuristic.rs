@@ -8,14 +8,14 @@ use super::{CoverError, Cube, IdSet, try_copy, try_push};
 /// A small cover of `core`, whose neighbours were merged before, and whether it is proven least.
 ///
 /// Takes the widest cube that grows from what is left, again and again, as long as there are nodes: one is spent for
-/// each cube grown.
+/// each cube grown, and one more for each 32 cubes that it had to be compared with.
 pub(super) fn cover(core: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
     let bound = lower_bound(core);
     let mut best = try_copy(core.cubes())?;
-    if best.len() > bound {
-        if let Some(cubes) = greedy(core, mask_bits & core.varying_bits(), best.len(), nodes)? {
-            best = cubes;
-        }
+    if best.len() > bound
+        && let Some(cubes) = greedy(core, mask_bits & core.varying_bits(), best.len(), nodes)?
+    {
+        best = cubes;
     }
     let exact = best.len() <= bound;
     Ok((best, exact))
@@ -27,8 +27,9 @@ fn greedy(core: &IdSet, bits: u32, best: usize, nodes: &mut u32) -> Result<Optio
     let mut taken = Vec::new();
     while !rest.is_empty() {
         let mut widest: Option<Cube> = None;
+        let price = u32::try_from(rest.cubes().len() / 32).unwrap_or(u32::MAX).saturating_add(1);
         for &seed in rest.cubes() {
-            let Some(left) = nodes.checked_sub(1) else { return Ok(None) };
+            let Some(left) = nodes.checked_sub(price) else { return Ok(None) };
             *nodes = left;
             let rising = grow(&rest, seed, each_bit(bits));
             let falling = grow(&rest, seed, each_bit(bits.reverse_bits()).map(u32::reverse_bits));
@@ -78,6 +79,7 @@ fn lower_bound(core: &IdSet) -> usize {
 const CORNERS: usize = 64;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

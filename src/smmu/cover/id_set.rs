@@ -245,9 +245,9 @@ impl IdSet {
     pub(super) fn independent_bits(&self, bits: u32) -> u32 {
         each_bit(self.varying_bits() & bits)
             .filter(|bit| {
-                self.cubes.iter().all(|cube| {
-                    cube.mask() & bit != 0 || self.contains(Cube::new(cube.id() ^ bit, cube.mask()))
-                })
+                self.cubes
+                    .iter()
+                    .all(|cube| cube.mask() & bit != 0 || self.contains(Cube::new(cube.id() ^ bit, cube.mask())))
             })
             .fold(0, |bits, bit| bits | bit)
     }
@@ -318,6 +318,7 @@ fn subtracted(cubes: &[Cube], cut: Cube, limit: usize) -> Result<Vec<Cube>, Cove
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -32,32 +32,45 @@ pub fn loose_cover(ids: &[Cube], unused: &[Cube], options: &CoverOptions) -> Res
 
     let mut nodes = options.nodes;
     let (start, _) = cover_set(&wanted, options, &mut nodes)?;
-    let start = joined(start, &allowed, options.mask_bits)?;
+    // Looking at a pair is cheap beside a node, and the search needs fewer nodes the better its start is.
+    let pairs = options.nodes.saturating_mul(16);
+    let start = joined(start, &allowed, options.mask_bits, pairs)?;
     let (cubes, exact) = searched(&wanted, &allowed, start, options, &mut nodes)?;
     verified(ids, unused, cubes, exact)
 }
 
-/// Joins two cubes of a cover into one that spans both, as long as that stays inside `allowed` and cuts no third; the
-/// pair whose span swallows most first.
-fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32) -> Result<Vec<Cube>, CoverError> {
-    loop {
-        cubes.sort_unstable();
+/// Joins cubes of a cover into one that spans both, as long as that stays inside `allowed` and cuts no third: for each
+/// cube in turn the partner whose span swallows most, until nothing joins or
+/// `pairs` were looked at.
+fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32, mut pairs: u32) -> Result<Vec<Cube>, CoverError> {
+    cubes.sort_unstable();
+    let mut at = 0usize;
+    let mut since_last_join = 0usize;
+    while since_last_join < cubes.len() {
+        at = if at < cubes.len() { at } else { 0 };
+        let Some(&one) = cubes.get(at) else { break };
         let mut best: Option<(usize, Cube)> = None;
-        for (index, &one) in cubes.iter().enumerate() {
-            for &two in cubes.iter().skip(index.saturating_add(1)) {
-                let span = one.span(two);
-                let swallowed = cubes.iter().filter(|cube| span.contains(**cube)).count();
-                let better = best.is_none_or(|(most, cube)| (swallowed, cube.size()) > (most, span.size()));
-                let clean = || cubes.iter().all(|cube| span.contains(*cube) || !span.meets(*cube));
-                if better && span.mask() & !mask_bits == 0 && clean() && allowed.contains(span) {
-                    best = Some((swallowed, span));
-                }
+        for &two in cubes.iter().filter(|two| **two != one && one.span(**two).mask() & !mask_bits == 0) {
+            let Some(left) = pairs.checked_sub(1) else { return Ok(cubes) };
+            pairs = left;
+            let span = one.span(two);
+            let swallowed = cubes.iter().filter(|cube| span.contains(**cube)).count();
+            let better = best.is_none_or(|(most, cube)| (swallowed, cube) > (most, span));
+            let clean = || cubes.iter().all(|cube| span.contains(*cube) || !span.meets(*cube));
+            if better && clean() && allowed.contains(span) {
+                best = Some((swallowed, span));
             }
         }
-        let Some((_, span)) = best else { return Ok(cubes) };
-        cubes.retain(|cube| !span.contains(*cube));
-        try_push(&mut cubes, span)?;
+        if let Some((_, span)) = best {
+            cubes.retain(|cube| !span.contains(*cube));
+            try_push(&mut cubes, span)?;
+            since_last_join = 0;
+        } else {
+            at = at.wrapping_add(1);
+            since_last_join = since_last_join.saturating_add(1);
+        }
     }
+    Ok(cubes)
 }
 
 /// The exact search, where the set is small enough for it.
@@ -91,12 +104,7 @@ fn searched(
 }
 
 /// All spans of subsets of `points` that lie inside `allowed` and ignore only `mask_bits`; false if there are too many.
-fn spans(
-    points: &[u32],
-    allowed: &IdSet,
-    mask_bits: u32,
-    nodes: &mut u32,
-) -> Result<(Vec<Choice>, bool), CoverError> {
+fn spans(points: &[u32], allowed: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Vec<Choice>, bool), CoverError> {
     // Two lists: one sorted to look up in, one in the order of finding.
     let mut known: Vec<Cube> = Vec::new();
     let mut found: Vec<Cube> = Vec::new();
@@ -135,9 +143,10 @@ fn spans(
 const MAX_SPANS: usize = 4096;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use super::*;
     use super::super::check;
+    use super::*;
 
     const OPTIONS: CoverOptions = CoverOptions::new(0x7fff, 0x7fff);
 

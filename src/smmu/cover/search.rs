@@ -229,6 +229,7 @@ fn each_place() -> impl Iterator<Item = u128> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use alloc::vec;
