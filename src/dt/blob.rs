@@ -48,14 +48,24 @@ pub enum BlobErrorKind {
     #[error("the {0} ends too early")]
     BlockEnd(Block),
     /// The header places a block outside the blob.
-    #[error("the header places the {0} outside the blob")]
-    BlockOutside(Block),
+    #[error("the header places the {block} at {start:#x}, and not all of it is in the blob")]
+    BlockOutside {
+        /// The block.
+        block: Block,
+        /// Where it starts.
+        start: u32,
+    },
     /// A name is empty that may not be.
     #[error("a name is empty")]
     EmptyName,
     /// The header places a block at an offset that is not aligned.
-    #[error("the {0} is not aligned")]
-    Misaligned(Block),
+    #[error("the header places the {block} at {start:#x}, which is not aligned")]
+    Misaligned {
+        /// The block.
+        block: Block,
+        /// Where it starts.
+        start: u32,
+    },
     /// A name has a character that is not printable ASCII, or a node's name has a slash.
     #[error("a name has a character that no name may have")]
     NameCharacter,
@@ -175,7 +185,8 @@ impl<'a> Walk<'a> {
         if version < 16 || compatible > 17 || compatible > version {
             return Err(BlobError::new(VERSION_OFFSET, BlobErrorKind::Version { version, compatible }));
         }
-        let structure_size = if version >= 17 { Some(field()?) } else { None };
+        let structure_size =
+            if version >= 17 { Some(header.cell().map_err(|_| truncated(HEADER_SIZE_17))?) } else { None };
         let total = to_usize(total);
         let whole = blob.get(..total).ok_or_else(|| truncated(total))?;
         let least = if version >= 17 { HEADER_SIZE_17 } else { HEADER_SIZE_16 };
@@ -183,10 +194,10 @@ impl<'a> Walk<'a> {
             return Err(BlobError::new(4, BlobErrorKind::Truncated { total: least, present: total }));
         }
 
-        Cursor::block(whole, Block::MemoryReservations, reservations, None, 8)?.skip_reservations()?;
-        let strings = Cursor::block(whole, Block::Strings, strings, Some(strings_size), 1)?;
+        Cursor::block(whole, Block::MemoryReservations, reservations, None)?.skip_reservations()?;
+        let strings = Cursor::block(whole, Block::Strings, strings, Some(strings_size))?;
         Ok(Self {
-            structure: Cursor::block(whole, Block::Structure, structure, structure_size, 4)?,
+            structure: Cursor::block(whole, Block::Structure, structure, structure_size)?,
             strings: strings.bytes,
             strings_offset: strings.offset,
             depth: 0,
@@ -288,17 +299,22 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// The block at `offset` of the blob, `size` bytes long or, where the format says no size, up to its end.
-    fn block(blob: &'a [u8], block: Block, offset: u32, size: Option<u32>, align: usize) -> Result<Self, BlobError> {
-        let offset = to_usize(offset);
-        let outside = BlobError::new(offset, BlobErrorKind::BlockOutside(block));
+    /// The block that starts at `start`, `size` bytes long or, where the format says no size, up to the blob's end.
+    fn block(blob: &'a [u8], block: Block, start: u32, size: Option<u32>) -> Result<Self, BlobError> {
+        let (field, align) = match block {
+            Block::Structure => (8, 4),
+            Block::Strings => (12, 1),
+            Block::MemoryReservations => (16, 8),
+        };
+        let outside = BlobError::new(field, BlobErrorKind::BlockOutside { block, start });
+        let offset = to_usize(start);
         let rest = blob.get(offset..).ok_or(outside)?;
         let bytes = match size {
             Some(size) => rest.get(..to_usize(size)).ok_or(outside)?,
             None => rest,
         };
         if !offset.is_multiple_of(align) {
-            return Err(BlobError::new(offset, BlobErrorKind::Misaligned(block)));
+            return Err(BlobError::new(field, BlobErrorKind::Misaligned { block, start }));
         }
         Ok(Self { bytes, position: 0, offset, block })
     }

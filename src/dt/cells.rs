@@ -142,17 +142,23 @@ impl<'a> Node<'_, 'a> {
 
     /// Cells of an address on the bus that this node is. The default is the specification's, 2.3.5.
     fn address_cells(&self) -> Result<u32, DtError> {
-        self.cell_count("#address-cells", 2, 1)
+        self.cell_count("#address-cells", 2, 1, "1 to 4")
     }
 
     fn size_cells(&self) -> Result<u32, DtError> {
-        self.cell_count("#size-cells", 1, 0)
+        self.cell_count("#size-cells", 1, 0, "0 to 4")
     }
 
-    fn cell_count(&self, property: &'static str, default: u32, least: u32) -> Result<u32, DtError> {
+    fn cell_count(
+        &self,
+        property: &'static str,
+        default: u32,
+        least: u32,
+        allowed: &'static str,
+    ) -> Result<u32, DtError> {
         match self.u32(property)?.unwrap_or(default) {
             count if (least..=4).contains(&count) => Ok(count),
-            count => Err(self.error(NodeFault::CellCount { property, count, allowed: "a count up to 4" })),
+            count => Err(self.error(NodeFault::CellCount { property, count, allowed })),
         }
     }
 }

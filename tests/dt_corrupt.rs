@@ -1,0 +1,164 @@
+//! Thousands of corrupted boards (contract ): each is refused with an error that says where, or what was read
+//! holds together. None panics, and each run is the same.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "dt_support/files.rs"]
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iommu_assign::dt::{Board, DtError, MapTarget};
+
+/// Corruptions of each board of our own; real boards, which are longer, get a tenth.
+const ROUNDS: u64 = 6000;
+
+#[test]
+fn a8_corrupted_boards_never_panic() {
+    let mut outcomes = BTreeMap::new();
+    for (name, blob) in files::OWN {
+        corrupt(name, blob, ROUNDS, &mut outcomes);
+    }
+    for (name, blob) in files::real_boards("a8_corrupted_boards_never_panic") {
+        corrupt(&name, &blob, ROUNDS / 10, &mut outcomes);
+    }
+    // Were all of one kind, the corruptions would not be worth much.
+    assert!(outcomes["read"] > 500 && outcomes["blob"] > 500 && outcomes["node"] > 500, "{outcomes:?}");
+}
+
+fn corrupt(name: &str, blob: &[u8], rounds: u64, outcomes: &mut BTreeMap<&str, u64>) {
+    for seed in 0..rounds {
+        let corrupted = Random::new(seed).corrupt(blob);
+        let outcome = match Board::read(&corrupted) {
+            Ok(board) => {
+                check(&board);
+                "read"
+            }
+            Err(error) => {
+                let sentence = error.to_string();
+                let context = || format!("{name}, seed {seed}: {sentence:?}");
+                assert!(sentence.is_ascii() && !sentence.contains(|it: char| it.is_ascii_control()), "{}", context());
+                match error {
+                    DtError::Blob(error) => {
+                        assert!(error.offset() <= corrupted.len().max(blob.len()) + 4, "{}", context());
+                        "blob"
+                    }
+                    DtError::Node { path, .. } => {
+                        assert!(path.starts_with('/') && sentence.starts_with(&path), "{}", context());
+                        "node"
+                    }
+                    _ => "other",
+                }
+            }
+        };
+        *outcomes.entry(outcome).or_default() += 1;
+    }
+}
+
+/// What is promised of a board that was read, whatever it was read from: D1 to D3, T1, T2, H1.
+fn check(board: &Board<'_>) {
+    let tree = board.tree();
+    for node in tree.nodes() {
+        assert_eq!(tree.find(&node.path().unwrap()).unwrap().id(), node.id());
+        assert!(node.parent().is_none_or(|parent| parent.id() < node.id()));
+        assert!(node.children().all(|child| child.parent().unwrap().id() == node.id()));
+        assert!(!node.is_enabled() || node.ancestors().all(|ancestor| ancestor.is_enabled()));
+        if let Some(phandle) = node.phandle() {
+            assert_eq!(tree.by_phandle(phandle).unwrap().id(), node.id());
+        }
+    }
+    let keys: BTreeSet<_> = board.smmus().iter().map(|smmu| smmu.key).collect();
+    assert_eq!(keys.len(), board.smmus().len());
+    for smmu in board.smmus() {
+        assert_eq!(smmu.interrupts.len(), (smmu.global_irqs + smmu.context_irqs) as usize);
+        assert!(smmu.registers.size() > 0 && matches!(smmu.iommu_cells, 1 | 2));
+        assert_eq!(smmu.enabled, tree.node(smmu.node).unwrap().is_enabled());
+    }
+    let devices: BTreeSet<_> = board.devices().iter().map(|device| device.key).collect();
+    assert_eq!(devices.len(), board.devices().len());
+    for device in board.devices() {
+        assert!(!device.streams.is_empty() && device.streams.is_sorted_by(|one, next| one < next));
+        assert!(device.streams.iter().all(|stream| keys.contains(&stream.iommu())));
+        assert!(device.specifiers.iter().map(|count| count.count).sum::<usize>() >= device.streams.len());
+        assert!(device.parent.is_none_or(|parent| board.device(parent).is_some()));
+        assert_eq!(device.enabled, tree.node(device.node).unwrap().is_enabled());
+    }
+    for bridge in board.host_bridges() {
+        for entry in &bridge.map {
+            assert_eq!(entry.rid_base & !bridge.map_mask, 0);
+            assert!(entry.rid_base.checked_add(entry.length.saturating_sub(1)).is_some());
+            assert!(entry.stream_base.checked_add(entry.length.saturating_sub(1)).is_some());
+            assert!(!matches!(entry.target, MapTarget::Smmu(key) if !keys.contains(&key)));
+        }
+    }
+}
+
+/// SplitMix64: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    fn corrupt(&mut self, blob: &[u8]) -> Vec<u8> {
+        let mut corrupted = blob.to_vec();
+        for _ in 0..=self.below(3) {
+            let length = corrupted.len();
+            if length < 64 {
+                break;
+            }
+            // A tenth of the changes go to the header, where most of the meaning is.
+            let at = if self.below(10) == 0 { self.below(40) } else { self.below(length) };
+            match self.below(6) {
+                0 => corrupted.truncate(self.below(length)),
+                1 => corrupted[at] ^= 1 << self.below(8),
+                2 => {
+                    const TELLING: [u32; 12] =
+                        [0, 1, 2, 3, 4, 5, 9, 0x7fff_ffff, 0x8000_0000, 0xffff_fffc, u32::MAX, 0x0100_0000];
+                    let value = TELLING[self.below(TELLING.len())];
+                    put(&mut corrupted, at & !3, value);
+                }
+                3 => {
+                    let from = self.below(length) & !3;
+                    let bytes: [u8; 4] = corrupted[from..].first_chunk().copied().unwrap_or_default();
+                    put(&mut corrupted, at & !3, u32::from_be_bytes(bytes));
+                }
+                4 => {
+                    let cell = corrupted[at & !3..].first_chunk().copied().unwrap_or_default();
+                    let step = [1, 2, 4, u32::MAX, 16][self.below(5)];
+                    put(&mut corrupted, at & !3, u32::from_be_bytes(cell).wrapping_add(step));
+                }
+                _ => {
+                    let end = (at + 1 + self.below(64)).min(length);
+                    corrupted[at..end].fill(self.next() as u8);
+                }
+            }
+        }
+        corrupted
+    }
+}
+
+fn put(blob: &mut [u8], at: usize, value: u32) {
+    if let Some(cell) = blob.get_mut(at..at + 4) {
+        cell.copy_from_slice(&value.to_be_bytes());
+    }
+}

@@ -1,0 +1,25 @@
+//! The trees that tests read: our own boards, and real ones where `BOARDS_DIR` says where they lie.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The blobs of `boards/`, by name.
+pub(crate) const OWN: [(&str, &[u8]); 3] = [
+    ("showcase", include_bytes!("../../boards/showcase.dtb")),
+    ("oddities", include_bytes!("../../boards/oddities.dtb")),
+    ("smmuv3", include_bytes!("../../boards/smmuv3.dtb")),
+];
+
+/// The blobs in `BOARDS_DIR` by file name without `.dtb`, in order; none, and a line that says so, where it is not set.
+pub(crate) fn real_boards(test: &str) -> Vec<(String, Vec<u8>)> {
+    let Some(directory) = std::env::var_os("BOARDS_DIR") else {
+        eprintln!("{test}: skipped for real boards: BOARDS_DIR is not set");
+        return Vec::new();
+    };
+    let files = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut blobs: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|it| it == "dtb")).collect();
+    blobs.sort();
+    assert!(!blobs.is_empty(), "no blobs in {}", Path::new(&directory).display());
+    let name = |path: &Path| path.file_stem().unwrap().to_string_lossy().into_owned();
+    blobs.iter().map(|path| (name(path), fs::read(path).unwrap())).collect()
+}
