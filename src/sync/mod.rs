@@ -1,1 +1,16 @@
-//! The lock order, the locks, and what waits.
+//! The lock order, the locks, and the platform that supplies them. This floor alone names a lock crate.
+//!
+//! # Locking
+//!
+//! [`order`] has the rules; every floor above declares its levels with them. The whole order stands in
+//! `docs/locking.md`, which a test compares with the types.
+
+pub(crate) mod lock;
+pub(crate) mod order;
+pub(crate) mod outside;
+mod platform;
+
+pub use platform::{Platform, Spin};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! The assignment layer's place in the lock order.
+
+use crate::sync::order::lock_order;
+
+lock_order! {
+    levels {
+        Registry: "the tree of devices of every source, their states, groups and claims; domains; IOMMU instances and their holds",
+        FlushList: "a domain's list of the IOMMUs on which it has, or is about to have, a live context",
+    }
+    edges {}
+}

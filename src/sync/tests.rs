@@ -1,0 +1,56 @@
+//! The order in prose equals the order in types.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::lock::Lock;
+use super::order::{Edge, Held, LevelDoc};
+use super::platform::{Platform, Spin};
+
+fn levels() -> Vec<(&'static str, LevelDoc)> {
+    let floor = |name: &'static str, levels: &'static [LevelDoc]| levels.iter().map(move |level| (name, *level));
+    floor("assign", crate::assign::levels::LEVELS).chain(floor("smmu", crate::smmu::levels::LEVELS)).collect()
+}
+
+fn edges() -> Vec<Edge> {
+    crate::assign::levels::EDGES.iter().chain(crate::smmu::levels::EDGES).copied().collect()
+}
+
+/// C-13: the one documented table shows all levels and edges with their reasons.
+#[test]
+fn c13_documented_order_equals_the_types() {
+    let mut table = String::from("| floor | lock | guards |\n|---|---|---|\n");
+    for (floor, level) in levels() {
+        table += &format!("| {floor} | `{}` | {} |\n", level.name, level.guards);
+    }
+    table += "\n| held | then taken | why both at once |\n|---|---|---|\n";
+    for edge in edges() {
+        table += &format!("| `{}` | `{}` | {} |\n", edge.outer, edge.inner, edge.reason);
+    }
+    let page = include_str!("../../docs/locking.md");
+    let shown = page.split("<!-- order -->\n").nth(1).unwrap_or("").trim();
+    assert_eq!(shown, table.trim(), "docs/locking.md must show between its two `order` marks:\n\n{table}");
+}
+
+/// C-13: no circle, so that no two calls can wait for each other.
+#[test]
+fn c13_the_order_has_no_circle() {
+    let mut left: Vec<Edge> = edges();
+    while let Some(at) = left.iter().position(|edge| !left.iter().any(|other| other.inner == edge.outer)) {
+        left.swap_remove(at);
+    }
+    assert!(left.is_empty(), "these edges form a circle: {left:?}");
+}
+
+#[test]
+fn an_inner_lock_is_taken_through_the_outer_guard() {
+    use crate::smmu::levels::{Masters, StreamMap};
+    let masters: Lock<Masters, u32, <Spin as Platform>::Lock> = Lock::new(1);
+    let map: Lock<StreamMap, u32, <Spin as Platform>::Lock> = Lock::new(2);
+    let mut held = Held::enter();
+    let mut outer = masters.lock(&mut held);
+    let (value, inner_held) = outer.split();
+    *value += *map.lock(inner_held);
+    assert_eq!(*outer, 3);
+}
