@@ -1,5 +1,42 @@
-//! The common assignment layer: devices, groups, domains, and the order of operations on them.
+//! The common assignment layer: devices, groups and domains, and the order of operations on them.
+//!
+//! It knows devices by key and IOMMUs through one trait ([`Iommu`]); on which bus a device sits changes nothing.
+//!
+//! # Locking
+//!
+//! Level `Registry` guards who is registered and which group is claimed; it is held for look-ups and state changes
+//! only, never over the [`Iommu`] trait, a hook, the policy or a register (contract C-3). Level `FlushList` guards one
+//! domain's list of IOMMUs. The two are never held together.
+//!
+//! # Invariants
+//!
+//! An operation *claims* the group of its device under the registry lock, works with the lock dropped, and commits
+//! under it again (contract C-1). Every path out of an operation goes through one `conclude`, which also carries out
+//! the removals that were asked for meanwhile (contract C-2).
 
+mod add;
+mod claim;
+mod device;
+mod domain;
+mod error;
+mod identity;
+mod iommu;
+pub(crate) mod levels;
+mod policy;
+mod registry;
+mod removal;
+mod service;
+mod space;
 mod spec;
+mod transaction;
 
+pub use device::{Device, DeviceInfo, DeviceSpec, DeviceState};
+pub use domain::Domain;
+pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
+pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
+pub use iommu::{Access, Difference, FaultCause, FaultLine, Iommu, IommuError, Prepared, RawFault, Resource};
+pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
+pub use removal::Removal;
+pub use service::{Deassigned, FaultRecord, Finding, Service};
+pub use space::{AddressSpace, Granule, Granules, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory};
 pub use spec::{IommuKey, Stream, StreamId, StreamMask};

@@ -1,3 +1,39 @@
-//! The SMMUv1/v2 driver.
+//! The SMMUv1/v2 driver, as Arm IHI 0062D describes the hardware.
+//!
+//! One [`Smmu`] for each instance; it implements [`Iommu`](crate::assign::Iommu) and is sound on its own for any caller.
+//! The way of a stream through it: [`Masters`] knows whose it is, the stream map's entries match it, a context bank
+//! translates for it, the TLB forgets it.
+//!
+//! # Locking
+//!
+//! `Masters` > `StreamMap` of one instance; `TlbSync` alone. See [`docs/locking.md`].
+//!
+//! # Invariants
+//!
+//! After [`Smmu::probe`], at every single register write: at most one entry matches a stream, and what it selects is
+//! fault or a fully programmed bank of its owner (contract I-1 to I-4). The modules say which write keeps which.
+//!
+//! [`docs/locking.md`]: https://docs.rs/crate/iommu-assign/latest/source/docs/locking.md
 
+mod audit;
+mod config;
+mod context;
 pub mod cover;
+mod entries;
+mod fault;
+mod geometry;
+mod instance;
+pub(crate) mod levels;
+mod master;
+mod mmio;
+mod moves;
+mod probe;
+mod registers;
+mod stream_map;
+mod tlb;
+
+pub use config::{Architecture, EmptyRoot, Implementation, SmmuConfig};
+pub use geometry::{Geometry, ProbeError};
+pub use instance::Smmu;
+pub use master::Masters;
+pub use mmio::{Mmio, Registers};

@@ -1,0 +1,183 @@
+//! A device: what a source offers, the object that references keep, and the state that registration keeps.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use super::identity::{DeviceId, DeviceKey, DomainId, Label};
+use super::iommu::Iommu;
+use super::policy::{DeviceHooks, NoHooks};
+use super::spec::{IommuKey, Stream};
+use crate::sync::outside::Outside;
+
+/// A device as its source offers it to [`add`](super::Service::add).
+#[derive(Clone, Debug)]
+pub struct DeviceSpec {
+    /// What the source calls it.
+    pub key: DeviceKey,
+    /// What people call it.
+    pub label: Label,
+    /// The device that it stands behind, which must be registered.
+    pub parent: Option<DeviceKey>,
+    /// All streams that its DMA can carry, aliases and phantom functions included.
+    pub streams: Vec<Stream>,
+    /// Devices with the same number are not isolated from each other by their bus (missing ACS): one group.
+    pub isolation: Option<u64>,
+    /// Firmware marked it for passthrough.
+    pub passthrough: bool,
+    /// What the source does for it.
+    pub hooks: Arc<dyn DeviceHooks>,
+}
+
+impl DeviceSpec {
+    /// A device without parent, marks or hooks.
+    #[must_use]
+    pub fn new(key: DeviceKey, label: Label, streams: Vec<Stream>) -> Self {
+        Self { key, label, parent: None, streams, isolation: None, passthrough: false, hooks: Arc::new(NoHooks) }
+    }
+}
+
+/// A registered device's handle.
+///
+/// A reference keeps the object, registration keeps the device: after [`remove`](super::Service::remove) every call
+/// with an old handle gets `Gone` (contract C-7). It comes from add, look-up or traversal only (contract C-18).
+#[derive(Clone)]
+pub struct Device(Arc<DeviceObject>);
+
+/// What never changes of a device, from add to the last reference.
+struct DeviceObject {
+    id: DeviceId,
+    key: DeviceKey,
+    label: Label,
+    parent: Option<DeviceKey>,
+    depth: u16,
+    streams: Vec<Stream>,
+    isolation: Option<u64>,
+    passthrough: bool,
+    hooks: Outside<Arc<dyn DeviceHooks>>,
+    attachments: Vec<Attachment>,
+}
+
+/// A device's streams on one IOMMU.
+pub(super) struct Attachment {
+    pub(super) key: IommuKey,
+    pub(super) iommu: Outside<Arc<dyn Iommu>>,
+    pub(super) streams: Vec<Stream>,
+}
+
+impl Device {
+    pub(super) fn new(id: DeviceId, spec: DeviceSpec, depth: u16, attachments: Vec<Attachment>) -> Self {
+        let DeviceSpec { key, label, parent, streams, isolation, passthrough, hooks } = spec;
+        let hooks = Outside::new(hooks);
+        Self(Arc::new(DeviceObject {
+            id,
+            key,
+            label,
+            parent,
+            depth,
+            streams,
+            isolation,
+            passthrough,
+            hooks,
+            attachments,
+        }))
+    }
+
+    /// This registration's number.
+    #[must_use]
+    pub fn id(&self) -> DeviceId {
+        self.0.id
+    }
+
+    /// What the source calls it.
+    #[must_use]
+    pub fn key(&self) -> DeviceKey {
+        self.0.key
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn label(&self) -> &Label {
+        &self.0.label
+    }
+
+    /// The device that it stands behind.
+    #[must_use]
+    pub fn parent(&self) -> Option<DeviceKey> {
+        self.0.parent
+    }
+
+    /// How many devices it stands behind.
+    #[must_use]
+    pub fn depth(&self) -> u16 {
+        self.0.depth
+    }
+
+    /// All its streams, canonical and without repetition.
+    #[must_use]
+    pub fn streams(&self) -> &[Stream] {
+        &self.0.streams
+    }
+
+    /// Whether firmware marked it for passthrough.
+    #[must_use]
+    pub fn passthrough(&self) -> bool {
+        self.0.passthrough
+    }
+
+    pub(super) fn isolation(&self) -> Option<u64> {
+        self.0.isolation
+    }
+
+    pub(super) fn hooks(&self) -> &Outside<Arc<dyn DeviceHooks>> {
+        &self.0.hooks
+    }
+
+    pub(super) fn attachments(&self) -> &[Attachment] {
+        &self.0.attachments
+    }
+
+    /// Whether the hardware or the bus cannot tell the two apart, and where.
+    pub(super) fn meets(&self, other: &Self) -> Option<super::error::ConflictReason> {
+        use super::error::ConflictReason;
+        if let Some(stream) =
+            self.streams().iter().find(|stream| other.streams().iter().any(|theirs| stream.meets(*theirs)))
+        {
+            return Some(ConflictReason::SharedStream(stream.iommu()));
+        }
+        (self.isolation().is_some() && self.isolation() == other.isolation()).then_some(ConflictReason::SharedBus)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({} {})", self.0.id.number(), self.0.label)
+    }
+}
+
+/// Who a device's DMA belongs to (contract section 1, "owner").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceState {
+    /// Being added; not yet in any group's ownership.
+    Adding,
+    /// In fault. Where every device starts.
+    Blocked,
+    /// In fault after something failed: owned by nobody.
+    Quarantined,
+    /// Its DMA is translated by the domain's tables.
+    Assigned(DomainId),
+}
+
+/// A device as a traversal shows it.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// The handle.
+    pub device: Device,
+    /// Its state when the traversal passed.
+    pub state: DeviceState,
+    /// The group's name: the key of one of its members, the same for all of them.
+    pub group: DeviceKey,
+    /// The domain's name, where it is assigned.
+    pub domain: Option<Label>,
+}

@@ -1,0 +1,133 @@
+//! Names of things: stable, ordered, never a pointer's value (contract A-9).
+
+use alloc::sync::Arc;
+use core::fmt;
+
+/// The bus that describes a device. A label for people; no rule depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// A device-tree node.
+    Dt,
+    /// A PCI function.
+    Pci,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dt => "dt",
+            Self::Pci => "pci",
+        })
+    }
+}
+
+/// What a source calls a device: chosen at add, unique among the registered devices, and never changed (contract
+/// C-18).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceKey {
+    source: Source,
+    number: u128,
+}
+
+impl DeviceKey {
+    /// The device that `source` knows as `number`.
+    #[must_use]
+    pub const fn new(source: Source, number: u128) -> Self {
+        Self { source, number }
+    }
+
+    /// The bus that chose the key.
+    #[must_use]
+    pub const fn source(self) -> Source {
+        self.source
+    }
+
+    /// The source's own number.
+    #[must_use]
+    pub const fn number(self) -> u128 {
+        self.number
+    }
+}
+
+impl fmt::Display for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:x}", self.source, self.number)
+    }
+}
+
+/// One registration of a device: given at add, never given again (contract C-7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(u64);
+
+impl DeviceId {
+    /// The registration with this number. The service counts from 1; a caller that drives an IOMMU without the
+    /// service counts for itself.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number itself.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device #{}", self.0)
+    }
+}
+
+/// One domain, for as long as it exists; never given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainId(u64);
+
+impl DomainId {
+    /// The domain with this number. The service counts from 1; a caller that drives an IOMMU without the service
+    /// counts for itself.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number itself.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "domain #{}", self.0)
+    }
+}
+
+/// How people call a device or a domain: a node's path, a function's address, a guest's name.
+///
+/// Shared, so that an error can carry it without a copy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Label(Arc<str>);
+
+impl Label {
+    /// The label's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Label {
+    fn from(text: &str) -> Self {
+        Self(Arc::from(text))
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}

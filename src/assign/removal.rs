@@ -1,0 +1,113 @@
+//! Removal: refuse, cut, wait, unregister, release (contract C-8).
+//!
+//! A removal is a mark on the device and the claim of its group. Whoever holds the claim when it ends carries the
+//! removal out: the caller of `remove`, or the operation that it met.
+
+use super::claim::Claim;
+use super::device::{Device, DeviceState};
+use super::error::{Cause, Error, Left, Operation};
+use super::identity::{DeviceKey, Label};
+use super::policy::HookContext;
+use super::service::Service;
+use super::transaction::Steps;
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+
+/// What became of a device when the claim on its group ended.
+#[derive(Debug)]
+#[must_use = "the device may be gone"]
+pub(super) enum Outcome {
+    /// It is registered still.
+    Stays,
+    /// It was removed, because a removal was asked for.
+    Removed(Result<(), Error>),
+}
+
+/// What `remove` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Removal {
+    /// The device is gone.
+    Done,
+    /// Another operation of the device's group is running: it will finish the removal when it ends, and undo itself.
+    Pending,
+}
+
+impl<P: Platform> Service<P> {
+    /// Removes the device that is registered under `key`, whatever its state: its DMA is cut, then it is forgotten.
+    ///
+    /// Removing an assigned device is legal (a surprise unplug): the domain loses it.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it; [`Cause::Iommu`] with
+    /// [`Left::Removed`] when the device is gone but its IOMMU has not confirmed that its last DMA drained.
+    ///
+    /// # Context
+    ///
+    /// Waiting context (a drain is polled, a hook is called). Contract C-2, C-8.
+    pub fn remove(&self, key: DeviceKey) -> Result<Removal, Error> {
+        let mut held = Held::enter();
+        let result = self.remove_in(&mut held, key);
+        self.report(&result);
+        result
+    }
+
+    fn remove_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
+        // The subject of an error about a key that is not known; made before the lock is taken.
+        let unknown = Label::from(alloc::format!("{key}").as_str());
+        let claim = {
+            let registry = self.registry.lock(held);
+            let Some(record) = registry.device(key) else {
+                return Err(Error::unchanged(Operation::Remove, unknown, Cause::NotFound));
+            };
+            let children = record.children.get();
+            if children > 0 {
+                let label = record.device.label().clone();
+                return Err(Error::unchanged(Operation::Remove, label, Cause::HasChildren { children }));
+            }
+            record.remove_pending.set(true);
+            if registry.claim(record, Operation::Remove).is_err() {
+                return Ok(Removal::Pending);
+            }
+            Claim { device: record.device.clone() }
+        };
+        match self.conclude(held, claim) {
+            Outcome::Removed(result) => result.map(|()| Removal::Done),
+            // The mark was set under the claim, so that `conclude` has removed the device; were it not so, it stays
+            // marked and whoever claims its group next removes it.
+            Outcome::Stays => Ok(Removal::Pending),
+        }
+    }
+
+    /// Cuts, forgets and releases a device whose group the caller has claimed. Returns a member that is left, and how
+    /// it went.
+    pub(super) fn unregister(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: &Device,
+    ) -> (Option<Device>, Result<(), Error>) {
+        let mut failed = None;
+        match Steps::of(core::slice::from_ref(device)) {
+            Ok(steps) => {
+                failed = steps.block(held).1.or(failed);
+                failed = steps.withdraw(held).or(failed);
+            }
+            Err(cause) => failed = Some(cause),
+        }
+        let (survivor, record) = {
+            let mut registry = self.registry.lock(held);
+            let survivor = registry.registration(device).and_then(|record| {
+                registry.set_state(record, DeviceState::Blocked);
+                registry.leave_group(record).map(|member| member.device.clone())
+            });
+            (survivor, registry.take_device(device.key()))
+        };
+        device.hooks().call(held).release(&HookContext { device });
+        drop(record);
+        let result = failed.map_or(Ok(()), |cause| {
+            Err(Error { operation: Operation::Remove, subject: device.label().clone(), cause, left: Left::Removed })
+        });
+        (survivor, result)
+    }
+}

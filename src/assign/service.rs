@@ -1,0 +1,387 @@
+//! The face of the library: every operation on devices, domains and IOMMU instances.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{DeviceInfo, DeviceState};
+use super::domain::Domain;
+use super::error::{Cause, Error, Operation};
+use super::identity::{DeviceId, DeviceKey, DomainId, Label};
+use super::iommu::{Difference, FaultLine, Iommu, RawFault};
+use super::levels;
+use super::policy::Policy;
+use super::registry::{DomainRecord, IommuRecord, Registry};
+use super::space::{AddressSpace, Stage2, Stage2Limits};
+use super::spec::IommuKey;
+use crate::sync::Platform;
+use crate::sync::lock::Lock;
+use crate::sync::order::Held;
+use crate::sync::outside::Outside;
+
+/// The assignment service: one for a machine.
+///
+/// All methods take `&self`, may be called from several CPUs at once, and run in waiting context: they poll hardware
+/// and call hooks. Where two calls are about the same group, the second gets [`Cause::Busy`].
+pub struct Service<P: Platform> {
+    pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
+    pub(super) policy: Outside<Box<dyn Policy>>,
+    last_device: AtomicU64,
+    last_domain: AtomicU64,
+}
+
+/// What `deassign` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "the device's streams may still reach the domain through a device that shares them"]
+pub struct Deassigned {
+    /// Devices of the group that keep a shared stream translated: through it, this device's DMA still reaches the
+    /// domain (contract I-6, `StillReachable`). Empty when the device is cut off.
+    pub still_reachable: Vec<Label>,
+}
+
+/// A fault with the names that the service knows (contract A-12).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultRecord {
+    /// What the hardware said.
+    pub raw: RawFault,
+    /// The device whose stream it is.
+    pub device: Option<Label>,
+    /// The domain whose tables refused it.
+    pub domain: Option<Label>,
+}
+
+impl fmt::Display for FaultRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} on {}", self.raw.iommu, self.raw.cause, self.raw.access)?;
+        if let Some(address) = self.raw.address {
+            write!(f, " of {address:#x}")?;
+        }
+        match (&self.device, self.raw.stream) {
+            (Some(device), Some(stream)) => write!(f, " by {device} (stream {stream})")?,
+            (None, Some(stream)) => write!(f, " by unknown stream {stream}")?,
+            _ => {}
+        }
+        if let Some(domain) = &self.domain {
+            write!(f, " in {domain}")?;
+        }
+        if let Some(bank) = self.raw.bank {
+            write!(f, " (bank {bank})")?;
+        }
+        if self.raw.more_lost { f.write_str("; more were lost") } else { Ok(()) }
+    }
+}
+
+/// Something that `audit` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finding {
+    /// A register or a driver's count is not as the driver believes.
+    Hardware(Difference),
+    /// The registry and a driver disagree about where a device is.
+    Placement {
+        /// The device.
+        device: Label,
+        /// The IOMMU.
+        iommu: IommuKey,
+        /// Where the registry has it.
+        registry: Option<DomainId>,
+        /// Where the driver has it.
+        driver: Option<DomainId>,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hardware(difference) => difference.fmt(f),
+            Self::Placement { device, iommu, registry, driver } => {
+                let name = |domain: &Option<DomainId>| domain.map_or(0, DomainId::number);
+                write!(f, "{device} at {iommu}: registry has domain {}, driver {}", name(registry), name(driver))
+            }
+        }
+    }
+}
+
+impl<P: Platform> Service<P> {
+    /// A service without devices, domains or IOMMUs.
+    #[must_use]
+    pub fn new(policy: Box<dyn Policy>) -> Self {
+        Self {
+            registry: Lock::new(Registry::new()),
+            policy: Outside::new(policy),
+            last_device: AtomicU64::new(0),
+            last_domain: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn next_device_id(&self) -> DeviceId {
+        DeviceId::new(self.last_device.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
+    }
+
+    /// Says a failed operation in one line of log. Only called where nothing is locked (contract C-3).
+    pub(super) fn report<T>(&self, result: &Result<T, Error>) {
+        if let Err(error) = result {
+            log::warn!("{error}");
+        }
+    }
+
+    // --- IOMMU instances ---
+
+    /// Puts a probed IOMMU instance into service.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::AlreadyRegistered`] when its key is in use.
+    pub fn register_iommu(&self, iommu: Arc<dyn Iommu>) -> Result<(), Error> {
+        let mut held = Held::enter();
+        let key = iommu.key();
+        let record = IommuRecord::new(iommu);
+        let refused = self.registry.lock(&mut held).insert_iommu(record).err();
+        refused.map_or(Ok(()), |record| {
+            drop(record);
+            let label = iommu_label(key);
+            Err(Error::unchanged(Operation::RegisterIommu, label.clone(), Cause::AlreadyRegistered { by: label }))
+        })
+    }
+
+    /// Takes an IOMMU instance out of service. No device may be registered on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`], [`Cause::InUse`].
+    pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
+        let mut held = Held::enter();
+        let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, iommu_label(key), cause);
+        let taken = {
+            let mut registry = self.registry.lock(&mut held);
+            match registry.iommu(key).map(|record| record.devices.get()) {
+                None => Err(Cause::NotFound),
+                Some(0) => Ok(registry.take_iommu(key)),
+                Some(devices) => Err(Cause::InUse { devices }),
+            }
+        };
+        taken.map(drop).map_err(refuse)
+    }
+
+    /// What tables every registered IOMMU can follow, for a hypervisor that builds a guest's tables before it knows
+    /// which devices the guest gets. `None` without an IOMMU (contract S-2).
+    #[must_use]
+    pub fn limits(&self) -> Option<Stage2Limits> {
+        let mut held = Held::enter();
+        let mut all: Option<Stage2Limits> = None;
+        let mut after = None;
+        loop {
+            let next = {
+                let registry = self.registry.lock(&mut held);
+                registry.next_iommu(after).map(|record| record.iommu.clone())
+            };
+            let Some(iommu) = next else { return all };
+            let iommu = iommu.call(&mut held);
+            after = Some(iommu.key());
+            all = Some(all.map_or(iommu.limits(), |all| all.intersection(iommu.limits())));
+        }
+    }
+
+    // --- domains ---
+
+    /// Makes a domain of a guest's stage 2. Its tables stay the caller's.
+    ///
+    /// # Errors
+    ///
+    /// None today; the result leaves room for a limit.
+    pub fn create_domain(&self, label: Label, stage2: Stage2) -> Result<Domain<P>, Error> {
+        let mut held = Held::enter();
+        let id = DomainId::new(self.last_domain.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
+        let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
+        let record = DomainRecord::new(domain.clone());
+        self.registry.lock(&mut held).insert_domain(record);
+        Ok(domain)
+    }
+
+    /// Ends a domain. After `Ok` no IOMMU uses its tables: they can be freed.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InUse`] while a device or a running operation refers to it, [`Cause::Gone`], [`Cause::Iommu`] when an
+    /// IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay too, and destroying it
+    /// can be tried again (contract I-8, I-10).
+    pub fn destroy_domain(&self, domain: &Domain<P>) -> Result<(), Error> {
+        let mut held = Held::enter();
+        let result = self.destroy_in(&mut held, domain);
+        self.report(&result);
+        result
+    }
+
+    fn destroy_in(&self, held: &mut Held<'_, crate::sync::order::Unlocked>, domain: &Domain<P>) -> Result<(), Error> {
+        let refuse = |cause| Error::unchanged(Operation::DestroyDomain, domain.label().clone(), cause);
+        {
+            let registry = self.registry.lock(held);
+            let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
+            let devices = record.assigned.get();
+            if devices > 0 || record.holds.get() > 0 {
+                return Err(refuse(Cause::InUse { devices }));
+            }
+            // No device can join while this hold is there to be seen by a second destroyer.
+            record.holds.set(1);
+        }
+        // Costs nothing where the last device's drain was confirmed; finds out where it was not.
+        let drained = self.flush_in(held, domain);
+        let record = {
+            let mut registry = self.registry.lock(held);
+            if let Some(record) = registry.domain(domain.id()) {
+                record.holds.set(record.holds.get().saturating_sub(1));
+                if drained.is_ok() && (record.assigned.get() > 0 || record.holds.get() > 0) {
+                    return Err(refuse(Cause::InUse { devices: record.assigned.get() }));
+                }
+            }
+            if drained.is_ok() { registry.take_domain(domain.id()) } else { None }
+        };
+        drop(record);
+        drained.map_err(refuse)
+    }
+
+    /// Makes every IOMMU forget what it cached of `domain`'s tables: needed after a mapping was removed or narrowed,
+    /// never after one was added (contract I-9).
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Iommu`]: stale translations may still be in use there; the other IOMMUs were flushed.
+    pub fn flush(&self, domain: &Domain<P>) -> Result<(), Error> {
+        let mut held = Held::enter();
+        let result = self
+            .flush_in(&mut held, domain)
+            .map_err(|cause| Error::unchanged(Operation::Flush, domain.label().clone(), cause));
+        self.report(&result);
+        result
+    }
+
+    fn flush_in(&self, held: &mut Held<'_, crate::sync::order::Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
+        // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
+        // joins the list from here on reads the new tables (C-17).
+        P::barrier();
+        let mut failed = None;
+        let mut index = 0_usize;
+        while let Some((key, iommu)) = domain.provider(held, index) {
+            if let Err(error) = iommu.call(held).flush(domain.id()) {
+                failed.get_or_insert(Cause::Iommu { iommu: key, error });
+            }
+            index = index.saturating_add(1);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    // --- look-up and traversal ---
+
+    /// The device that is registered under `key`.
+    #[must_use]
+    pub fn find(&self, key: DeviceKey) -> Option<DeviceInfo> {
+        let mut held = Held::enter();
+        let registry = self.registry.lock(&mut held);
+        registry.device(key).map(|record| registry.info(record))
+    }
+
+    /// The device after `after` in key order; the first one for `None`.
+    ///
+    /// A traversal made of such steps holds no lock between them, never skips or repeats a device that stays, and
+    /// survives the removal of the one that it stands on (contract C-6).
+    #[must_use]
+    pub fn next_device(&self, after: Option<DeviceKey>) -> Option<DeviceInfo> {
+        let mut held = Held::enter();
+        self.registry.lock(&mut held).next_device(after)
+    }
+
+    /// All devices in key order, each as it is when the traversal reaches it.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceInfo> {
+        core::iter::successors(self.next_device(None), |last| self.next_device(Some(last.device.key())))
+    }
+
+    /// A number that changes whenever a device or an IOMMU is registered or unregistered.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        let mut held = Held::enter();
+        self.registry.lock(&mut held).generation
+    }
+
+    // --- faults and audit ---
+
+    /// Reads, clears and names what faulted at `iommu` on `line`.
+    ///
+    /// # Context
+    ///
+    /// Waiting context: the handler's bottom half. `sink` is called with no lock held.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`] for an IOMMU that is not registered.
+    pub fn handle_fault(
+        &self,
+        iommu: IommuKey,
+        line: FaultLine,
+        sink: &mut dyn FnMut(&FaultRecord),
+    ) -> Result<(), Cause> {
+        let mut held = Held::enter();
+        let driver = {
+            let registry = self.registry.lock(&mut held);
+            registry.iommu(iommu).map(|record| record.iommu.clone()).ok_or(Cause::NotFound)?
+        };
+        let mut faults: Vec<RawFault> = Vec::new();
+        driver.call(&mut held).take_faults(line, &mut |fault| faults.push(fault));
+        for raw in faults {
+            let owner = raw.stream.and_then(|stream| driver.call(&mut held).owner_of(stream));
+            let record = {
+                let registry = self.registry.lock(&mut held);
+                let device = owner.and_then(|id| registry.device_by_id(id));
+                FaultRecord {
+                    raw,
+                    device: device.map(|record| record.device.label().clone()),
+                    domain: raw.domain.and_then(|id| registry.domain(id)).map(|record| record.domain.label().clone()),
+                }
+            };
+            log::warn!("{record}");
+            sink(&record);
+        }
+        Ok(())
+    }
+
+    /// Compares the registry with the drivers, and each driver with its hardware. Changes nothing (contract A-10).
+    ///
+    /// Meaningful while no operation runs: a device under way is where its operation has brought it.
+    pub fn audit(&self, sink: &mut dyn FnMut(&Finding)) {
+        let mut held = Held::enter();
+        let mut after = None;
+        loop {
+            let next = {
+                let registry = self.registry.lock(&mut held);
+                registry.next_iommu(after).map(|record| record.iommu.clone())
+            };
+            let Some(iommu) = next else { break };
+            after = Some(iommu.call(&mut held).key());
+            iommu.call(&mut held).audit(&mut |difference| sink(&Finding::Hardware(difference)));
+        }
+        for info in self.devices() {
+            let registry = match info.state {
+                DeviceState::Assigned(domain) => Some(domain),
+                _ => None,
+            };
+            for attachment in info.device.attachments() {
+                let driver = attachment.iommu.call(&mut held).placement(info.device.id()).unwrap_or(None);
+                if driver != registry {
+                    let device = info.device.label().clone();
+                    sink(&Finding::Placement { device, iommu: attachment.key, registry, driver });
+                }
+            }
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for Service<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+fn iommu_label(key: IommuKey) -> Label {
+    Label::from(alloc::format!("{key}").as_str())
+}

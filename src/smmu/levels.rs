@@ -1,0 +1,14 @@
+//! The SMMU driver's place in the lock order.
+
+use crate::sync::order::lock_order;
+
+lock_order! {
+    levels {
+        Masters: "the red-black tree of all masters of all instances",
+        StreamMap: "one instance's stream-map entries with their counts, which entries a master uses, its context banks and VMIDs",
+        TlbSync: "the posting of invalidations and of the one sync in flight of an instance",
+    }
+    edges {
+        Masters => StreamMap: "a master is published and its entries are allotted, or both are taken back, in one step",
+    }
+}

@@ -1,0 +1,118 @@
+//! Post and synchronise: invalidations, and the one global sync in flight.
+//!
+//! # Locking
+//!
+//! Level `TlbSync`, held to post an invalidation and the sync behind it and to note that one has completed: a few
+//! register writes, never a poll (contract C-14). Those who post while a sync is in flight share the next one.
+//!
+//! # Invariants
+//!
+//! 1. Syncs are numbered from 1; at most one is in flight; `completed` never exceeds `issued`.
+//! 2. Sync `n` was started after every invalidation whose ticket is at most `n` was written, so that its completion
+//!    completes them (IHI 0062D, TLB maintenance).
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::levels::TlbSync;
+use super::mmio::Registers;
+use super::registers::{ANY_VALUE, gr0};
+use crate::sync::Platform;
+use crate::sync::lock::Lock;
+use crate::sync::order::{Before, Held};
+
+/// The number of the sync that completes what was posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use = "an invalidation is complete only when its sync is"]
+pub(super) struct Ticket(pub(super) u64);
+
+/// The sync was not confirmed within the bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SyncTimeout {
+    /// How often the status was read.
+    pub(super) polls: u32,
+}
+
+/// The invalidation side of one instance.
+#[derive(Debug)]
+pub(super) struct Tlb<P: Platform> {
+    state: Lock<TlbSync, State, P::Lock>,
+    /// Copies that can be read without the lock; written under it.
+    issued: AtomicU64,
+    completed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    in_flight: bool,
+}
+
+impl<P: Platform> Tlb<P> {
+    pub(super) const fn new() -> Self {
+        Self { state: Lock::new(State { in_flight: false }), issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
+    }
+
+    /// Writes invalidations, and a sync behind them where none is in flight.
+    pub(super) fn post<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &R,
+        invalidate: impl FnOnce(&R),
+    ) -> Ticket {
+        let mut state = self.state.lock(held);
+        // Table writes are visible to the walker before the invalidation is (O11, contract S-1).
+        P::barrier();
+        invalidate(registers);
+        let issued = self.issued.load(Ordering::Relaxed);
+        if state.in_flight {
+            // That sync may have passed these invalidations already: only the next one is sure to cover them.
+            return Ticket(issued.saturating_add(1));
+        }
+        Ticket(self.start(&mut state, registers))
+    }
+
+    /// Polls, with no lock held, until the sync of `ticket` has completed.
+    pub(super) fn wait<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &R,
+        ticket: Ticket,
+        polls: u32,
+    ) -> Result<(), SyncTimeout> {
+        const GSACTIVE: u32 = 1;
+        let mut polled = 0_u32;
+        while !self.is_complete(ticket) {
+            if polled == polls {
+                return Err(SyncTimeout { polls });
+            }
+            // Which sync the status is about must be known before it is read: afterwards another may be in flight.
+            let about = self.issued.load(Ordering::Acquire);
+            polled = polled.saturating_add(1);
+            if registers.read32(gr0::STLBGSTATUS) & GSACTIVE != 0 {
+                core::hint::spin_loop();
+                continue;
+            }
+            let mut state = self.state.lock(held);
+            if state.in_flight && self.issued.load(Ordering::Relaxed) == about {
+                state.in_flight = false;
+                self.completed.store(about, Ordering::Release);
+            }
+            if !state.in_flight && !self.is_complete(ticket) {
+                self.start(&mut state, registers);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything that was posted under `ticket` is complete.
+    pub(super) fn is_complete(&self, ticket: Ticket) -> bool {
+        self.completed.load(Ordering::Acquire) >= ticket.0
+    }
+
+    fn start<R: Registers>(&self, state: &mut State, registers: &R) -> u64 {
+        let number = self.issued.load(Ordering::Relaxed).saturating_add(1);
+        registers.write32(gr0::STLBGSYNC, ANY_VALUE);
+        self.issued.store(number, Ordering::Release);
+        state.in_flight = true;
+        number
+    }
+}
