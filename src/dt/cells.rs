@@ -210,3 +210,30 @@ impl Iterator for Cells<'_> {
 
 const RANGES: &str = "ranges";
 const REG: &str = "reg";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_at_most_64_bits() {
+        let value = [0_u8, 0, 0, 0, 0, 0, 0, 1, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+        let (mut cells, broken) = Cells::whole_cells(&value);
+        assert!(!broken);
+        assert_eq!(Cells(cells.0).number(1), Some(0));
+        assert_eq!(Cells(cells.0).number(3), Some(0x1_8000_0000));
+        assert_eq!(Cells(cells.0).number(4), None);
+        assert_eq!(Cells(cells.0).number(0), Some(0));
+        assert_eq!(cells.number(5), None);
+        assert_eq!(cells.number(2), Some(1));
+    }
+
+    #[test]
+    fn more_cells_than_there_are_take_none() {
+        let (mut cells, broken) = Cells::whole_cells(&[0, 0, 0, 7, 9]);
+        assert!(broken);
+        assert_eq!(cells.split(2), None);
+        assert_eq!(cells.split(u32::MAX), None);
+        assert_eq!((cells.next(), cells.next()), (Some(7), None));
+    }
+}

@@ -79,3 +79,26 @@ fn refuse_collisions(tree: &Tree<'_>, devices: &[DtDevice]) -> Result<(), DtErro
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    const SHOWCASE: &[u8] = include_bytes!("../../boards/showcase.dtb");
+
+    /// No two paths with one hash are known that anybody would write, so the devices are made to collide.
+    #[test]
+    fn a9_two_devices_with_one_key_are_refused() {
+        let tree = Tree::read(SHOWCASE).unwrap();
+        let smmus = super::super::smmu::read(&tree).unwrap();
+        let mut devices = read(&tree, &smmus).unwrap();
+        let key = devices.first().unwrap().key;
+        devices.last_mut().unwrap().key = key;
+        let error = refuse_collisions(&tree, &devices).unwrap_err().to_string();
+        let expected = alloc::format!("/soc/audio@28100000: its key {key:#018x} is also that of /soc/display@20000000");
+        assert_eq!(error, expected);
+    }
+}

@@ -115,7 +115,8 @@ pub(super) fn read<'a>(tree: &Tree<'a>) -> Result<Vec<SmmuNode<'a>>, DtError> {
         let Some((architecture, implementation)) = node.strings(COMPATIBLE)?.find_map(recognise) else { continue };
         let smmu = read_one(&node, architecture, implementation)?;
         if let Some(other) = smmus.iter().find(|other| other.key == smmu.key) {
-            return Err(node.error(NodeFault::DuplicateBase { base: smmu.key.base(), other: other.path.clone() }));
+            let other = tree.path_of(other.node)?;
+            return Err(node.error(NodeFault::DuplicateBase { base: smmu.key.base(), other }));
         }
         smmus.try_reserve(1)?;
         smmus.push(smmu);
