@@ -1,0 +1,153 @@
+//! A bench for the driver and the service: a machine with modelled SMMUs, guests, and devices.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say where")]
+#![allow(dead_code, reason = "each test program uses its own part of the bench")]
+
+use std::sync::Arc;
+
+use iommu_assign::assign::{
+    Device, DeviceKey, DeviceSpec, Domain, Finding, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest, Service,
+    Source, Stream, StreamId, StreamMask,
+};
+use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Smmu, SmmuConfig};
+use iommu_assign::sync::Spin;
+use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
+use smmu_model::Config;
+
+/// The instance that most tests use.
+pub(crate) const SMMU: IommuKey = IommuKey::new(0x5000_0000);
+
+/// Where zeroes stand for parked banks.
+pub(crate) const EMPTY: EmptyRoot = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+
+/// A policy that allows everything.
+#[derive(Debug)]
+pub(crate) struct Anyone;
+
+impl Policy for Anyone {
+    fn allows(&self, _: &PolicyRequest<'_>) -> bool {
+        true
+    }
+}
+
+/// A machine, its service, and the driver's masters.
+pub(crate) struct Bench {
+    pub(crate) machine: Machine,
+    pub(crate) service: Service<Spin>,
+    pub(crate) masters: Arc<Masters<Spin>>,
+    guests: u64,
+    devices: u128,
+}
+
+/// A guest: its domain and tables. Guest page `PAGE` maps to `backing`.
+pub(crate) struct Guest {
+    pub(crate) domain: Domain<Spin>,
+    pub(crate) tables: Stage2Tables,
+    pub(crate) backing: u64,
+}
+
+/// The guest-physical page that every guest has mapped.
+pub(crate) const PAGE: u64 = 0x4000_0000;
+
+/// How the driver is told of a part that the model offers.
+pub(crate) fn described(key: IommuKey, model: &Config) -> SmmuConfig {
+    let architecture = match model.architecture {
+        smmu_model::Architecture::V2 => Architecture::V2,
+        _ => Architecture::V1,
+    };
+    let region = u64::from(model.bank_base()) * 2;
+    let mut config = SmmuConfig::new(key, region, architecture, EMPTY);
+    config.polls = 100;
+    config.context_lines = model.banks.into();
+    if model.architecture == smmu_model::Architecture::V1Aarch64 {
+        config.implementation = Implementation::Mmu401;
+    }
+    config
+}
+
+impl Bench {
+    /// A machine without an SMMU, where the policy allows everything.
+    pub(crate) fn new() -> Self {
+        Self::with_policy(Box::new(Anyone))
+    }
+
+    pub(crate) fn with_policy(policy: Box<dyn Policy>) -> Self {
+        Self {
+            machine: Machine::new(),
+            service: Service::new(policy),
+            masters: Arc::new(Masters::new()),
+            guests: 0,
+            devices: 0,
+        }
+    }
+
+    /// The usual bench: one generic SMMUv2.
+    pub(crate) fn v2() -> Self {
+        let bench = Self::new();
+        bench.smmu(SMMU, Config::generic_v2());
+        bench
+    }
+
+    /// Probes a part and puts it into service.
+    pub(crate) fn smmu(&self, key: IommuKey, model: Config) -> Arc<Smmu<Spin, ModelRegisters>> {
+        let config = described(key, &model);
+        self.smmu_as(config, model)
+    }
+
+    /// The same, with the driver told something else.
+    pub(crate) fn smmu_as(&self, config: SmmuConfig, model: Config) -> Arc<Smmu<Spin, ModelRegisters>> {
+        let registers = self.machine.add_smmu(config.key, model);
+        let smmu = Arc::new(Smmu::probe(config, registers, self.masters.clone()).expect("probe"));
+        self.service.register_iommu(smmu.clone()).expect("register");
+        smmu
+    }
+
+    /// A new guest with one page mapped.
+    pub(crate) fn guest(&mut self, name: &str) -> Guest {
+        self.guests += 1;
+        let pool = 0x8000_0000 + self.guests * 0x10_0000;
+        let backing = 0x1_0000_0000 + self.guests * 0x1000_0000;
+        let mut tables = Stage2Tables::new(&self.machine, pool, 40, 40);
+        tables.map(PAGE, backing, true);
+        let domain = self.service.create_domain(Label::from(name), tables.stage2()).expect("create");
+        Guest { domain, tables, backing }
+    }
+
+    /// What a source would offer: a device with these (ID, mask) streams on [`SMMU`].
+    pub(crate) fn spec(&mut self, name: &str, streams: &[(u32, u32)]) -> DeviceSpec {
+        self.devices += 1;
+        let streams = streams.iter().map(|(id, mask)| stream(SMMU, *id, *mask)).collect();
+        DeviceSpec::new(DeviceKey::new(Source::Dt, self.devices), Label::from(name), streams)
+    }
+
+    /// Adds a device with these (ID, mask) streams on [`SMMU`].
+    pub(crate) fn add(&mut self, name: &str, streams: &[(u32, u32)]) -> Device {
+        let spec = self.spec(name, streams);
+        self.service.add(spec).expect("add")
+    }
+
+    /// What a write by `stream` of [`SMMU`] to guest page [`PAGE`] comes to.
+    pub(crate) fn dma(&self, stream: u32) -> Reached {
+        self.machine.dma_write(SMMU, StreamId::new(stream), PAGE).unwrap()
+    }
+
+    /// Asserts that registers, shadow and registry agree.
+    pub(crate) fn audit(&self) {
+        let mut findings: Vec<Finding> = Vec::new();
+        self.service.audit(&mut |finding| findings.push(finding.clone()));
+        let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(lines.is_empty(), "audit: {lines:#?}");
+    }
+
+    /// Register reads and writes of [`SMMU`] while `act` runs.
+    pub(crate) fn cost<T>(&self, act: impl FnOnce() -> T) -> (u64, u64, T) {
+        let before = self.machine.counters(SMMU);
+        let result = act();
+        let after = self.machine.counters(SMMU);
+        (after.reads - before.reads, after.writes - before.writes, result)
+    }
+}
+
+pub(crate) fn stream(iommu: IommuKey, id: u32, mask: u32) -> Stream {
+    Stream::new(iommu, StreamId::new(id), StreamMask::new(mask))
+}
