@@ -1,0 +1,323 @@
+//! Keeping a function quiet while it changes owners, and what a guest must not write (contract S-7).
+//!
+//! Nothing here waits: what takes time is begun, and then [stepped](Quiesce::step) by a caller who decides how time
+//! passes between the steps. Each has a bound on its steps. Section numbers are of the PCI Express Base
+//! Specification, revision 6.
+//!
+//! Any context. The caller sees to it that one CPU at a time does this to a function: the registers are read, changed
+//! and written back.
+
+use super::capability::{ATS_ENABLE, Capabilities, PASID_ENABLE, PRI_ENABLE};
+use super::config::{BUS_NUMBERS, COMMAND, ConfigError, ConfigSpace, FunctionConfig, HeaderType, OtherHalf};
+use super::{Sbdf, capability};
+
+/// Why a function could not be brought under control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Its configuration space cannot be used, or it is gone.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A service stays on although it was turned off. Such a function goes round the IOMMU and must be refused.
+    #[error("{function} does not turn {service} off")]
+    StaysOn {
+        /// The function.
+        function: Sbdf,
+        /// What stays on.
+        service: Service,
+    },
+    /// Transactions were still pending when the steps were used up.
+    #[error("{function} still has transactions pending")]
+    StillPending {
+        /// The function.
+        function: Sbdf,
+    },
+    /// It cannot be reset alone: no function-level reset, or it is a bridge.
+    #[error("{function} has no reset of its own")]
+    NoReset {
+        /// The function.
+        function: Sbdf,
+    },
+    /// It did not come back from its reset before the steps were used up.
+    #[error("{function} did not come back from its reset")]
+    ResetTimeout {
+        /// The function.
+        function: Sbdf,
+    },
+}
+
+/// A service of a function that is turned off for isolation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Service {
+    /// Bus mastering: all DMA and message signalled interrupts.
+    BusMaster,
+    /// Address translation services: requests that claim to be translated already.
+    Ats,
+    /// Page requests.
+    Pri,
+    /// Process address space IDs.
+    Pasid,
+}
+
+impl core::fmt::Display for Service {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::BusMaster => "bus mastering",
+            Self::Ats => "ATS",
+            Self::Pri => "PRI",
+            Self::Pasid => "PASID",
+        })
+    }
+}
+
+/// Turns page requests, address translation services and PASIDs off, and reads back that they are.
+///
+/// An SMMUv1/v2 takes a translated request at its word only where it is told so, but a function with ATS may also keep
+/// what it was told for a former owner.
+///
+/// # Errors
+///
+/// [`ControlError::StaysOn`] when one stays on, [`ConfigError::NotPresent`] when the function is gone.
+pub fn turn_translation_services_off<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<(), ControlError> {
+    // A page request is answered by translations, and PASIDs may not change while ATS is on (10.5.1.3): in this order.
+    if let Some(pri) = capabilities.pri {
+        // The upper half has bits that a 1 clears.
+        turn_off(config, pri.control(), PRI_ENABLE, OtherHalf::Zero, Service::Pri)?;
+    }
+    if let Some(ats) = capabilities.ats {
+        turn_off(config, ats.control(), ATS_ENABLE, OtherHalf::Keep, Service::Ats)?;
+    }
+    if let Some(pasid) = capabilities.pasid {
+        turn_off(config, pasid.control(), PASID_ENABLE, OtherHalf::Keep, Service::Pasid)?;
+    }
+    Ok(())
+}
+
+/// A function that is being made quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "transactions may be pending until a step says Done"]
+pub struct Quiesce {
+    function: Sbdf,
+    /// Where Device Status is; conventional functions have none.
+    status: Option<u16>,
+    steps: u32,
+}
+
+/// How far something is that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Not there yet: step again.
+    Waiting,
+    /// Done.
+    Done,
+}
+
+impl Quiesce {
+    /// Turns bus mastering off (7.5.1.1.3), so that the function begins no more transactions.
+    ///
+    /// `steps`: after so many steps with transactions pending it has failed.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::StaysOn`], [`ConfigError::NotPresent`].
+    pub fn begin<C: ConfigSpace + ?Sized>(
+        config: &FunctionConfig<'_, C>,
+        capabilities: &Capabilities,
+        steps: u32,
+    ) -> Result<Self, ControlError> {
+        // All of Status is read-only or cleared by a 1.
+        turn_off(config, COMMAND, BUS_MASTER, OtherHalf::Zero, Service::BusMaster)?;
+        let status = capabilities.express.map(|express| express.device_status());
+        Ok(Self { function: config.function(), status, steps })
+    }
+
+    /// Looks whether what was begun has ended (Device Status 5, 7.5.3.5).
+    ///
+    /// A conventional function cannot tell, and is done at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::StillPending`] when the steps are used up, [`ConfigError::NotPresent`].
+    pub fn step<C: ConfigSpace + ?Sized>(&mut self, config: &FunctionConfig<'_, C>) -> Result<Progress, ControlError> {
+        let Some(status) = self.status else { return Ok(Progress::Done) };
+        if config.read_u16(status) & TRANSACTIONS_PENDING == 0 {
+            return Ok(Progress::Done);
+        }
+        config.still_present()?;
+        self.steps = self.steps.checked_sub(1).ok_or(ControlError::StillPending { function: self.function })?;
+        Ok(Progress::Waiting)
+    }
+}
+
+/// A function that is being reset.
+///
+/// What a reset loses and a hypervisor has set up is put back: base addresses, and how the function behaves on its
+/// link. Bus mastering, interrupts, ATS, PRI and PASID stay off, as the reset leaves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the function answers again only when a step says Done"]
+pub struct Reset {
+    function: Sbdf,
+    header: [u32; SAVED_HEADER.len()],
+    /// Device Control and Device Control 2, with where they are.
+    device_control: (u16, u16),
+    device_control_2: Option<(u16, u16)>,
+    steps: u32,
+}
+
+impl Reset {
+    /// Begins a function-level reset (6.6.2).
+    ///
+    /// The caller has made the function [quiet](Quiesce), and lets 100 ms pass before the first step: until then the
+    /// function need not answer, and may not be asked. `steps`: after so many steps without an answer it has failed;
+    /// a function may take a second in all.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::NoReset`], [`ConfigError::NotPresent`].
+    pub fn begin<C: ConfigSpace + ?Sized>(
+        config: &FunctionConfig<'_, C>,
+        capabilities: &Capabilities,
+        steps: u32,
+    ) -> Result<Self, ControlError> {
+        let function = config.function();
+        let express = capabilities.express.filter(|express| express.function_level_reset);
+        let express = express.ok_or(ControlError::NoReset { function })?;
+        if config.header_type()? != HeaderType::Endpoint {
+            return Err(ControlError::NoReset { function });
+        }
+        let control = express.device_control();
+        let saved = Self {
+            function,
+            header: SAVED_HEADER.map(|offset| config.read(offset)),
+            device_control: (control, config.read_u16(control)),
+            device_control_2: express.device_control_2().map(|offset| (offset, config.read_u16(offset))),
+            steps,
+        };
+        // All ones read from a function that is gone must not be put back into one that comes in its place.
+        config.still_present()?;
+        // Device Status has bits that a 1 clears.
+        config.change_u16(control, 0, FUNCTION_LEVEL_RESET, OtherHalf::Zero);
+        Ok(saved)
+    }
+
+    /// Looks whether the function answers again, and if so puts back what it lost.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::ResetTimeout`] when the steps are used up, [`ConfigError::NotPresent`] when the function goes
+    /// away after it answered.
+    pub fn step<C: ConfigSpace + ?Sized>(&mut self, space: &C) -> Result<Progress, ControlError> {
+        let answer = space.read(self.function, 0) & 0xffff;
+        // 1: the function asks to be tried again (2.3.2).
+        if matches!(answer, 0 | RETRY_STATUS | 0xffff) {
+            self.steps = self.steps.checked_sub(1).ok_or(ControlError::ResetTimeout { function: self.function })?;
+            return Ok(Progress::Waiting);
+        }
+        let config = FunctionConfig::new(space, self.function)?;
+        for (offset, value) in SAVED_HEADER.into_iter().zip(self.header) {
+            match offset {
+                COMMAND => config.change_u16(COMMAND, u16::MAX, (value & 0xffff) as u16 & !BUS_MASTER, OtherHalf::Zero),
+                _ => config.write(offset, value),
+            }
+        }
+        for (offset, value) in core::iter::once(self.device_control).chain(self.device_control_2) {
+            config.change_u16(offset, u16::MAX, value & !FUNCTION_LEVEL_RESET, OtherHalf::Zero);
+        }
+        config.still_present()?;
+        Ok(Progress::Done)
+    }
+}
+
+/// A register of a function that its owner must not be able to write, although the rest of its configuration space
+/// may be his.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForbiddenWrite {
+    /// Where the 32 bits are that hold it, a multiple of 4.
+    pub offset: u16,
+    /// Which of the 32 bits must not change.
+    pub bits: u32,
+    /// What a write could do.
+    pub reason: Reason,
+}
+
+/// What a forbidden write could do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Turn ATS on: the function would send requests that claim to be translated.
+    Ats,
+    /// Turn page requests on, which nobody answers.
+    Pri,
+    /// Turn PASIDs on.
+    Pasid,
+    /// Give the function requester IDs that have no stream-map entry: phantom functions.
+    Phantom,
+    /// Make virtual functions appear, which are nobody's.
+    VirtualFunctions,
+    /// Take the function out of its isolation: access control services.
+    AccessControl,
+    /// Change which requester IDs come from below: bus numbers, ARI forwarding.
+    Routing,
+}
+
+/// The registers of a function that its owner must not write: they would undo what isolates it (contract S-7).
+pub fn forbidden_writes(
+    header: HeaderType,
+    capabilities: &Capabilities,
+) -> impl Iterator<Item = ForbiddenWrite> + use<> {
+    let whole = |offset: u16, bits: u16, reason| {
+        let shift = u32::from(offset & 2).wrapping_mul(8);
+        ForbiddenWrite { offset: offset & !3, bits: u32::from(bits) << shift, reason }
+    };
+    let express = capabilities.express;
+    let is_bridge = !matches!(header, HeaderType::Endpoint);
+    let found = [
+        capabilities.ats.map(|ats| whole(ats.control(), u16::MAX, Reason::Ats)),
+        capabilities.pri.map(|pri| whole(pri.control(), u16::MAX, Reason::Pri)),
+        capabilities.pasid.map(|pasid| whole(pasid.control(), u16::MAX, Reason::Pasid)),
+        capabilities.sr_iov.map(|sr_iov| whole(sr_iov.control(), u16::MAX, Reason::VirtualFunctions)),
+        capabilities.acs.map(|acs| whole(acs.control(), u16::MAX, Reason::AccessControl)),
+        express
+            .filter(|express| express.phantom_bits != 0)
+            .map(|express| whole(express.device_control(), capability::PHANTOM_ENABLE, Reason::Phantom)),
+        express
+            .filter(|_| is_bridge)
+            .and_then(|express| express.device_control_2())
+            .map(|offset| whole(offset, capability::ARI_FORWARDING, Reason::Routing)),
+        is_bridge.then_some(ForbiddenWrite { offset: BUS_NUMBERS, bits: 0x00ff_ffff, reason: Reason::Routing }),
+    ];
+    found.into_iter().flatten()
+}
+
+fn turn_off<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    offset: u16,
+    bit: u16,
+    other_half: OtherHalf,
+    service: Service,
+) -> Result<(), ControlError> {
+    if config.read_u16(offset) & bit != 0 {
+        config.change_u16(offset, bit, 0, other_half);
+    }
+    let stays_on = config.read_u16(offset) & bit != 0;
+    // All ones are no answer.
+    config.still_present()?;
+    if stays_on { Err(ControlError::StaysOn { function: config.function(), service }) } else { Ok(()) }
+}
+
+/// Command 2 (7.5.1.1.3).
+const BUS_MASTER: u16 = 1 << 2;
+/// Device Status 5 (7.5.3.5).
+const TRANSACTIONS_PENDING: u16 = 1 << 5;
+/// Device Control 15 (7.5.3.4).
+const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
+/// The vendor ID that stands for "try again" (2.3.2).
+const RETRY_STATUS: u32 = 1;
+/// What a reset of a type 0 function loses: cache line, base addresses, expansion ROM, interrupt line; Command last,
+/// so that no address is decoded before it is whole.
+const SAVED_HEADER: [u16; 10] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c, COMMAND];
