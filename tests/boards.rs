@@ -20,7 +20,8 @@ use std::path::Path;
 use std::process::Command;
 
 use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
-use iommu_assign::dt::{Architecture, Board, DtDevice, HostBridge, Implementation, MapTarget, SmmuNode, Tree};
+use iommu_assign::dt::{Architecture, Board, DtDevice, HostBridge, Implementation, SmmuNode, Tree};
+use iommu_assign::pci::{MapError, Provider, RequesterId};
 use source::Source;
 
 fn stream(base: u64, id: u32, mask: u32) -> Stream {
@@ -41,8 +42,8 @@ fn bridge<'b>(board: &'b Board<'_>, path: &str) -> &'b HostBridge {
 
 /// The map as (first requester ID, base of the SMMU, first stream ID, length); 0 for a foreign IOMMU.
 fn map(bridge: &HostBridge) -> Vec<(u32, u64, u32, u32)> {
-    let base = |target| if let MapTarget::Smmu(key) = target { key.base() } else { 0 };
-    bridge.map.iter().map(|entry| (entry.rid_base, base(entry.target), entry.stream_base, entry.length)).collect()
+    let base = |target| if let Provider::Smmu(key) = target { key.base() } else { 0 };
+    bridge.entries.iter().map(|entry| (entry.rid_base, base(entry.iommu), entry.stream_base, entry.length)).collect()
 }
 
 /// How many specifiers of enabled devices name the SMMU at `base`.
@@ -117,9 +118,11 @@ fn the_showcase_shows_what_it_is_for() {
 
     let pcie = bridge(&board, "/soc/pcie@30000000");
     assert_eq!(map(pcie), [(0, IO, 0x80, 0x20), (0x100, IO, 0xc0, 0x20)]);
-    assert_eq!((pcie.map_mask, pcie.buses.clone(), pcie.segment), (0x11f, 0..=1, Some(0)));
+    assert_eq!((pcie.requesters.mask(), pcie.buses.clone(), pcie.segment), (0x11f, 0..=1, Some(0)));
     assert_eq!(pcie.ecam.map(|ecam| (ecam.base(), ecam.size())), Some((0x3000_0000, 0x20_0000)));
-    assert!(pcie.map.iter().all(|entry| entry.stream_mask.value() == 0x7c00));
+    let translate = |rid| pcie.requesters.stream(RequesterId(rid));
+    assert_eq!(translate(0x0008), Ok(stream(IO, 0x88, 0x7c00)));
+    assert_eq!(translate(0x011f), Ok(stream(IO, 0xdf, 0x7c00)));
 }
 
 #[test]
@@ -167,16 +170,19 @@ fn a6_oddities_are_read_as_what_they_are() {
     assert_eq!(display.streams, [stream(SMMU, 0x140, 3)]);
     assert!(board.devices().iter().all(|device| !device.path.starts_with("/scaler")));
 
-    assert_eq!(bridge(&board, "/pcie@40000000").map_mask, 0);
+    assert_eq!(bridge(&board, "/pcie@40000000").requesters.mask(), 0);
     let mapped = bridge(&board, "/pcie@60000000");
     assert_eq!(map(mapped), [(0x100, SMMU, 0x1480, 1), (0x200, SMMU, 0x1490, 8), (0x300, 0, 0, 0x100)]);
-    assert!(mapped.map.iter().all(|entry| entry.stream_mask == StreamMask::NONE));
+    assert!(mapped.entries.iter().all(|entry| entry.stream_mask == StreamMask::NONE));
+    let rid = RequesterId(0x300);
+    assert_eq!(mapped.requesters.stream(rid), Err(MapError::Foreign { rid }));
+    assert_eq!(mapped.foreign_iommus, display.foreign_iommus);
     assert!(!bridge(&board, "/pcie@70000000").enabled);
     assert_eq!(map(bridge(&board, "/pcie@70000000")), [(0, FAR, 0, 0x10000)]);
     let objects = bridge(&board, "/object-bus@3700000");
     assert_eq!((objects.is_pci, map(objects)), (false, vec![(0, FAR, 0, 0)]));
     let video = bridge(&board, "/video@3800000");
-    assert_eq!((map(video), video.map[0].stream_mask.value()), (vec![(0, SMMU, 0x1940, 1)], 0x20));
+    assert_eq!((map(video), video.entries[0].stream_mask.value()), (vec![(0, SMMU, 0x1940, 1)], 0x20));
 }
 
 #[test]
@@ -229,7 +235,7 @@ fn armada_8040(board: &Board<'_>) {
     let [pcie] = board.host_bridges() else { panic!("not one bridge") };
     let base = 0xf010_0000;
     assert_eq!(map(pcie), [(0, base, 0x480, 0x20), (0x100, base, 0x4a0, 0x20), (0x200, base, 0x4c0, 0x20)]);
-    assert_eq!((pcie.map_mask, pcie.on_disabled_smmu), (0x31f, true));
+    assert_eq!((pcie.requesters.mask(), pcie.on_disabled_smmu), (0x31f, true));
 }
 
 fn ls1028a(board: &Board<'_>) {
@@ -239,7 +245,7 @@ fn ls1028a(board: &Board<'_>) {
     assert!(board.devices().is_empty());
     let enetc = bridge(board, "/soc/pcie@1f0000000");
     assert_eq!(map(enetc), [(0, 0x500_0000, 0x17, 0xe)]);
-    assert!(enetc.enabled && enetc.map[0].stream_mask.value() == 0x7c00);
+    assert!(enetc.enabled && enetc.entries[0].stream_mask.value() == 0x7c00);
     let others: Vec<_> = board.host_bridges().iter().filter(|bridge| bridge.node != enetc.node).collect();
     assert_eq!(others.len(), 2);
     assert!(others.iter().all(|bridge| map(bridge) == [(0, 0x500_0000, 0, 1)]));
@@ -254,7 +260,7 @@ fn juno(board: &Board<'_>) {
     assert_eq!(equal_sets(board), BTreeSet::from([vec!["/usb@7ffb0000", "/usb@7ffc0000"]]));
     assert_eq!(enabled_specifiers(board, 0x7fb0_0000), 9);
     let pcie = bridge(board, "/pcie@40000000");
-    assert_eq!((pcie.map_mask, map(pcie)), (0, vec![(0, 0x2b50_0000, 0, 1)]));
+    assert_eq!((pcie.requesters.mask(), map(pcie)), (0, vec![(0, 0x2b50_0000, 0, 1)]));
 }
 
 fn msm8998(board: &Board<'_>) {

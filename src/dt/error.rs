@@ -5,6 +5,7 @@ use alloc::string::String;
 use thiserror::Error;
 
 use super::BlobError;
+use crate::pci::MapFault;
 
 /// Why a device tree was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -151,29 +152,13 @@ pub enum NodeFault {
         /// Length of one entry.
         entry: u64,
     },
-    /// An entry of an `iommu-map` starts at an ID that the mask makes unreachable.
-    #[error("entry {entry} of `{property}` starts at {base:#x}, which has bits outside the map's mask {mask:#x}")]
-    MapBase {
+    /// An `iommu-map` that is read without doubt makes no map.
+    #[error("`{property}`: {fault}")]
+    Map {
         /// The property.
         property: &'static str,
-        /// Which entry.
-        entry: usize,
-        /// First requester ID of the entry.
-        base: u32,
-        /// The map's mask.
-        mask: u32,
-    },
-    /// An entry of an `iommu-map` runs past the last 32-bit ID.
-    #[error("entry {entry} of `{property}` maps {length:#x} IDs from {base:#x}, past the last 32-bit ID")]
-    MapOverflow {
-        /// The property.
-        property: &'static str,
-        /// Which entry.
-        entry: usize,
-        /// First ID, of requesters or of streams.
-        base: u32,
-        /// How many.
-        length: u32,
+        /// Why.
+        fault: MapFault,
     },
     /// An entry of an `iommu-map` maps several IDs to specifiers of several cells.
     #[error(

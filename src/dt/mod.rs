@@ -38,7 +38,7 @@ pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH};
 pub use cells::Region;
 pub use devices::DtDevice;
 pub use error::{DtError, NodeFault};
-pub use host_bridge::{HostBridge, MapEntry, MapTarget};
+pub use host_bridge::HostBridge;
 pub use iommus::SpecifierCount;
 pub use smmu::{Architecture, Implementation, Interrupt, SmmuNode};
 pub use tree::{Node, NodeId, Property, Tree};

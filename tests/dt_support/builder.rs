@@ -1,5 +1,10 @@
 //! Writes device-tree blobs, malformed ones above all: nothing here is checked.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
+use iommu_assign::dt::{Board, DtError, NodeFault};
+
 /// A blob in the making.
 pub(crate) struct Builder {
     /// The structure block so far.
@@ -112,6 +117,36 @@ impl Builder {
         self.structure.resize(self.structure.len().next_multiple_of(4), 0);
         self
     }
+}
+
+/// The path and cause of the error that a board gives.
+pub(crate) fn fault(board: &mut Builder) -> (String, NodeFault) {
+    match Board::read(&board.finish()) {
+        Err(DtError::Node { path, cause }) => (path, cause),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn at(path: &str, cause: NodeFault) -> (String, NodeFault) {
+    (path.to_owned(), cause)
+}
+
+pub(crate) fn stream(id: u32, mask: u32) -> Stream {
+    Stream::new(IommuKey::new(0x1000), StreamId::new(id), StreamMask::new(mask))
+}
+
+/// An SMMU at 0x1000 with phandle 1, and behind it `/dma` with these `iommus`.
+pub(crate) fn with_iommus(cells: u32, iommus: &[u32]) -> Builder {
+    let mut board = Builder::board();
+    board.smmu(0x1000, 1, cells).begin("dma").cells("iommus", iommus).end();
+    board
+}
+
+/// The same with an `iommu-map`.
+pub(crate) fn with_map(cells: u32, map: &[u32]) -> Builder {
+    let mut board = Builder::board();
+    board.smmu(0x1000, 1, cells).begin("bus").cells("iommu-map", map).end();
+    board
 }
 
 pub(crate) const BEGIN_NODE: u32 = 1;
