@@ -20,7 +20,7 @@
 //! # Invariants
 //!
 //! D1. Each SMMU has a CPU address of its own, and each device a key of its own.
-//! D2. Each stream and each map entry names an SMMU of the same [`Board`], by that address.
+//! D2. Each stream, and each map entry that is not foreign, names an SMMU of the same [`Board`] by that address.
 //! D3. `enabled` counts ancestors, everywhere.
 
 mod blob;
