@@ -71,6 +71,8 @@ impl Smmu {
             gr0::SGFSYNR1 => global.gfsynr[1],
             gr0::SGFSYNR2 => global.gfsynr[2],
             0xfe0..=0xfec => field(self.config.peripheral_id, low_bits(at).wrapping_mul(8), 8),
+            0xfd0 => 0x04,
+            0xfd4..=0xfdc => 0,
             0xff0 => 0x0d,
             0xff4 => 0xf0,
             0xff8 => 0x05,
@@ -100,6 +102,7 @@ impl Smmu {
             0x060 | gr0::TLBIALLH | gr0::TLBIVAH | 0x0a0..=0x0b4 | 0x0bc..=0x0c4 => {
                 self.tlb.post(Origin::Global, Invalidate::Nothing, &self.flight);
             }
+            // A Secure sync covers Non-secure maintenance as well: Calxeda's driver has only this one.
             gr0::STLBGSYNC => self.sync_global(secure),
             gr0::STLBGSTATUS | 0x020..=0x03c | 0xfd0..=0xffc => (),
             _ => self.write_global_state(secure, at, value),
@@ -145,8 +148,13 @@ impl Smmu {
     /// An unimplemented register: nothing, or a configuration access fault; v2 gives none for the banks' pages.
     pub(crate) fn access_fault(&mut self, block: Block, at: usize, write: bool) {
         let banks = matches!(block, Block::Bank(_) | Block::NoBank);
+        let offset = match block {
+            Block::Gr1 => self.gr1(at),
+            Block::Bank(n) => self.bank(n, at),
+            Block::Gr0 | Block::Global(_) | Block::NoBank | Block::Outside => at,
+        };
         if self.config.unimplemented == Unimplemented::Fault && !(banks && self.config.is_v2()) {
-            self.record_global_fault(GlobalFaultKind::ConfigurationAccess, at as u64, 0, u32::from(write) << 1);
+            self.record_global_fault(GlobalFaultKind::ConfigurationAccess, offset as u64, 0, u32::from(write) << 1);
         }
     }
 

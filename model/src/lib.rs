@@ -5,6 +5,7 @@
 extern crate alloc;
 
 mod bank;
+mod chip;
 mod config;
 mod fault;
 mod fields;
@@ -21,6 +22,7 @@ mod trace;
 mod transaction;
 mod walk;
 
+pub use chip::Chip;
 pub use config::{
     Architecture, Config, Conflict, Fixed, PageSize, Quirks, SyncDelay, Unimplemented, Unknown, WideAccess, WideInput,
     Wiring,

@@ -195,6 +195,13 @@ impl Tlb {
         Self { leaves, tables: Vec::new(), posted: Vec::new(), clock: Clock(1) }
     }
 
+    /// Takes over what another SMMU of the same chip has cached, and its clock.
+    pub(crate) fn share(&mut self, other: &Self) {
+        self.leaves.clone_from(&other.leaves);
+        self.tables.clone_from(&other.tables);
+        self.clock.clone_from(&other.clock);
+    }
+
     /// What a translation that starts now is dated with.
     pub(crate) fn now(&self) -> u64 {
         self.clock.0
