@@ -102,7 +102,7 @@ fn cubes(bits: u32, ignored: u32, count: usize) -> impl Strategy<Value = Vec<Cub
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn five_bit_sets_are_least(set in any::<u32>()) {

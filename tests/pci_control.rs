@@ -1,0 +1,193 @@
+//! What keeps a function quiet while it changes owners.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use iommu_assign::pci::control::{
+    ControlError, Progress, Quiesce, Reason, Reset, Service, forbidden_writes, turn_translation_services_off,
+};
+use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
+use iommu_assign::pci::{
+    AcsControls, Capabilities, ConfigError, ConfigSpace, FunctionConfig, HeaderType, PortType, Sbdf,
+};
+
+fn here() -> Sbdf {
+    "00:02.0".parse().unwrap()
+}
+
+fn endpoint() -> FakeFunction {
+    FakeFunction::endpoint(0x8086, 0x10d3, 0x02_0000).express(PortType::Endpoint)
+}
+
+fn space(function: FakeFunction) -> FakeConfigSpace {
+    let mut space = FakeConfigSpace::new();
+    space.insert(here(), function);
+    space
+}
+
+/// All registers but those that a read changes.
+fn snapshot(space: &FakeConfigSpace) -> Vec<u32> {
+    let function = space.function(here()).unwrap();
+    (0..4096).step_by(4).map(|offset| function.peek(offset)).collect()
+}
+
+#[test]
+fn s_7_translation_services_go_off_and_nothing_else_changes() {
+    let space = space(endpoint().ats().pri().pasid());
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let before = snapshot(&space);
+    let capabilities = Capabilities::read(&config).unwrap();
+    assert!(capabilities.ats.unwrap().enabled && capabilities.pri.unwrap().enabled);
+    turn_translation_services_off(&config, &capabilities).unwrap();
+    let after = Capabilities::read(&config).unwrap();
+    assert!(!after.ats.unwrap().enabled && !after.pri.unwrap().enabled && !after.pasid.unwrap().enabled);
+    let changed: u32 = before.iter().zip(snapshot(&space)).map(|(old, new)| (old ^ new).count_ones()).sum();
+    assert_eq!(changed, 3);
+    let accesses = space.accesses();
+    turn_translation_services_off(&config, &after).unwrap();
+    assert!(space.accesses() > accesses, "what is off already is looked at again");
+}
+
+#[test]
+fn s_7_a_function_that_cannot_turn_ats_off_is_refused() {
+    let space = space(endpoint().stuck_ats());
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let refused = ControlError::StaysOn { function: here(), service: Service::Ats };
+    assert_eq!(turn_translation_services_off(&config, &capabilities), Err(refused));
+    assert_eq!(refused.to_string(), "0000:00:02.0 does not turn ATS off");
+}
+
+#[test]
+fn bus_mastering_goes_off_and_pending_transactions_are_waited_for() {
+    let space = space(endpoint());
+    space.write(here(), 4, 0x0006);
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    space.function(here()).unwrap().set_pending(2);
+    let mut quiesce = Quiesce::begin(&config, &capabilities, 10).unwrap();
+    assert_eq!(space.read(here(), 4) & 0xffff, 0x0002);
+    let steps = [quiesce.step(&config), quiesce.step(&config), quiesce.step(&config)];
+    assert_eq!(steps, [Ok(Progress::Waiting), Ok(Progress::Waiting), Ok(Progress::Done)]);
+
+    space.function(here()).unwrap().set_pending(u32::MAX);
+    let mut stuck = Quiesce::begin(&config, &capabilities, 3).unwrap();
+    assert!((0..3).all(|_| stuck.step(&config) == Ok(Progress::Waiting)));
+    assert_eq!(stuck.step(&config), Err(ControlError::StillPending { function: here() }));
+}
+
+#[test]
+fn status_bits_that_a_one_clears_survive() {
+    let function = endpoint().broken(4, 0xf810_0006);
+    let status = function.last_capability() + 8;
+    let space = space(function.broken(status, 0x000f_0000));
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let _ = Quiesce::begin(&config, &capabilities, 1).unwrap();
+    assert_eq!(space.read(here(), 4), 0xf810_0002);
+    let _ = Reset::begin(&config, &capabilities, 1).unwrap();
+    assert_eq!(space.read(here(), status), 0x000f_0000);
+}
+
+#[test]
+fn a_reset_comes_back_with_its_addresses_and_without_bus_mastering() {
+    let space = space(endpoint().ats().slow_reset(2));
+    space.write(here(), 0x04, 0x0006);
+    space.write(here(), 0x10, 0x4000_0000);
+    space.write(here(), 0x3c, 0x2a);
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let control = capabilities.express.unwrap().device_control();
+    space.write(here(), control, 0x2810);
+    turn_translation_services_off(&config, &capabilities).unwrap();
+    let _ = Quiesce::begin(&config, &capabilities, 1).unwrap();
+
+    let mut reset = Reset::begin(&config, &capabilities, 5).unwrap();
+    assert_eq!(space.function(here()).unwrap().peek(0x10), 0, "the fake lost it");
+    assert_eq!(reset.step(&space), Ok(Progress::Waiting));
+    assert_eq!(reset.step(&space), Ok(Progress::Waiting));
+    assert_eq!(reset.step(&space), Ok(Progress::Done));
+    assert_eq!((space.read(here(), 0x10), space.read(here(), 0x3c)), (0x4000_0000, 0x2a));
+    assert_eq!((space.read(here(), 4) & 0xffff, space.read(here(), control)), (0x0002, 0x2810));
+}
+
+#[test]
+fn a_reset_that_never_ends_is_an_error() {
+    let space = space(endpoint().slow_reset(u32::MAX));
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let mut reset = Reset::begin(&config, &capabilities, 2).unwrap();
+    let steps = [reset.step(&space), reset.step(&space), reset.step(&space)];
+    assert_eq!(
+        steps,
+        [Ok(Progress::Waiting), Ok(Progress::Waiting), Err(ControlError::ResetTimeout { function: here() })]
+    );
+}
+
+#[test]
+fn what_cannot_be_reset_alone_says_so() {
+    let cases = [
+        endpoint().without_reset(),
+        FakeFunction::endpoint(0x10ec, 0x8139, 0x02_0000),
+        FakeFunction::bridge(0x1b36, 0xc, 0, 1, 1).express(PortType::RootPort),
+    ];
+    for function in cases {
+        let space = space(function);
+        let before = snapshot(&space);
+        let config = FunctionConfig::new(&space, here()).unwrap();
+        let capabilities = Capabilities::read(&config).unwrap();
+        assert_eq!(Reset::begin(&config, &capabilities, 1), Err(ControlError::NoReset { function: here() }));
+        assert_eq!(snapshot(&space), before);
+    }
+}
+
+#[test]
+fn a_6_a_function_that_is_gone_never_counts_as_quiet() {
+    let gone = ControlError::Config(ConfigError::NotPresent { function: here() });
+    let make = || space(endpoint().ats());
+    let whole = make();
+    let config = FunctionConfig::new(&whole, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    whole.remove(here());
+    assert_eq!(FunctionConfig::new(&whole, here()).unwrap_err(), ConfigError::NotPresent { function: here() });
+    assert_eq!(turn_translation_services_off(&config, &capabilities), Err(gone));
+    assert_eq!(Quiesce::begin(&config, &capabilities, 1), Err(gone));
+    assert_eq!(Reset::begin(&config, &capabilities, 1), Err(gone));
+}
+
+#[test]
+fn a_6_a_function_that_vanishes_midway_never_counts_as_quiet() {
+    let gone = ControlError::Config(ConfigError::NotPresent { function: here() });
+    let run = |space: &FakeConfigSpace, accesses: u32| {
+        let config = FunctionConfig::new(space, here()).unwrap();
+        let capabilities = Capabilities::read(&config).unwrap();
+        let before = space.accesses();
+        space.vanish_after(accesses);
+        let result = turn_translation_services_off(&config, &capabilities)
+            .and_then(|()| Quiesce::begin(&config, &capabilities, 1))
+            .and_then(|mut quiesce| quiesce.step(&config));
+        (result, space.accesses() - before)
+    };
+    let make = || space(endpoint().ats().pri().pasid());
+    let (whole, needed) = run(&make(), 1000);
+    assert_eq!(whole, Ok(Progress::Done));
+    for accesses in 0..needed {
+        assert_eq!(run(&make(), accesses).0, Err(gone), "after {accesses} of {needed}");
+    }
+    assert_eq!(run(&make(), needed).0, Ok(Progress::Done));
+}
+
+#[test]
+fn s_7_what_a_guest_must_not_write_is_listed() {
+    let everything = endpoint().phantom_functions(1).ats().pri().pasid().sr_iov(4, 1, 1);
+    let space = space(everything.acs(AcsControls::all(), AcsControls::all()));
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let list: Vec<_> = forbidden_writes(config.header_type().unwrap(), &capabilities).collect();
+    let reasons: Vec<Reason> = list.iter().map(|write| write.reason).collect();
+    let expected =
+        [Reason::Ats, Reason::Pri, Reason::Pasid, Reason::VirtualFunctions, Reason::AccessControl, Reason::Phantom];
+    assert_eq!(reasons, expected);
+    let ats = list.iter().find(|write| write.reason == Reason::Ats).unwrap();
+    assert_eq!((ats.offset, ats.bits), (capabilities.ats.unwrap().offset + 4, 0xffff_0000));
+    assert_eq!(forbidden_writes(HeaderType::Endpoint, &Capabilities::default()).count(), 0);
+}
