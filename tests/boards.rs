@@ -20,8 +20,9 @@ use std::path::Path;
 use std::process::Command;
 
 use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
-use iommu_assign::dt::{Architecture, Board, DtDevice, HostBridge, Implementation, SmmuNode, Tree};
+use iommu_assign::dt::{Board, DtDevice, HostBridge, SmmuNode, Tree};
 use iommu_assign::pci::{MapError, Provider, RequesterId};
+use iommu_assign::smmu::{Architecture, Implementation};
 use source::Source;
 
 fn stream(base: u64, id: u32, mask: u32) -> Stream {

@@ -3,6 +3,8 @@
 //! Each file of `tests/compile_fail` is a program over the library's own `order.rs` and `levels.rs`. Its first line says
 //! what the compiler must answer. The messages are looked for, not compared whole, so that any compiler will do.
 
+#![expect(clippy::expect_used, reason = "a test that cannot go on must say where")]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -86,6 +86,13 @@ impl Machine {
         Some(act(&mut slot.smmu))
     }
 
+    /// Does something with the SMMU at `key` that involves memory. `None` when there is none.
+    pub fn with_memory<T>(&self, key: IommuKey, act: impl FnOnce(&mut Smmu, &mut Memory) -> T) -> Option<T> {
+        let slot = self.slot(key)?;
+        let mut slot = lock(&slot);
+        Some(act(&mut slot.smmu, &mut lock(&self.0.memory)))
+    }
+
     /// Has `observer` called after each register write of the SMMU at `key`.
     pub fn observe(&self, key: IommuKey, observer: Observer) {
         if let Some(slot) = self.slot(key) {
@@ -109,19 +116,13 @@ impl Machine {
         })
     }
 
-    /// One DMA transaction by `stream` at the SMMU `key`: the model's own answer.
-    ///
-    /// # Errors
-    ///
-    /// When no SMMU is there, or the stream ID is wider than a bus carries.
+    /// One DMA transaction at the SMMU `key`: the model's own answer. `None` when no SMMU is there.
     pub fn dma(&self, key: IommuKey, transaction: Transaction) -> Option<Outcome> {
-        let slot = self.slot(key)?;
-        let mut slot = lock(&slot);
-        let mut memory = lock(&self.0.memory);
-        Some(slot.smmu.dma(&mut memory, transaction))
+        self.with_memory(key, |smmu, memory| smmu.dma(memory, transaction))
     }
 
-    /// One DMA write of a word by `stream` to `address`.
+    /// One DMA write of a word by `stream` to `address`. `None` when no SMMU is there, or the stream ID is wider than a
+    /// bus carries.
     #[must_use]
     pub fn dma_write(&self, key: IommuKey, stream: StreamId, address: u64) -> Option<Reached> {
         let stream = u16::try_from(stream.value()).ok()?;

@@ -15,6 +15,7 @@ pub struct Stage2Tables {
 }
 
 const TABLE: u64 = 0x1000;
+const NO_ENTRIES: [u8; 0x1000] = [0; 0x1000];
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 impl Stage2Tables {
@@ -31,7 +32,10 @@ impl Stage2Tables {
             tables: TableMemory::NonCacheable,
         };
         let next_table = pool.wrapping_add(2 * TABLE);
-        machine.memory(|memory| memory.write(pool, &[0; 2 * TABLE as usize]));
+        machine.memory(|memory| {
+            memory.write(pool, &NO_ENTRIES);
+            memory.write(pool.wrapping_add(TABLE), &NO_ENTRIES);
+        });
         Self { machine: machine.clone(), stage2, next_table }
     }
 
@@ -74,10 +78,8 @@ impl Stage2Tables {
     /// Where the level-3 entry of `guest` stands; tables on the way are made as needed.
     fn leaf(&mut self, guest: u64) -> u64 {
         let mut table = self.stage2.root.value();
-        for level in 1..3_u32 {
-            let shift = 12 + 9 * (3 - level);
-            // The start level's index is wider: the concatenated tables are one array.
-            let index = if level == 1 { guest >> shift & 0x3ff } else { guest >> shift & 0x1ff };
+        // The start level's index is wider: the concatenated tables are one array.
+        for index in [guest >> 30 & 0x3ff, guest >> 21 & 0x1ff] {
             let entry = table.wrapping_add(index.wrapping_mul(8));
             let found = self.machine.memory(|memory| memory.read_u64(entry));
             table = if found & 1 == 1 {
@@ -86,7 +88,7 @@ impl Stage2Tables {
                 let fresh = self.next_table;
                 self.next_table = fresh.wrapping_add(TABLE);
                 self.machine.memory(|memory| {
-                    memory.write(fresh, &[0; TABLE as usize]);
+                    memory.write(fresh, &NO_ENTRIES);
                     memory.write_u64(entry, fresh | 3);
                 });
                 fresh

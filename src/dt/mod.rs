@@ -40,7 +40,7 @@ pub use devices::DtDevice;
 pub use error::{DtError, NodeFault};
 pub use host_bridge::HostBridge;
 pub use iommus::SpecifierCount;
-pub use smmu::{Architecture, Implementation, Interrupt, SmmuNode};
+pub use smmu::{Interrupt, SmmuNode};
 pub use tree::{Node, NodeId, Property, Tree};
 
 use crate::assign::IommuKey;

@@ -10,6 +10,7 @@ use super::cells::{Cells, Region};
 use super::tree::{Node, NodeId, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
+use crate::smmu::{Architecture, Implementation};
 
 /// An SMMUv1/v2 instance as its node describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,40 +53,6 @@ pub struct SmmuNode<'a> {
     pub secure_config_access: bool,
     /// The node's phandle; without one nothing can refer to the instance.
     pub phandle: Option<u32>,
-}
-
-/// The architecture that a compatible promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// SMMUv1.
-    V1,
-    /// SMMUv2.
-    V2,
-}
-
-/// The implementation that a compatible names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Implementation {
-    /// None: only an architecture is named.
-    Generic,
-    /// Arm MMU-400.
-    Mmu400,
-    /// Arm MMU-401.
-    Mmu401,
-    /// Arm MMU-500.
-    Mmu500,
-    /// Cavium ThunderX.
-    Cavium,
-    /// The MMU-500 of Marvell's AP806 and its successors.
-    MarvellAp806,
-    /// The MMU-500 of NVIDIA's Tegra, one to three in step.
-    Nvidia,
-    /// Qualcomm's own SMMUv2.
-    Qualcomm,
-    /// The MMU-500 of Qualcomm's chips, below Qualcomm's firmware.
-    QualcommMmu500,
 }
 
 /// One entry of `interrupts` or `interrupts-extended`.

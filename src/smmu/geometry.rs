@@ -183,18 +183,18 @@ impl Geometry {
             architecture: config.architecture,
             page_shift,
             bank_base,
-            banks: banks as u8,
-            stage2_banks: stage2_banks as u8,
-            entries: entries as u8,
+            banks: low_byte(banks),
+            stage2_banks: low_byte(stage2_banks),
+            entries: low_byte(entries),
             matching,
             extended_ids,
             vmid16: version2 && bit(idr2, 15),
-            stream_id_bits: stream_id_bits as u8,
+            stream_id_bits: low_byte(stream_id_bits),
             coherent_walks: bit(idr0, 14),
             stage1,
-            context_interrupts: field(idr0, 23, 16) as u8,
+            context_interrupts: low_byte(field(idr0, 23, 16)),
             conflicts_detected: bit(idr1, 15),
-            revision: idr7 as u8,
+            revision: low_byte(idr7),
             long_granules,
             cba2r: version2 || mmu401,
             aarch32_long,
@@ -255,6 +255,11 @@ impl fmt::Display for Geometry {
 }
 
 const NO_GRANULES: Granules = Granules { kib4: false, kib16: false, kib64: false };
+
+/// The low byte of a field that is at most eight bits wide, or was checked to be.
+const fn low_byte(value: u32) -> u8 {
+    value.to_le_bytes()[0]
+}
 
 /// IDR2.IAS and OAS; values that the manual leaves out count as the largest.
 const fn address_bits(code: u32) -> u8 {

@@ -34,7 +34,7 @@ pub trait Registers: Send + Sync + fmt::Debug {
 /// 2. `base` is aligned to 8 bytes.
 pub struct Mmio {
     base: NonNull<u8>,
-    size: u32,
+    size: usize,
 }
 
 // The driver's own locks order what must be ordered; single accesses are atomic in the hardware.
@@ -54,15 +54,16 @@ impl Mmio {
     /// registers of one SMMU and nothing else, and stay so for as long as the value lives.
     #[must_use]
     #[expect(unsafe_code, reason = "only the caller knows what is mapped there")]
-    pub unsafe fn new(base: NonNull<u8>, size: u32) -> Option<Self> {
-        (base.as_ptr().addr() % 8 == 0).then_some(Self { base, size })
+    pub unsafe fn new(base: NonNull<u8>, size: usize) -> Option<Self> {
+        base.as_ptr().addr().is_multiple_of(8).then_some(Self { base, size })
     }
 
     /// The address of an access of `width` bytes, where it is aligned and inside the region.
     fn at<T>(&self, offset: u32) -> Option<*mut T> {
-        let width = size_of::<T>() as u32;
-        let inside = offset.checked_add(width).is_some_and(|end| end <= self.size) && offset % width == 0;
-        inside.then(|| self.base.as_ptr().wrapping_add(offset as usize).cast::<T>())
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(size_of::<T>())?;
+        let inside = end <= self.size && offset.is_multiple_of(size_of::<T>());
+        inside.then(|| self.base.as_ptr().wrapping_add(offset).cast::<T>())
     }
 }
 
@@ -111,6 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::expect_used, reason = "a test fails by panicking")]
     fn accesses_stay_inside_and_aligned() {
         let mut memory = [0_u64; 4];
         let base = NonNull::from(&mut memory).cast();

@@ -187,7 +187,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let undrained = devices.iter().filter_map(|device| map.used_by(*device)?.undrained.get());
             undrained.max_by_key(|ticket| ticket.0)
         };
-        let Some(ticket) = pending else { return Ok(()) };
+        let Some(mut ticket) = pending else { return Ok(()) };
+        if !self.tlb.is_complete(ticket) {
+            // The invalidation was posted then; what is missing is a sync behind it that completes.
+            ticket = self.tlb.post(held, &self.registers, |_| ());
+        }
         self.tlb.wait(held, &self.registers, ticket, self.config.polls)?;
         let map = self.map.lock(held);
         for used in devices.iter().filter_map(|device| map.used_by(*device)) {
@@ -219,8 +223,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     fn write64(&self, register: u32, value: u64) {
         if self.splits_64() {
-            self.registers.write32(register.wrapping_add(4), (value >> 32) as u32);
-            self.registers.write32(register, value as u32);
+            let [low, high] = halves(value);
+            self.registers.write32(register.wrapping_add(4), high);
+            self.registers.write32(register, low);
         } else {
             self.registers.write64(register, value);
         }
@@ -439,6 +444,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.retire(&mut map, index, true, Ticket(0));
         }
     }
+}
+
+/// The low and the high word.
+const fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
 }
 
 /// The ticket of a plan is the bank's index.

@@ -198,7 +198,7 @@ pub(super) mod smr {
 
 /// A field of an identification register.
 pub(super) const fn field(value: u32, high: u32, low: u32) -> u32 {
-    (value >> low) & (u32::MAX >> (31 - (high - low)))
+    (value >> low) & (u32::MAX >> (31_u32.saturating_sub(high).saturating_add(low)))
 }
 
 /// One bit of an identification register.

@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //!
-//! 1. Syncs are numbered from 1; at most one is in flight; `completed` never exceeds `issued`.
+//! 1. Syncs are numbered from 1; at most one is in flight that has not been given up; `completed` never exceeds `issued`.
 //! 2. Sync `n` was started after every invalidation whose ticket is at most `n` was written, so that its completion
 //!    completes them (IHI 0062D, TLB maintenance).
 
@@ -82,6 +82,7 @@ impl<P: Platform> Tlb<P> {
         let mut polled = 0_u32;
         while !self.is_complete(ticket) {
             if polled == polls {
+                self.give_up(held);
                 return Err(SyncTimeout { polls });
             }
             // Which sync the status is about must be known before it is read: afterwards another may be in flight.
@@ -106,6 +107,12 @@ impl<P: Platform> Tlb<P> {
     /// Whether everything that was posted under `ticket` is complete.
     pub(super) fn is_complete(&self, ticket: Ticket) -> bool {
         self.completed.load(Ordering::Acquire) >= ticket.0
+    }
+
+    /// Lets the next post start a sync of its own: the one in flight may be stuck for good. Whoever waits for it is
+    /// served by the later one, which covers all that came before.
+    fn give_up<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>) {
+        self.state.lock(held).in_flight = false;
     }
 
     fn start<R: Registers>(&self, state: &mut State, registers: &R) -> u64 {

@@ -1,13 +1,24 @@
 //! A bench for the driver and the service: a machine with modelled SMMUs, guests, and devices.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must say where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
 #![allow(dead_code, reason = "each test program uses its own part of the bench")]
 
+pub(crate) mod oracle;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iommu_assign::assign::{
-    Device, DeviceKey, DeviceSpec, Domain, Finding, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest, Service,
-    Source, Stream, StreamId, StreamMask,
+    Deassigned, Device, DeviceKey, DeviceSpec, Domain, Error, Finding, IommuKey, Label, Left, PhysicalAddress, Policy,
+    PolicyRequest, Removal, Service, Source, Stream, StreamId, StreamMask,
 };
 use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
@@ -35,8 +46,21 @@ pub(crate) struct Bench {
     pub(crate) machine: Machine,
     pub(crate) service: Service<Spin>,
     pub(crate) masters: Arc<Masters<Spin>>,
+    pub(crate) oracle: oracle::Oracle,
+    /// Where each device is, as the tests have it.
+    placed: BTreeMap<Label, Vec<u64>>,
     guests: u64,
     devices: u128,
+}
+
+impl Drop for Bench {
+    /// Whatever else a test looks at: no write ever let a stream where it may not go.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let (_, violations) = self.oracle.verdict();
+            assert!(violations.is_empty(), "isolation: {violations:#?}");
+        }
+    }
 }
 
 /// A guest: its domain and tables. Guest page `PAGE` maps to `backing`.
@@ -76,6 +100,8 @@ impl Bench {
             machine: Machine::new(),
             service: Service::new(policy),
             masters: Arc::new(Masters::new()),
+            oracle: oracle::Oracle::default(),
+            placed: BTreeMap::new(),
             guests: 0,
             devices: 0,
         }
@@ -97,7 +123,9 @@ impl Bench {
     /// The same, with the driver told something else.
     pub(crate) fn smmu_as(&self, config: SmmuConfig, model: Config) -> Arc<Smmu<Spin, ModelRegisters>> {
         let registers = self.machine.add_smmu(config.key, model);
+        let key = config.key;
         let smmu = Arc::new(Smmu::probe(config, registers, self.masters.clone()).expect("probe"));
+        self.oracle.watch(&self.machine, key, PAGE);
         self.service.register_iommu(smmu.clone()).expect("register");
         smmu
     }
@@ -126,6 +154,66 @@ impl Bench {
         self.service.add(spec).expect("add")
     }
 
+    // --- operations under the oracle ---
+
+    pub(crate) fn assign(&mut self, device: &Device, guest: &Guest) -> Result<(), Error> {
+        self.under_oracle(
+            device,
+            &[guest.backing],
+            |service| service.assign(device, &guest.domain),
+            |_| vec![guest.backing],
+        )
+    }
+
+    pub(crate) fn reassign(&mut self, device: &Device, guest: &Guest) -> Result<(), Error> {
+        self.under_oracle(
+            device,
+            &[guest.backing],
+            |service| service.reassign(device, &guest.domain),
+            |_| vec![guest.backing],
+        )
+    }
+
+    pub(crate) fn deassign(&mut self, device: &Device) -> Result<Deassigned, Error> {
+        self.under_oracle(device, &[], |service| service.deassign(device), |_| vec![])
+    }
+
+    pub(crate) fn remove(&mut self, device: &Device) -> Result<Removal, Error> {
+        let removed = self.under_oracle(device, &[], |service| service.remove(device.key()), |_| vec![]);
+        if removed.is_ok() {
+            self.oracle.forget(device.label());
+        }
+        removed
+    }
+
+    /// The test knows that `device`, in fault, shares an entry with one that goes to `guest`.
+    pub(crate) fn shares(&mut self, device: &Device, guest: &Guest) {
+        self.oracle.allow(device.label(), &pairs(device), &[guest.backing]);
+    }
+
+    /// Runs an operation: meanwhile the device may be where it was or where it goes, afterwards only where it is.
+    fn under_oracle<T>(
+        &mut self,
+        device: &Device,
+        goal: &[u64],
+        operation: impl FnOnce(&Service<Spin>) -> Result<T, Error>,
+        then: impl FnOnce(&T) -> Vec<u64>,
+    ) -> Result<T, Error> {
+        let streams = pairs(device);
+        let before = self.placed.get(device.label()).cloned().unwrap_or_default();
+        let during: Vec<u64> = before.iter().chain(goal).copied().collect();
+        self.oracle.allow(device.label(), &streams, &during);
+        let result = operation(&self.service);
+        let after = match &result {
+            Ok(done) => then(done),
+            Err(error) if error.left == Left::Unchanged => before,
+            Err(_) => vec![],
+        };
+        self.oracle.allow(device.label(), &streams, &after);
+        self.placed.insert(device.label().clone(), after);
+        result
+    }
+
     /// What a write by `stream` of [`SMMU`] to guest page [`PAGE`] comes to.
     pub(crate) fn dma(&self, stream: u32) -> Reached {
         self.machine.dma_write(SMMU, StreamId::new(stream), PAGE).unwrap()
@@ -146,6 +234,10 @@ impl Bench {
         let after = self.machine.counters(SMMU);
         (after.reads - before.reads, after.writes - before.writes, result)
     }
+}
+
+fn pairs(device: &Device) -> Vec<(u32, u32)> {
+    device.streams().iter().map(|stream| (stream.id().value(), stream.mask().value())).collect()
 }
 
 pub(crate) fn stream(iommu: IommuKey, id: u32, mask: u32) -> Stream {
