@@ -294,6 +294,15 @@ fn a_6_pointers_into_the_header_and_unknown_layouts_are_named() {
 }
 
 #[test]
+fn a_function_that_is_not_ready_is_listed_as_that_and_keeps_its_siblings_together() {
+    let acs = || endpoint().acs(AcsControls::all(), AcsControls::all());
+    let enumeration = found(vec![("00:02.0", acs().multi_function()), ("00:02.1", acs().broken(0, 0xffff_0001))]);
+    let error = ConfigError::NotReady { function: at("00:02.1") };
+    assert_eq!(enumeration.problems, [Problem::Config(error)]);
+    assert_eq!(enumeration.functions[0].isolation.cause, IsolationCause::Device);
+}
+
+#[test]
 fn bridges_that_claim_buses_of_others_are_refused() {
     let enumeration = found(vec![
         ("00:01.0", bridge(PortType::RootPort, 0, 1, 4)),

@@ -45,6 +45,12 @@ pub enum ConfigError {
         /// The function.
         function: Sbdf,
     },
+    /// It asks to be tried again: its reset is not over (PCI Express Base Specification 2.3.2).
+    #[error("{function} is not ready: it asks to be tried again")]
+    NotReady {
+        /// The function.
+        function: Sbdf,
+    },
     /// A capability list does not end: an entry comes again.
     #[error("the capability list of {function} loops at {offset:#x}")]
     CapabilityLoop {
@@ -102,7 +108,7 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::NotPresent`].
+    /// [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
     pub fn new(space: &'a C, function: Sbdf) -> Result<Self, ConfigError> {
         let config = Self { space, function };
         config.still_present()?;
@@ -119,11 +125,13 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::NotPresent`].
+    /// [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
     pub fn still_present(&self) -> Result<(), ConfigError> {
-        // No vendor has the ID 0xffff; some bridges answer with zeros for what is not there.
+        let function = self.function;
+        // No vendor has these IDs; some bridges answer with zeros for what is not there.
         match self.read(VENDOR) & 0xffff {
-            0 | 0xffff => Err(ConfigError::NotPresent { function: self.function }),
+            0 | 0xffff => Err(ConfigError::NotPresent { function }),
+            1 => Err(ConfigError::NotReady { function }),
             _ => Ok(()),
         }
     }

@@ -211,13 +211,10 @@ impl Reset {
     /// [`ControlError::ResetTimeout`] when the steps are used up, [`ConfigError::NotPresent`] when the function goes
     /// away after it answered.
     pub fn step<C: ConfigSpace + ?Sized>(&mut self, space: &C) -> Result<Progress, ControlError> {
-        let answer = space.read(self.function, 0) & 0xffff;
-        // 1: the function asks to be tried again (2.3.2).
-        if matches!(answer, 0 | RETRY_STATUS | 0xffff) {
+        let Ok(config) = FunctionConfig::new(space, self.function) else {
             self.steps = self.steps.checked_sub(1).ok_or(ControlError::ResetTimeout { function: self.function })?;
             return Ok(Progress::Waiting);
-        }
-        let config = FunctionConfig::new(space, self.function)?;
+        };
         for (offset, value) in SAVED_HEADER.into_iter().zip(self.header) {
             match offset {
                 COMMAND => config.change_u16(COMMAND, u16::MAX, (value & 0xffff) as u16 & !BUS_MASTER, OtherHalf::Zero),
@@ -316,8 +313,6 @@ const BUS_MASTER: u16 = 1 << 2;
 const TRANSACTIONS_PENDING: u16 = 1 << 5;
 /// Device Control 15 (7.5.3.4).
 const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
-/// The vendor ID that stands for "try again" (2.3.2).
-const RETRY_STATUS: u32 = 1;
 /// What a reset of a type 0 function loses: cache line, base addresses, expansion ROM, interrupt line; Command last,
 /// so that no address is decoded before it is whole.
 const SAVED_HEADER: [u16; 10] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c, COMMAND];

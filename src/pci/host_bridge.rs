@@ -276,17 +276,24 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
         while let Some(number) = next {
             let place = DeviceFunction(first.0 | number);
             let config = FunctionConfig::new(self.space, Sbdf::new(self.segment, level.bus, place));
-            if let Ok(config) = config {
-                let capabilities = self.function(level, &config)?;
-                let controlled = capabilities.is_some_and(|found| topology::has_access_control(&found));
-                peers = peers.with(Peers { count: 1, all_controlled: controlled });
-                if number == 0 {
-                    let is_ari = level.ari && capabilities.is_some_and(|found| found.ari.is_some());
-                    numbers = match config.is_multi_function() {
-                        _ if is_ari => 1..=u8::MAX,
-                        true => 1..=7,
-                        false => numbers,
-                    };
+            match config {
+                Ok(config) => {
+                    let capabilities = self.function(level, &config)?;
+                    let controlled = capabilities.is_some_and(|found| topology::has_access_control(&found));
+                    peers = peers.with(Peers { count: 1, all_controlled: controlled });
+                    if number == 0 {
+                        let is_ari = level.ari && capabilities.is_some_and(|found| found.ari.is_some());
+                        numbers = match config.is_multi_function() {
+                            _ if is_ari => 1..=u8::MAX,
+                            true => 1..=7,
+                            false => numbers,
+                        };
+                    }
+                }
+                Err(ConfigError::NotPresent { .. }) => {}
+                Err(error) => {
+                    peers = peers.with(Peers { count: 1, all_controlled: false });
+                    self.problem(Problem::Config(error))?;
                 }
             }
             next = numbers.next();

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::DeviceFunction;
+use crate::assign::{DeviceKey, Source};
 
 /// The integrator's number for a host bridge: the same in every run, different for each host bridge.
 ///
@@ -92,8 +93,7 @@ impl PciKey {
         self.depth() < other.depth() && self.0 >> rest == other.0 >> rest
     }
 
-    /// The packed number: unique among all functions, fit for a
-    /// [`DeviceKey`](crate::assign::DeviceKey).
+    /// The packed number: unique among all functions.
     #[must_use]
     pub const fn number(self) -> u128 {
         self.0
@@ -120,6 +120,13 @@ impl PciKey {
 
     const fn place_at(self, level: u32) -> DeviceFunction {
         DeviceFunction((self.0 >> shift(level) & 0xff) as u8)
+    }
+}
+
+/// The key under which the service knows the function.
+impl From<PciKey> for DeviceKey {
+    fn from(key: PciKey) -> Self {
+        Self::new(Source::Pci, key.number())
     }
 }
 

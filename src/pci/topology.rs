@@ -25,8 +25,8 @@
 //! - Devices on a root bus are taken to be apart: what a root complex does between them, no register tells (1.3.1
 //!   leaves it to the implementation).
 //!
-//! Required services are source validation, request and completion redirect, and upstream forwarding, as far as the
-//! capability offers them: what it does not offer, the port does not do between peers.
+//! Required services are source validation, request and completion redirect, and upstream forwarding. A switch must
+//! offer them all; others offer what they need (6.12.1): what is not offered, is not done between peers.
 
 use super::{AcsControls, Bus, Capabilities, DeviceFunction, PciKey, PortType, RequesterId};
 
@@ -134,7 +134,10 @@ pub(super) fn has_access_control(capabilities: &Capabilities) -> bool {
         | AcsControls::REQUEST_REDIRECT
         | AcsControls::COMPLETION_REDIRECT
         | AcsControls::UPSTREAM_FORWARDING;
-    capabilities.acs.is_some_and(|acs| acs.enabled.contains(required & acs.supported))
+    let is_switch = capabilities.express.is_some_and(|express| express.port_type == PortType::SwitchDownstream);
+    capabilities
+        .acs
+        .is_some_and(|acs| acs.enabled.contains(if is_switch { required } else { required & acs.supported }))
 }
 
 #[cfg(test)]
