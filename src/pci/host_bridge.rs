@@ -157,6 +157,9 @@ pub struct OutOfMemory;
 /// Any waiting context. Ends whatever the configuration space answers: each bus of the range is looked at once, each
 /// function on it once, and capability lists are walked with a bound.
 ///
+/// Virtual functions are not listed: they have no vendor ID of their own to be found by (9.3.4.1.1), and come and go
+/// with their physical function, whose [`SrIov`](super::SrIov) says where they would be.
+///
 /// # Errors
 ///
 /// [`OutOfMemory`]. All else is among the [`Problem`]s.
