@@ -304,12 +304,10 @@ impl Config {
         self.pages().wrapping_mul(self.page_bytes())
     }
 
-    /// Where context bank 0 really is, in bytes from the base.
-    pub const fn bank_base(&self) -> u32 {
-        match self.quirks.bank_base {
-            Some(base) => base,
-            None => self.half_bytes(),
-        }
+    /// Where context bank 0 really is, in bytes from the base: a whole number of pages, above both global spaces.
+    pub fn bank_base(&self) -> u32 {
+        let base = self.quirks.bank_base.unwrap_or(self.half_bytes());
+        (base & !self.page_bytes().wrapping_sub(1)).max(self.page_bytes() << 1)
     }
 
     /// Groups that exist: 0 to 128.

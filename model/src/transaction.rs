@@ -416,6 +416,15 @@ impl Smmu {
         ids.into_iter().filter_map(|id| Some((id, self.finish(memory, id)?))).collect()
     }
 
+    /// Walks `address` through bank `n` ahead of any transaction and caches what it finds, as a part may at any time while the bank's M is 1.
+    pub fn prefetch(&mut self, memory: &Memory, n: u8, address: u64) {
+        let Ok(view) = self.latch(0, n) else { return };
+        let ahead = Transaction::read(0, address, 1);
+        if let Some((_, fill)) = self.decide(memory, &view, &ahead, self.tlb.now()).into_iter().next() {
+            self.tlb.fill(&self.config, fill.leaf, fill.tables);
+        }
+    }
+
     /// Whether a stalled bank makes every other transaction wait.
     pub(crate) fn is_blocked(&self) -> bool {
         let stalled = self.flight.iter().any(|one| matches!(one.state, State::Stalled(_)));

@@ -2,6 +2,8 @@
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
     reason = "a test may panic, and its numbers are its own"
 )]
 
