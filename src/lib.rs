@@ -1,4 +1,39 @@
-//! Device assignment for Arm hypervisors.
+//! Device assignment for Arm hypervisors: which guest a DMA-capable device may reach, decided in one place and kept in
+//! order whoever calls and whatever fails.
+//!
+//! The library drives SMMUv1 and SMMUv2 hardware, takes devices from PCI and from the device tree, and serialises every
+//! add, remove, assign, reassign and deassign across both. It is `no_std`, needs `alloc`, and knows its hypervisor
+//! through one type parameter, [`sync::Platform`].
+//!
+//! # Principles
+//!
+//! 1. *Isolation holds at every single register write*, not between operations: each module says which write keeps it.
+//! 2. *Fault is the resting state.* A stream that was not told to translate faults; what fails ends in fault.
+//! 3. *Plan, commit, sync.* All that can fail comes before the first write; what is left is the hardware's failure, and
+//!    the result says what was left.
+//! 4. *An operation claims the group that it changes* and holds no lock while it works. Nothing that the library was
+//!    given is called under a lock; calling it so does not compile.
+//! 5. *The lock order is a type.* Against it does not compile either.
+//! 6. *The shadow is the truth*, the registers follow it, and an audit compares the two.
+//! 7. *Nothing from outside is believed*: stream IDs, masks, blobs, configuration space and ID registers are checked where
+//!    they come in, and errors name the node, the device and the cause.
+//! 8. *No panic, no unbounded wait, no allocation under a lock.*
+//! 9. Simple code over clever code; `unsafe` only where the hardware begins.
+//!
+//! # Map
+//!
+//! Five floors; none uses one above it.
+//!
+//! | floor | what it knows |
+//! |---|---|
+//! | [`dt`] | what firmware's device tree says of SMMUs, bridges and devices |
+//! | [`smmu`] · [`pci`] | how the hardware translates · how functions are found and what their DMA carries |
+//! | [`assign`] | the service: devices, groups, domains, operations; IOMMUs through one trait |
+//! | [`sync`] | the lock order, locks, the platform |
+//!
+//! The way of one device through them is told in `docs/architecture.md`, the locks in `docs/locking.md`. The promises are
+//! numbered (C-, I-, A-, S-lines); module docs and tests cite the numbers.
+
 #![no_std]
 #![deny(unsafe_code)]
 
@@ -9,3 +44,8 @@ pub mod dt;
 pub mod pci;
 pub mod smmu;
 pub mod sync;
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
