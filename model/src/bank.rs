@@ -2,10 +2,10 @@
 
 use crate::config::Config;
 use crate::fault::format_bits;
+use crate::flight::State;
 use crate::registers::{Block, bank_attributes, cb, fsr, half, sctlr, with_half};
 use crate::smmu::{Smmu, UnknownSource};
 use crate::tlb::{Invalidate, Origin, Sync};
-use crate::transaction::State;
 
 /// The registers of one bank, with its words in GR1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Bank {
 
     /// Whether the bank holds a fault that software has not cleared.
     pub(crate) fn is_faulted(&self) -> bool {
-        self.fsr & !(fsr::FORMAT | fsr::SS) != 0
+        self.fsr & !fsr::FORMAT != 0
     }
 
     /// Level of the bank's interrupt.
@@ -182,6 +182,7 @@ impl Smmu {
     fn resume(&mut self, n: u8, terminate: bool) {
         if let Some(bank) = self.banks.get_mut(usize::from(n)) {
             bank.fsr &= !fsr::SS;
+            bank.settle_stall_mode();
         }
         for flight in &mut self.flight {
             if flight.state == State::Stalled(n) {

@@ -355,3 +355,22 @@ pub(crate) fn code_size(code: u32) -> u8 {
         _ => 48,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_codes_agree() {
+        for (code, bits) in (0..).zip([32, 36, 40, 42, 44, 48]) {
+            assert_eq!((size_code(bits), code_size(code)), (code, bits));
+        }
+        assert_eq!((size_code(49), size_code(64), code_size(7)), (5, 0xf, 48));
+    }
+
+    #[test]
+    fn zynqmp_has_16_pages_in_each_half() {
+        let config = Config::mmu500_zynqmp();
+        assert_eq!((config.pages(), config.half_bytes(), config.bank_base()), (16, 0x1_0000, 0x1_0000));
+    }
+}

@@ -18,7 +18,7 @@ pub enum Injection {
     StatusNeverClears(SyncRegister),
     /// The k-th sync that is started from now on, in whichever register, never completes; 1 is the next. It is used up by that.
     SyncTimesOut(u32),
-    /// Writes to this offset change nothing.
+    /// Writes to this offset change nothing, whatever their width.
     WriteDoesNotStick(usize),
     /// Only the k-th write from now on, whatever its offset, changes nothing; 1 is the next. It is used up by that.
     WriteIsLost(u32),

@@ -23,6 +23,7 @@ mod chip;
 mod config;
 mod fault;
 mod fields;
+mod flight;
 mod global;
 mod inject;
 mod memory;
@@ -42,6 +43,7 @@ pub use config::{
     Wiring,
 };
 pub use fault::{ContextFaultKind, Fault, GlobalFaultKind};
+pub use flight::{InFlight, Stage, TransactionId};
 pub use inject::{Injection, SyncRegister};
 pub use memory::Memory;
 pub use reach::{Reach, Source, Verdict};
@@ -49,4 +51,4 @@ pub use registers::Block;
 pub use smmu::{Hazard, Smmu};
 pub use tlb::{Leaf, Table};
 pub use trace::{Counters, Direction, Record};
-pub use transaction::{Access, Bypass, InFlight, Master, Outcome, Path, Stage, Transaction, TransactionId};
+pub use transaction::{Access, Bypass, Master, Outcome, Path, Transaction};

@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 
 use crate::fault::Fault;
+use crate::flight::{InFlight, State, TransactionId};
 use crate::memory::Memory;
 use crate::smmu::Smmu;
 use crate::stream::Steering;
-use crate::transaction::{Access, InFlight, Path, State, Transaction, TransactionId};
+use crate::transaction::{Access, Path, Transaction};
 use crate::walk::{Decision, View};
 
 /// One thing that could happen.

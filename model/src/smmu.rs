@@ -4,12 +4,12 @@ use alloc::vec::Vec;
 
 use crate::bank::Bank;
 use crate::config::{Config, Unknown, WideAccess};
+use crate::flight::InFlight;
 use crate::global::Global;
 use crate::inject::Injection;
 use crate::registers::{self, Block, gr1};
 use crate::tlb::Tlb;
 use crate::trace::{Counters, Direction, Record};
-use crate::transaction::InFlight;
 
 /// One SMMUv1 or SMMUv2, with its registers, TLB and the transactions in it.
 ///
@@ -28,8 +28,6 @@ pub struct Smmu {
     pub(crate) next_transaction: u64,
     pub(crate) unknown: UnknownSource,
     pub(crate) injections: Vec<Injection>,
-    pub(crate) writes_seen: u64,
-    pub(crate) syncs_started: u64,
     pub(crate) counters: Counters,
     pub(crate) trace: Option<Vec<Record>>,
     pub(crate) hazards: Vec<Hazard>,
@@ -75,8 +73,6 @@ impl Smmu {
             next_transaction: 0,
             unknown,
             injections: Vec::new(),
-            writes_seen: 0,
-            syncs_started: 0,
             counters: Counters::default(),
             trace: None,
             hazards: Vec::new(),
@@ -92,8 +88,6 @@ impl Smmu {
         self.counters = old.counters;
         self.trace = old.trace;
         self.hazards = old.hazards;
-        self.writes_seen = old.writes_seen;
-        self.syncs_started = old.syncs_started;
         self.next_transaction = old.next_transaction;
     }
 
@@ -176,7 +170,9 @@ impl Smmu {
     pub fn write32_observed(&mut self, offset: usize, value: u32, observer: &mut dyn FnMut(&Self)) {
         self.counters.writes = self.counters.writes.wrapping_add(1);
         self.record(Direction::Write, 32, offset, u64::from(value));
-        self.write_word(offset, value);
+        if !self.injected_write(offset) {
+            self.write_word(offset, value);
+        }
         observer(self);
     }
 
@@ -184,7 +180,9 @@ impl Smmu {
     pub fn write64_observed(&mut self, offset: usize, value: u64, observer: &mut dyn FnMut(&Self)) {
         self.counters.writes = self.counters.writes.wrapping_add(1);
         self.record(Direction::Write, 64, offset, value);
+        let lost = self.injected_write(offset);
         match self.config.quirks.wide_access {
+            _ if lost => (),
             _ if offset & 7 != 0 => _ = self.bad_access(offset),
             WideAccess::Lost => (),
             WideAccess::LowWord => self.write_word(offset, registers::low_word(value)),
@@ -243,9 +241,6 @@ impl Smmu {
     }
 
     fn write_word(&mut self, offset: usize, value: u32) {
-        if self.injected_write(offset) {
-            return;
-        }
         if offset & 3 != 0 {
             self.bad_access(offset);
             return;
@@ -265,9 +260,7 @@ impl Smmu {
         let (block, at) = registers::locate(&self.config, offset);
         match block {
             Block::Bank(n) if crate::bank::is_wide_operation(at) => {
-                if !self.injected_write(offset)
-                    && let Block::Bank(n) = self.visible(Block::Bank(n))
-                {
+                if let Block::Bank(n) = self.visible(Block::Bank(n)) {
                     self.bank_operation(n, at, value);
                 }
             }

@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 
 use crate::config::{Config, SyncDelay};
+use crate::flight::{InFlight, TransactionId};
 use crate::inject::SyncRegister;
 use crate::smmu::{Hazard, Smmu, UnknownSource};
-use crate::transaction::{InFlight, TransactionId};
 
 /// One cached leaf: a page or block that the SMMU may use without looking at memory.
 #[derive(Clone, Debug)]
@@ -326,7 +326,6 @@ impl Smmu {
     }
 
     fn start_sync(&mut self, register: SyncRegister) -> Active {
-        self.syncs_started = self.syncs_started.wrapping_add(1);
         let up_to = self.tlb.now();
         let polls_left = match (self.sync_is_injected(register), self.config.sync_delay) {
             (true, _) | (_, SyncDelay::Never) => None,

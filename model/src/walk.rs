@@ -355,3 +355,37 @@ fn fault(bank: u8, kind: ContextFaultKind, level: u8) -> (Decision, Fill) {
 fn ones(bits: u32) -> u64 {
     1u64.checked_shl(bits).map_or(u64::MAX, |bit| bit.wrapping_sub(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(granule: u32, start: u32, size: u32) -> Geometry {
+        Geometry { granule, start, input_bits: 64 - size, root: 0, limit: 48 }
+    }
+
+    /// The manual's table of T0SZ ranges and of the number x from which the root's alignment follows: x - T0SZ.
+    #[test]
+    fn ranges_and_alignments_are_the_manuals() {
+        let rows = [
+            (12, 0, 16..=24, 28),
+            (12, 1, 21..=33, 37),
+            (12, 2, 30..=39, 46),
+            (14, 1, 16..=27, 31),
+            (14, 2, 24..=38, 42),
+            (14, 3, 35..=39, 53),
+            (16, 1, 16..=21, 25),
+            (16, 2, 18..=34, 38),
+            (16, 3, 31..=39, 51),
+        ];
+        for (granule, start, sizes, x) in rows {
+            for size in 0..=63 {
+                let shape = shape(granule, start, size);
+                assert_eq!(shape.is_valid(), sizes.contains(&size), "granule {granule}, level {start}, T0SZ {size}");
+                if shape.is_valid() {
+                    assert_eq!(shape.start_bits().map(|bits| bits + 3), Some(x - size));
+                }
+            }
+        }
+    }
+}

@@ -85,6 +85,7 @@ fn a_stalled_transaction_can_be_retried() {
     assert!(matches!(rig.smmu.finish(&mut rig.memory, id), Some(Outcome::Stalled { .. })), "it waits for RESUME");
     rig.set(0, cb::FSR, u32::MAX);
     assert_eq!(rig.get(0, cb::FSR) & fsr::SS, fsr::SS, "only RESUME clears it");
+    assert!(rig.smmu.context_irq(0), "and until then the interrupt stands");
     rig.set(0, cb::RESUME, 0);
     assert_eq!(rig.get(0, cb::FSR) & fsr::SS, 0);
     let outcome = rig.smmu.finish(&mut rig.memory, id);

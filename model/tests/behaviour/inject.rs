@@ -63,6 +63,17 @@ fn one_write_of_many_can_be_lost() {
 }
 
 #[test]
+fn a_64_bit_write_is_lost_as_a_whole() {
+    let mut rig = Rig::live(quick());
+    let root = rig.smmu.bank(0, cb::TTBR0);
+    for injection in [Injection::WriteIsLost(1), Injection::WriteDoesNotStick(root)] {
+        rig.smmu.inject(injection);
+        rig.smmu.write64(root, u64::MAX);
+        assert_eq!(rig.smmu.read64(root), ROOT);
+    }
+}
+
+#[test]
 fn identification_can_contradict_itself() {
     let mut rig = Rig::live(quick());
     rig.smmu.inject(Injection::ReadsAs(gr0::IDR1, 0x00ff_0001));
