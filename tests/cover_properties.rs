@@ -128,6 +128,20 @@ proptest! {
         prop_assert_eq!(cover.cubes.len(), most);
     }
 
+    /// Bits on which nothing depends cost nothing, however many IDs they make of it.
+    #[test]
+    fn wide_copies_of_small_sets_are_least(set in any::<u32>(), free in prop::sample::select(vec![0x00ff, 0x7f07, 0x5555])) {
+        // The five bits of a small ID go where `free` has zeros.
+        let spread = |id: u32| {
+            let places = (0..16).filter(|bit| free >> bit & 1 == 0);
+            places.zip(0..5).fold(0, |wide, (place, bit)| wide | (id >> bit & 1) << place)
+        };
+        let ids: Vec<Cube> = members(set).iter().map(|cube| Cube::new(spread(cube.id()), free)).collect();
+        let cover = least_cover(&ids, &V2).unwrap();
+        prop_assert!(cover.exact);
+        prop_assert_eq!(cover.cubes.len(), least(set, &all_cubes(5, 0x1f), &mut HashMap::new()));
+    }
+
     /// I-1: what a planner returns is disjoint and captures the given IDs and nothing else, whatever was given.
     #[test]
     fn any_input_is_covered_exactly(ids in cubes(0xffff, 6, 40)) {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::RefCell;
+
 use iommu_assign::pci::control::{
     ControlError, Progress, Quiesce, Reason, Reset, Service, forbidden_writes, turn_translation_services_off,
 };
@@ -77,15 +79,46 @@ fn bus_mastering_goes_off_and_pending_transactions_are_waited_for() {
 
 #[test]
 fn status_bits_that_a_one_clears_survive() {
-    let function = endpoint().broken(4, 0xf810_0006);
-    let status = function.last_capability() + 8;
-    let space = space(function.broken(status, 0x000f_0000));
+    let space = space(endpoint().broken(4, 0xf810_0006));
     let config = FunctionConfig::new(&space, here()).unwrap();
     let capabilities = Capabilities::read(&config).unwrap();
     let _ = Quiesce::begin(&config, &capabilities, 1).unwrap();
     assert_eq!(space.read(here(), 4), 0xf810_0002);
-    let _ = Reset::begin(&config, &capabilities, 1).unwrap();
-    assert_eq!(space.read(here(), status), 0x000f_0000);
+}
+
+/// Passes accesses on and keeps what is written.
+struct Log<'a> {
+    space: &'a FakeConfigSpace,
+    writes: RefCell<Vec<(u16, u32)>>,
+}
+
+impl ConfigSpace for Log<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.space.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.writes.borrow_mut().push((offset, value));
+        self.space.write(function, offset, value);
+    }
+}
+
+#[test]
+fn a_reset_is_asked_for_once_and_clears_no_status() {
+    // A function that wrongly reads the reset bit as set, with errors waiting to be reported.
+    let function = endpoint();
+    let control = function.last_capability() + 8;
+    let space = space(function.broken(control, 0x000f_8000));
+    space.write(here(), 4, 0x0006);
+    let log = Log { space: &space, writes: RefCell::default() };
+    let config = FunctionConfig::new(&log, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let mut reset = Reset::begin(&config, &capabilities, 1).unwrap();
+    assert_eq!(log.writes.take(), [(control, 0x8000)]);
+    assert_eq!(reset.step(&log), Ok(Progress::Done));
+    let again = log.writes.take().into_iter().find(|(offset, _)| *offset == control);
+    assert_eq!(again, Some((control, 0)));
+    assert_eq!(space.read(here(), 4) & 0xffff, 0x0002, "bus mastering stays off even if it was not turned off before");
 }
 
 #[test]

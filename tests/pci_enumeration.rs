@@ -5,9 +5,9 @@
 use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
 use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
 use iommu_assign::pci::{
-    AcsControls, AliasKind, Bus, ConfigError, Enumeration, Function, FunctionKind, HostBridge, HostBridgeNumber,
-    IsolationCause, KeyError, MapEntry, MapError, PciKey, PortType, Problem, Provider, RequesterId, RequesterIdMap,
-    Sbdf, Segment, StreamsError, enumerate,
+    AcsControls, AliasKind, Bus, ConfigError, ConfigSpace, Enumeration, Function, FunctionKind, HostBridge,
+    HostBridgeNumber, IsolationCause, KeyError, MapEntry, MapError, PciKey, PortType, Problem, Provider, RequesterId,
+    RequesterIdMap, Sbdf, Segment, StreamsError, enumerate,
 };
 
 const SMMU: IommuKey = IommuKey::new(0x1500_0000);
@@ -206,6 +206,21 @@ fn one_port_of_a_switch_without_access_control_exposes_the_others() {
 }
 
 #[test]
+fn a_switch_port_must_offer_all_services_and_a_root_port_what_it_needs() {
+    let some = AcsControls::SOURCE_VALIDATION | AcsControls::TRANSLATION_BLOCKING;
+    let partly = |kind, primary, secondary, last| bridge(kind, primary, secondary, last).acs(some, some);
+    let functions = clean(vec![
+        ("00:01.0", partly(PortType::RootPort, 0, 1, 4)),
+        ("01:00.0", bridge(PortType::SwitchUpstream, 1, 2, 4)),
+        ("02:00.0", partly(PortType::SwitchDownstream, 2, 3, 3)),
+        ("03:00.0", endpoint()),
+    ]);
+    assert_eq!(get(&functions, "01:00.0").isolation.cause, IsolationCause::Apart);
+    assert_eq!(get(&functions, "02:00.0").isolation.cause, IsolationCause::Apart);
+    assert_eq!(group(&functions, "03:00.0"), get(&functions, "02:00.0").key);
+}
+
+#[test]
 fn the_functions_of_a_device_are_one_group_unless_each_has_access_control() {
     let acs = || endpoint().acs(AcsControls::all(), AcsControls::all());
     let functions = clean(vec![
@@ -258,6 +273,15 @@ fn a_6_requester_ids_become_streams_or_a_reason() {
 
     let narrow = with(&[MapEntry::new(0x10, Provider::Smmu(SMMU), 0x100, 1)]);
     assert_eq!(ids(narrow.streams(phantom).unwrap()), [0x100], "phantom functions that are off need no entry");
+    let mut space = FakeConfigSpace::new();
+    let enabled = endpoint().phantom_functions(2);
+    let control = enabled.last_capability() + 8;
+    space.insert(at("00:02.0"), enabled);
+    space.write(at("00:02.0"), control, 1 << 9);
+    let enabled = enumerate(&space, &host()).unwrap().functions;
+    let cause = MapError::Unmapped { rid: RequesterId(0x12) };
+    let refused = StreamsError::Map { function: at("00:02.0"), kind: AliasKind::Phantom, cause };
+    assert_eq!(narrow.streams(&enabled[0]), Err(refused), "those that are on do");
     let cause = MapError::Unmapped { rid: RequesterId(0x18) };
     assert_eq!(narrow.streams(plain), Err(StreamsError::Map { function: at("00:03.0"), kind: AliasKind::Own, cause }));
     let foreign = with(&[MapEntry::new(0, Provider::Foreign, 0, 0x100)]);
@@ -327,7 +351,8 @@ fn a_bridge_that_leads_to_itself_ends() {
         ("00:01.0", bridge(PortType::RootPort, 0, 1, 255)),
         ("01:00.0", bridge(PortType::SwitchUpstream, 1, 1, 255)),
     ]);
-    assert_eq!(enumeration.problems.len(), 1);
+    assert!(matches!(enumeration.problems[..], [Problem::Buses { secondary: Bus(1), .. }]));
+    assert_eq!(enumeration.functions.len(), 2);
 }
 
 #[test]

@@ -375,7 +375,8 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
             is_switch: port_type == Some(PortType::SwitchUpstream),
             ari: is_link && bridge.capabilities.express.is_some_and(|express| express.ari_forwarding),
             substitutes,
-            group: if isolates { level.group } else { Some(bridge.isolation.group) },
+            // A bridge in a group of others does not isolate, so this hands the group from above down too.
+            group: if isolates { None } else { Some(bridge.isolation.group) },
         }))
     }
 

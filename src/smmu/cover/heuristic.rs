@@ -108,8 +108,21 @@ mod tests {
 
     #[test]
     fn a_ragged_range_stays_valid() {
-        let (count, _) = covered(&[(0x123, 0x7654)], 10_000);
-        assert!(count <= 22, "{count}");
+        let (count, exact) = covered(&[(0x123, 0x7654)], 10_000);
+        assert!(count <= 22 && !exact, "{count}");
         assert!(covered(&[(0x123, 0x7654)], 0).0 >= count);
+        assert_eq!(covered(&[(1, 0xfffe)], 0), (30, false), "aligned pieces, of which far fewer are needed");
+    }
+
+    #[test]
+    fn the_bound_is_never_above_the_least_cover() {
+        for ids in 1..1u32 << 16 {
+            let points = (0..16).filter(|id| ids >> id & 1 == 1).map(Cube::point).collect();
+            let mut set = IdSet::from_disjoint(points, 100);
+            set.merge(u32::MAX).unwrap();
+            let mut left = 10_000;
+            let (cubes, exact) = super::super::search::least(&set, u32::MAX, &mut left).unwrap();
+            assert!(exact && lower_bound(&set) <= cubes.len(), "{ids:#x}");
+        }
     }
 }
