@@ -38,6 +38,8 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(any(loom, shuttle))]
+extern crate std;
 
 pub mod assign;
 pub mod dt;

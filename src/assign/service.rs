@@ -4,7 +4,6 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::{DeviceInfo, DeviceState};
 use super::domain::Domain;
@@ -17,6 +16,7 @@ use super::registry::{DomainRecord, IommuRecord, Registry};
 use super::space::{AddressSpace, Stage2, Stage2Limits};
 use super::spec::IommuKey;
 use crate::sync::Platform;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
 use crate::sync::order::Held;
 use crate::sync::outside::Outside;

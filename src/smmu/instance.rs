@@ -4,7 +4,6 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::config::{Implementation, SmmuConfig};
 use super::context::BankIndex;
@@ -21,6 +20,7 @@ use crate::assign::{
     Stage2Limits, Stream, StreamId,
 };
 use crate::sync::Platform;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
 use crate::sync::order::Held;
 

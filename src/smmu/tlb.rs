@@ -11,12 +11,12 @@
 //! 2. Sync `n` was started after every invalidation whose ticket is at most `n` was written, so that its completion
 //!    completes them (IHI 0062D, TLB maintenance).
 
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::levels::TlbSync;
 use super::mmio::Registers;
 use super::registers::{ANY_VALUE, gr0};
 use crate::sync::Platform;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
 use crate::sync::order::{Before, Held};
 
@@ -47,7 +47,7 @@ struct State {
 }
 
 impl<P: Platform> Tlb<P> {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { state: Lock::new(State { in_flight: false }), issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
     }
 

@@ -5,11 +5,16 @@
 //! [`order`] has the rules; every floor above declares its levels with them. The whole order stands in
 //! `docs/locking.md`, which a test compares with the types.
 
+pub(crate) mod atomic;
+#[cfg(any(loom, shuttle))]
+mod explored;
 pub(crate) mod lock;
 pub(crate) mod order;
 pub(crate) mod outside;
 mod platform;
 
+#[cfg(any(loom, shuttle))]
+pub use explored::{Explored, ExploredLock};
 pub use platform::{Platform, Spin};
 
 #[cfg(test)]
