@@ -158,6 +158,8 @@ mod tests {
         assert_eq!(memory.descriptor(0x1ffc, false), Some(0));
         memory.publish(0x1ffc..0x2000);
         assert_eq!(memory.descriptor(0x1ffc, false), Some(0x5566_7788));
+        memory.publish(0x2000..0x2001);
+        assert_eq!(memory.descriptor(0x1ffc, false), Some(0x44_5566_7788), "to the byte");
         memory.publish(0x2000..0x2004);
         assert_eq!(memory.descriptor(0x1ffc, false), Some(0x1122_3344_5566_7788));
     }

@@ -62,6 +62,11 @@ fn a_stage_1_bank_with_m_clear_passes_untranslated() {
     rig.smmu.write32(rig.smmu.cbar(0), bank_attributes::STAGE1_BYPASS | 1);
     rig.set(0, cb::SCTLR, 0);
     assert!(untranslated(&rig.read(5, 0x9000)));
+    assert!(untranslated(&rig.read(5, 1 << 32)));
+    rig.smmu.write32(rig.smmu.cba2r(0), 0);
+    let kind = smmu_model::ContextFaultKind::Translation;
+    let fault = rig.read(5, 1 << 32).fault();
+    assert_eq!(fault, Some(Fault::Context { bank: 0, kind, level: 1 }), "VA64 = 0 takes 32 bits");
 }
 
 #[test]
@@ -77,14 +82,15 @@ fn a_nested_pair_uses_the_second_banks_stage_2() {
     let mut rig = Rig::live(quick());
     rig.map(OTHER_ROOT, 0x5000, 0x8_0000);
     rig.bank(3, 9, OTHER_ROOT);
-    rig.smmu.write32(rig.smmu.cbar(0), bank_attributes::NESTED | (3 << 8) | 1);
-    rig.set(0, cb::SCTLR, LIVE & !1);
+    rig.stream(0, 5, 2);
+    rig.smmu.write32(rig.smmu.cba2r(2), 0);
+    rig.smmu.write32(rig.smmu.cbar(2), bank_attributes::NESTED | (3 << 8) | 1);
     let outcome = rig.read(5, 0x5678);
     assert_eq!(outcome.physical(), Some(0x8_0678));
     assert!(matches!(outcome, Outcome::Completed { path: Path::Translated { bank: 3, vmid: 9, .. }, .. }));
     assert!(rig.read(5, 0x6000).fault().is_some());
-    assert_eq!(rig.get(0, cb::FSR) & !smmu_model::registers::fsr::FORMAT, 0, "only the second bank records");
-    assert_eq!(rig.get(3, cb::FSYNR0) & 0x00ff_0004, 0x0000_0004, "NESTED, and the first bank's number, 0");
+    assert_eq!(rig.get(2, cb::FSR) & !smmu_model::registers::fsr::FORMAT, 0, "only the second bank records");
+    assert_eq!(rig.get(3, cb::FSYNR0) & 0x00ff_0004, 0x0002_0004, "NESTED, and the first bank's number, 2");
 }
 
 #[test]
@@ -113,6 +119,10 @@ fn a_wide_input_with_m_clear_has_two_readings() {
         assert_eq!(fault, Some(Fault::Context { bank: 0, kind: expected, level: 1 }));
         rig.set(0, cb::FSR, u32::MAX);
         assert!(untranslated(&rig.read(5, 1 << 39)));
+        rig.set(0, cb::SCTLR, LIVE);
+        let fault = rig.read(5, 1 << 40).fault();
+        let translation = smmu_model::ContextFaultKind::Translation;
+        assert_eq!(fault, Some(Fault::Context { bank: 0, kind: translation, level: 1 }), "with M = 1 they agree");
     }
 }
 
@@ -149,6 +159,9 @@ fn a_vmid16_that_is_not_enabled_is_not_the_vmid() {
     rig.smmu.write32(rig.smmu.cba2r(0), 0x1234_0001);
     let outcome = rig.read(5, 0);
     assert!(matches!(outcome, Outcome::Completed { path: Path::Translated { vmid: 1, .. }, .. }));
+    rig.smmu.write32(gr0::TLBIVMID, 0x7701);
+    assert!(rig.sync());
+    assert!(rig.smmu.tlb().is_empty(), "the invalidate compares 8 bits");
 }
 
 #[test]

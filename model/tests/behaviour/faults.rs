@@ -111,6 +111,10 @@ fn stalld_turns_stalling_off() {
     rig.set(0, cb::SCTLR, STALLING);
     rig.smmu.write32(gr0::SCR0, scr0::STALLD | scr0::USFCFG);
     assert!(rig.read(5, 0).fault().is_some());
+    let verdict = |rig: &Rig| rig.smmu.reach(&rig.memory, 5, 0, Access::Read).first().map(|one| one.verdict);
+    assert!(matches!(verdict(&rig), Some(Verdict::Faults(_))));
+    rig.smmu.write32(gr0::SCR0, scr0::USFCFG);
+    assert_eq!(verdict(&rig), Some(Verdict::Waits(Some(0))));
 }
 
 #[test]
@@ -189,6 +193,10 @@ fn v1_reports_an_interrupt_that_does_not_exist() {
     rig.read(5, 0);
     assert_eq!(rig.smmu.read32(gr0::SGFSR), gfsr::UCIF);
     assert_eq!(rig.get(0, cb::FSR) & fsr::TF, fsr::TF);
+    rig.smmu.write32(gr0::SGFSR, u32::MAX);
+    rig.set(0, cb::SCTLR, LIVE & !sctlr::CFIE);
+    rig.read(5, 0);
+    assert_eq!(rig.smmu.read32(gr0::SGFSR), 0, "a bank that does not interrupt needs no line");
 }
 
 #[test]
@@ -204,7 +212,9 @@ fn banks_can_share_one_line() {
 #[test]
 fn an_unimplemented_register_may_be_a_configuration_access_fault() {
     let mut rig = Rig::live(Config { unimplemented: Unimplemented::Fault, ..quick() });
+    rig.smmu.write32(gr0::SGFSYNR1, 0x77);
     rig.smmu.write32(0x00e0, 1);
+    assert_eq!(rig.smmu.read32(gr0::SGFSYNR1), 0x77, "it has no stream");
     assert_eq!(rig.smmu.read32(gr0::SGFSR), gfsr::CAF);
     assert_eq!(rig.smmu.read64(gr0::SGFAR), 0xe0);
     assert!(rig.smmu.config_irq());
@@ -219,6 +229,11 @@ fn an_unimplemented_register_may_be_a_configuration_access_fault() {
     rig.set(1, 0x900, 1);
     assert_eq!(rig.smmu.read32(gr0::SGFSR), gfsr::CAF, "v1 banks do");
     assert_eq!(rig.smmu.read64(gr0::SGFAR), 0x1_1900);
+    rig.smmu.write32(gr0::SGFSR, u32::MAX);
+    rig.smmu.read32(rig.smmu.gr1(0x204));
+    assert_eq!(rig.smmu.read64(gr0::SGFAR), 0x1204);
+    rig.smmu.write32(gr0::SCR0, scr0::GFIE);
+    assert!(!rig.smmu.config_irq(), "gated by GCFGFIE");
 }
 
 #[test]

@@ -111,6 +111,34 @@ fn an_invalidate_by_page_waits_for_that_page() {
     assert!(rig.sync_bank(0), "another page");
     rig.smmu.write64(rig.smmu.bank(0, cb::TLBIIPAS2L), 0);
     assert!(!rig.sync_bank(0));
+    let (mut rig, _) = under_way(3);
+    rig.bank(1, 2, ROOT);
+    rig.smmu.write64(rig.smmu.bank(1, cb::TLBIIPAS2L), 0);
+    assert!(rig.sync_bank(1), "another VMID");
+}
+
+#[test]
+fn an_invalidate_by_page_waits_for_users_of_the_same_block() {
+    let mut rig = Rig::live(quick());
+    rig.memory.write_u64(ROOT, 0x4000_0000 | crate::rig::LEAF | crate::rig::RW | 1);
+    rig.memory.publish_all();
+    let id = rig.smmu.accept(Transaction::read(5, 0x20_0000, 4));
+    for _ in 0..3 {
+        rig.smmu.step(&mut rig.memory, id);
+    }
+    rig.smmu.write64(rig.smmu.bank(0, cb::TLBIIPAS2L), 0);
+    assert!(!rig.sync_bank(0), "one block translates both addresses");
+    rig.smmu.drain(&mut rig.memory);
+    assert!(rig.sync_bank(0));
+}
+
+#[test]
+fn an_invalidate_of_a_table_waits_for_users_of_the_table() {
+    for (register, waits) in [(cb::TLBIIPAS2L, false), (cb::TLBIIPAS2, true)] {
+        let (mut rig, _) = under_way(3);
+        rig.smmu.write64(rig.smmu.bank(0, register), 1);
+        assert_eq!(rig.sync_bank(0), !waits);
+    }
 }
 
 #[test]
@@ -137,14 +165,20 @@ fn an_old_root_latched_before_an_invalidate_caches_nothing_beyond_the_sync() {
 fn the_probe_names_what_is_in_flight() {
     let (mut rig, id) = under_way(1);
     rig.smmu.write32(rig.smmu.s2cr(0), stream::S2CR_FAULT);
+    let other = rig.smmu.accept(Transaction::write(6, 0, &[7]));
     let before = rig.clone();
     let all = rig.smmu.reach(&rig.memory, 5, 0, Access::Write);
+    assert!(all.iter().all(|one| one.source != Source::InFlight(other)), "another stream's");
+    for (address, access) in [(0x1000, Access::Write), (0, Access::Read)] {
+        let all = rig.smmu.reach(&rig.memory, 5, address, access);
+        assert!(all.iter().all(|one| one.source == Source::New), "another page's, another access's");
+    }
     assert_eq!(rig, before);
     let old = all.iter().find(|one| one.source == Source::InFlight(id)).map(|one| one.verdict);
     assert!(matches!(old, Some(Verdict::Reaches { physical: 0x8_0000, .. })));
     let new = all.iter().find(|one| one.source == Source::New).map(|one| one.verdict);
     assert!(matches!(new, Some(Verdict::Faults(_))));
-    assert_eq!(rig.smmu.reach_of_all_in_flight(&rig.memory).len(), 1);
+    assert_eq!(rig.smmu.reach_of_all_in_flight(&rig.memory).len(), 2);
 }
 
 #[test]

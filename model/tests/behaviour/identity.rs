@@ -80,6 +80,14 @@ fn each_preset_agrees_with_its_registers() {
 }
 
 #[test]
+fn v2_counts_one_context_interrupt_and_v1_all() {
+    for (config, expected) in [(Config::generic_v2(), 1), (Config::generic_v1(), 4)] {
+        let [idr0, ..] = identity(Config { context_interrupts: 4, ..config });
+        assert_eq!((idr0 >> 16) & 0xff, expected);
+    }
+}
+
+#[test]
 fn identification_cannot_be_written() {
     let mut rig = Rig::new(quick());
     let before = rig.clone();
@@ -120,8 +128,10 @@ fn an_access_outside_or_unaligned_is_ignored_and_named() {
     assert_eq!(rig.smmu.read32(end), 0);
     rig.smmu.write32(2, u32::MAX);
     rig.smmu.write64(4, u64::MAX);
+    rig.smmu.write32(rig.smmu.s2cr(1) + 1, u32::MAX);
+    assert_eq!(rig.smmu.read32(gr0::IDR0 + 1), 0);
     assert_eq!(rig, before);
-    assert_eq!(rig.smmu.hazards(), [end, 2, 4].map(Hazard::BadAccess));
+    assert_eq!(rig.smmu.hazards(), [end, 2, 4, 0xc05, 0x21].map(Hazard::BadAccess));
 }
 
 #[test]
@@ -131,6 +141,32 @@ fn a_reset_gives_the_part_as_it_was_made() {
     rig.read(5, 0);
     rig.smmu.reset();
     assert_eq!(rig.smmu, fresh.smmu);
+    let first = rig.smmu.accept(smmu_model::Transaction::read(5, 0, 4));
+    rig.smmu.inject(smmu_model::Injection::AllOnes);
+    rig.smmu.reset();
+    assert_eq!(rig.smmu.read32(gr0::IDR0), u32::MAX, "what a test injected stays");
+    assert_ne!(rig.smmu.accept(smmu_model::Transaction::read(5, 0, 4)), first, "a name is never given twice");
+}
+
+#[test]
+fn parts_in_the_same_state_are_equal_and_others_are_not() {
+    let mut rig = Rig::live(quick());
+    rig.map(crate::rig::ROOT, 0, 0x8_0000);
+    let before = rig.smmu.clone();
+    rig.read(5, 0);
+    assert_ne!(rig.smmu, before, "something is cached");
+    rig.smmu = before.clone();
+    rig.smmu.accept(smmu_model::Transaction::read(5, 0, 4));
+    assert_ne!(rig.smmu, before, "something is in flight");
+    rig.smmu = before.clone();
+    rig.smmu.inject(smmu_model::Injection::AllOnes);
+    assert_ne!(rig.smmu, before, "something will go wrong");
+    rig.smmu = before.clone();
+    rig.smmu.write32(gr0::TLBIALLNSNH, 0);
+    assert_ne!(rig.smmu, before, "something is posted");
+    rig.smmu = before.clone();
+    rig.smmu.start_trace();
+    assert_eq!(rig.smmu, before, "a trace only looks");
 }
 
 #[test]

@@ -23,6 +23,10 @@ fn the_kth_sync_can_time_out() {
     rig.smmu.inject(Injection::SyncTimesOut(2));
     let syncs: Vec<_> = (0..4).map(|_| rig.sync()).collect();
     assert_eq!(syncs, [true, false, true, true]);
+    rig.smmu.inject(Injection::SyncTimesOut(1));
+    rig.smmu.inject(Injection::SyncTimesOut(3));
+    let syncs: Vec<_> = (0..4).map(|_| rig.sync()).collect();
+    assert_eq!(syncs, [false, true, false, true]);
 }
 
 #[test]

@@ -45,6 +45,9 @@ fn qualcomm_loses_maintenance_writes_of_zero() {
     assert!(!smmu.has_posted_maintenance());
     smmu.write32(gr0::STLBGSYNC, 0);
     assert_eq!(smmu.hazards(), [gr0::TLBIALLNSNH, gr0::STLBGSYNC].map(Hazard::ZeroWriteLost));
+    smmu.write32(gr0::TLBIVMID, 0);
+    assert!(smmu.has_posted_maintenance(), "zero is a VMID");
+    let mut smmu = Smmu::new(Config::qualcomm());
     smmu.write32(gr0::TLBIALLNSNH, u32::MAX);
     assert!(smmu.has_posted_maintenance());
 }
@@ -84,7 +87,10 @@ fn mmu_500_holds_some_of_scr0_fixed() {
 #[test]
 fn calxeda_needs_the_aliases() {
     let mut rig = Rig::new(Config::calxeda());
+    let before = rig.clone();
     rig.smmu.write32(gr0::SCR0, 0);
+    assert_ne!(rig, before);
+    assert_eq!((rig.smmu.read32(gr0::SCR0), rig.smmu.read32(gr0::SCR0 + gr0::NONSECURE) & 1), (0, 1));
     assert!(rig.read(5, 0x1000).physical().is_some(), "that was the Secure copy");
     let status = rig.smmu.read32(gr0::SGFSR + gr0::NONSECURE);
     rig.smmu.write32(gr0::SGFSR + gr0::NONSECURE, status);

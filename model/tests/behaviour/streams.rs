@@ -110,6 +110,8 @@ fn a_stream_id_is_cut_to_what_the_bus_carries() {
     assert_eq!(rig.smmu.matching_entries(0x15), [0]);
     rig.stream(0, 0x15, 0);
     assert_eq!(rig.smmu.matching_entries(0x15), []);
+    rig.read(0x7ff6, 0);
+    assert_eq!(rig.smmu.read32(gr0::SGFSYNR1), 6, "the syndrome has no more of it");
 }
 
 #[test]
@@ -183,6 +185,13 @@ fn privilege_and_instruction_can_be_overridden() {
     let fetch = smmu_model::Transaction::read(5, 0, 4).instruction();
     rig.smmu.write32(rig.smmu.s2cr(0), 2 << 26);
     assert_eq!(rig.smmu.dma(&mut rig.memory, fetch).physical(), Some(0x8_0000));
+    for (config, marked, recorded) in [(2, true, 0), (3, false, 0x20), (0, true, 0x20)] {
+        rig.smmu.write32(rig.smmu.s2cr(0), config << 24);
+        rig.set(0, smmu_model::registers::cb::FSR, u32::MAX);
+        let read = smmu_model::Transaction { privileged: marked, ..smmu_model::Transaction::read(5, 0x9000, 4) };
+        rig.smmu.dma(&mut rig.memory, read);
+        assert_eq!(rig.get(0, smmu_model::registers::cb::FSYNR0) & 0x20, recorded, "PRIVCFG {config}");
+    }
 }
 
 #[test]
@@ -223,6 +232,9 @@ fn global_faults_are_recorded_once_and_then_counted_as_several() {
     rig.smmu.write32(gr0::SGFSR, gfsr::USF | gfsr::MULTI);
     assert_eq!(rig.smmu.read32(gr0::SGFSR), 0);
     assert!(!rig.smmu.global_irq());
+    rig.smmu.write32(gr0::SGFSRRESTORE, gfsr::USF | gfsr::ICF);
+    rig.smmu.write32(gr0::SGFSR, gfsr::USF);
+    assert_eq!(rig.smmu.read32(gr0::SGFSR), gfsr::ICF, "only what was written");
 }
 
 #[test]
@@ -242,6 +254,8 @@ fn restore_sets_the_status_and_the_interrupt() {
     rig.smmu.write32(gr0::SGFSRRESTORE, gfsr::ICF | gfsr::MULTI);
     assert_eq!(rig.smmu.read32(gr0::SGFSR), gfsr::ICF | gfsr::MULTI);
     assert!(rig.smmu.global_irq());
+    rig.smmu.write32(gr0::SGFSRRESTORE, u32::MAX);
+    assert_eq!(rig.smmu.read32(gr0::SGFSR), 0x8000_006f, "the bits that v2 has");
 }
 
 #[test]
@@ -255,7 +269,23 @@ fn the_probe_changes_nothing() {
         assert_eq!(all.first().map(|one| one.source), Some(Source::New));
     }
     assert_eq!(rig, before);
+    rig.map_with(ROOT, 0, 0x8_0000 | crate::rig::LEAF | crate::rig::RW | (1 << 54) | 3);
+    rig.smmu.write32(rig.smmu.s2cr(0), 3 << 26);
+    let found = rig.smmu.reach(&rig.memory, 5, 0, Access::Read);
+    let fetch = found.first().map(|one| one.verdict);
+    assert!(matches!(fetch, Some(Verdict::Faults(_))), "it, too, follows INSTCFG: {fetch:?}");
     let found = rig.smmu.reach(&rig.memory, 6, 0, Access::Read);
     let verdict = Verdict::Faults(global(GlobalFaultKind::UnidentifiedStream));
     assert_eq!(found.first().map(|one| one.verdict), Some(verdict));
+}
+
+#[test]
+fn parts_without_extended_ids_have_none_of_their_bits() {
+    let mut rig = Rig::live(quick());
+    rig.smmu.write32(gr0::SCR0, u32::MAX);
+    assert_eq!(rig.smmu.read32(gr0::SCR0) & (scr0::EXIDENABLE | scr0::VMID16EN), 0);
+    rig.smmu.write32(rig.smmu.s2cr(0), stream::S2CR_EXIDVALID);
+    assert_eq!(rig.smmu.read32(rig.smmu.s2cr(0)), 0);
+    rig.smmu.write32(rig.smmu.cba2r(0), u32::MAX);
+    assert_eq!(rig.smmu.read32(rig.smmu.cba2r(0)), 3);
 }

@@ -70,6 +70,40 @@ fn an_invalidate_before_the_table_changed_does_not_help() {
 }
 
 #[test]
+fn what_a_stale_table_gives_after_the_invalidate_goes_with_it() {
+    let mut rig = Rig::live(quick());
+    rig.map(ROOT, 0, 0x8_0000);
+    rig.map(ROOT, 0x1000, 0x9_0000);
+    rig.read(5, 0);
+    rig.smmu.write32(gr0::TLBIVMID, 1);
+    assert!(rig.read(5, 0x1000).physical().is_some(), "through table entries that are older than the invalidate");
+    assert!(rig.sync());
+    assert!(rig.smmu.tlb().is_empty());
+}
+
+#[test]
+fn what_is_walked_anew_after_the_invalidate_stays() {
+    let mut rig = Rig::live(quick());
+    rig.map(ROOT, 0, 0x8_0000);
+    rig.smmu.write32(gr0::TLBIVMID, 1);
+    rig.read(5, 0);
+    assert!(rig.sync());
+    assert_eq!((rig.smmu.tlb().len(), rig.smmu.walk_cache().len()), (1, 2));
+}
+
+#[test]
+fn table_entries_serve_their_own_granule_only() {
+    let mut rig = Rig::live(quick());
+    rig.map(ROOT, 0, 0x8_0000);
+    rig.read(5, 0);
+    rig.smmu.write64(rig.smmu.bank(0, cb::TLBIIPAS2L), 0);
+    assert!(rig.sync_bank(0));
+    rig.set(0, cb::TCR, (5 << 16) | (2 << 14) | (1 << 6) | 25);
+    assert!(rig.smmu.walk_cache().len() == 2);
+    assert!(rig.read(5, 0).fault().is_some(), "a 16 KiB walk starts at the root again");
+}
+
+#[test]
 fn an_invalidate_after_the_sync_started_is_not_covered() {
     let mut rig = stale(quick());
     rig.smmu.write32(gr0::STLBGSYNC, u32::MAX);

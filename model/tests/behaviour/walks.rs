@@ -131,6 +131,9 @@ fn execute_never_stops_instruction_fetches_only() {
     let mut rig = Rig::live(quick());
     rig.map_with(ROOT, 0, 0x8_0000 | LEAF | RW | (1 << 54) | 3);
     assert!(rig.read(5, 0).physical().is_some());
+    rig.map(ROOT, 0x1000, 0x9_0000);
+    let fetch = Transaction::read(5, 0x1000, 4).instruction();
+    assert_eq!(rig.smmu.dma(&mut rig.memory, fetch).physical(), Some(0x9_0000));
     let fetch = Transaction::read(5, 0, 4).instruction();
     assert_eq!(rig.smmu.dma(&mut rig.memory, fetch).fault(), faulted(ContextFaultKind::Permission, 3));
     assert_eq!(rig.get(0, cb::FSYNR0) & 0x40, 0x40, "IND");
@@ -144,6 +147,7 @@ fn a_clear_access_flag_faults_unless_disabled() {
     assert!(rig.smmu.tlb().is_empty(), "such a descriptor is not cached");
     rig.set(0, cb::SCTLR, LIVE | sctlr::AFFD);
     assert_eq!(rig.read(5, 0).physical(), Some(0x8_0000));
+    assert!(rig.smmu.tlb().is_empty());
 }
 
 #[test]
@@ -152,6 +156,7 @@ fn an_input_above_the_table_or_the_part_is_a_translation_fault() {
     assert_eq!(rig.read(5, 1 << 39).fault(), faulted(ContextFaultKind::Translation, 1));
     let mut rig = shaped(Config { intermediate_bits: 32, ..quick() }, PA_48 | (1 << 6) | 25, ROOT);
     rig.map(ROOT, 0, 0x8_0000);
+    rig.map(ROOT, 1 << 32, 0x9_0000);
     assert!(rig.read(5, 0).physical().is_some());
     assert_eq!(rig.read(5, 1 << 32).fault(), faulted(ContextFaultKind::Translation, 1));
 }
@@ -179,6 +184,41 @@ fn the_parts_output_size_limits_whatever_pasize_says() {
     let mut rig = Rig::live(Config { output_bits: 40, ..quick() });
     rig.map(ROOT, 0, 1 << 40);
     assert_eq!(rig.read(5, 0).fault(), faulted(ContextFaultKind::AddressSize, 3));
+}
+
+#[test]
+fn the_32_bit_format_reaches_40_bits() {
+    for (config, kind) in
+        [(quick(), ContextFaultKind::AddressSize), (Config::generic_v1(), ContextFaultKind::Translation)]
+    {
+        let mut rig = Rig::live(config);
+        rig.smmu.write32(rig.smmu.cba2r(0), 0);
+        rig.set(0, cb::TCR, 1 << 6);
+        rig.map(ROOT, 0, 1 << 40);
+        assert_eq!(rig.read(5, 0).fault(), faulted(kind, 3), "v1 has no ASF");
+    }
+}
+
+#[test]
+fn a_start_level_that_does_not_exist_is_a_translation_fault() {
+    for (granule, size) in [(0, 25), (TG_16K, 16), (TG_64K, 16), (3 << 14, 25)] {
+        let mut rig = shaped(quick(), PA_48 | granule | (3 << 6) | size, ROOT);
+        // A descriptor that is a table at every level but the last, and a page there.
+        rig.memory.write_u64(ROOT, (ROOT + 0x1_0000) | 3);
+        rig.memory.write_u64(ROOT + 0x1_0000, (ROOT + 0x1_0000) | LEAF | RW | 3);
+        rig.memory.publish_all();
+        assert_eq!(rig.read(5, 0).fault(), faulted(ContextFaultKind::Translation, 1));
+    }
+}
+
+#[test]
+fn a_device_can_write_a_page_table() {
+    let mut rig = Rig::live(quick());
+    rig.map(ROOT, 0, ROOT + 0x9000);
+    let leaf = 0x9_0000 | LEAF | RW | 3;
+    let write = Transaction::write(5, 8, &leaf.to_le_bytes());
+    assert!(rig.smmu.dma(&mut rig.memory, write).physical().is_some());
+    assert_eq!(rig.read(5, 0x1000).physical(), Some(0x9_0000), "DMA snoops, so the walker sees it");
 }
 
 #[test]
@@ -243,6 +283,11 @@ fn a_master_splits_transfers_at_4_kib() {
     let outcomes = master.read(&mut rig.smmu, &mut rig.memory, 0x5ffe, 0x2002);
     assert_eq!(outcomes.len(), 3);
     assert!(outcomes.last().is_some_and(|last| last.fault().is_some()));
+    assert_eq!(rig.get(0, cb::FSYNR0) & 0x70, 0, "a read, unprivileged, of data");
+    rig.set(0, cb::FSR, u32::MAX);
+    let master = smmu_model::Master { privileged: true, instruction: true, ..master };
+    master.read(&mut rig.smmu, &mut rig.memory, 0x7000, 4);
+    assert_eq!(rig.get(0, cb::FSYNR0) & 0x70, 0x60, "PNU and IND");
 }
 
 #[test]
@@ -251,4 +296,17 @@ fn memory_may_answer_with_a_bus_error() {
     rig.map(ROOT, 0, 0x8_0000);
     rig.memory.fail(0x8_0000..0x8_1000);
     assert!(matches!(rig.read(5, 0), Outcome::BusError { physical: 0x8_0000, .. }));
+}
+
+#[test]
+fn a_burst_transfers_nothing_beyond_4_kib() {
+    let mut rig = Rig::live(quick());
+    rig.map(ROOT, 0x5000, 0x8_0000);
+    let write = Transaction::write(5, 0x5ffe, &[1, 2, 3, 4]);
+    assert!(rig.smmu.dma(&mut rig.memory, write).physical().is_some());
+    assert_eq!(rig.memory.read_u64(0x8_0ffe), 0x0201);
+    let Outcome::Completed { data, .. } = rig.smmu.dma(&mut rig.memory, Transaction::read(5, 0x5ffe, 4)) else {
+        panic!("did not complete")
+    };
+    assert_eq!(data, [1, 2]);
 }
