@@ -1,0 +1,143 @@
+//! The command line.
+//!
+//! Read by hand: it is two words and an option, and each mistake is to be one line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::error::Failure;
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+    /// Play the scenario on a board.
+    Run(Board),
+    /// Print what a board's device tree says.
+    Inspect {
+        /// The board.
+        board: Board,
+        /// As JSON.
+        json: bool,
+    },
+}
+
+/// Where a device tree comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Board {
+    /// The one that is built in.
+    Showcase,
+    /// A blob in this file.
+    File(PathBuf),
+}
+
+/// What `--help` prints.
+pub(crate) const HELP: &str = "\
+A small hypervisor on a modelled board: devices assigned and isolated by iommu-assign.
+
+Usage:
+  prototype                          play the scenario on a built-in board
+  prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
+  prototype inspect [--json] BOARD.dtb
+                                     SMMUs, devices, groups, host bridges and stream-map
+                                     entries of a board, for people or as JSON
+
+Options:
+  -h, --help       this text
+  -V, --version    the version
+
+Exit status: 0 when all that was expected held, 1 when something did not, 2 for an error.
+";
+
+/// Reads the arguments after the program's name.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let mut words: Vec<OsString> = Vec::new();
+    let mut json = false;
+    let mut only_words = false;
+    for argument in arguments {
+        match argument.to_str() {
+            _ if only_words => words.push(argument),
+            Some("--") => only_words = true,
+            Some("-h" | "--help") => return Ok(Command::Help),
+            Some("-V" | "--version") => return Ok(Command::Version),
+            Some("--json") => json = true,
+            _ if argument.as_encoded_bytes().starts_with(b"-") => {
+                return Err(wrong(format!("unknown option `{}`", argument.to_string_lossy())));
+            }
+            _ => words.push(argument),
+        }
+    }
+    let mut words = words.into_iter();
+    let Some(command) = words.next() else {
+        return if json { Err(json_is_for_inspect()) } else { Ok(Command::Run(Board::Showcase)) };
+    };
+    let board = words.next();
+    if let Some(word) = words.next() {
+        return Err(wrong(format!("unexpected argument `{}`", word.to_string_lossy())));
+    }
+    let command = command.to_string_lossy();
+    let file = |board: Option<OsString>| match board {
+        Some(path) => Ok(Board::File(path.into())),
+        None => Err(wrong(format!("`{command}` needs the file name of a device tree blob"))),
+    };
+    match &*command {
+        "inspect" => Ok(Command::Inspect { board: file(board)?, json }),
+        "run" if json => Err(json_is_for_inspect()),
+        "run" => Ok(Command::Run(file(board)?)),
+        command => Err(wrong(format!("unknown command `{command}`"))),
+    }
+}
+
+fn json_is_for_inspect() -> Failure {
+    wrong("`--json` is an option of `inspect`")
+}
+
+fn wrong(what: impl AsRef<str>) -> Failure {
+    Failure::new(format!("{} (see --help)", what.as_ref()))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, Failure> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn file(name: &str) -> Board {
+        Board::File(name.into())
+    }
+
+    #[test]
+    fn commands_are_understood_with_options_anywhere() {
+        assert_eq!(parsed("").unwrap(), Command::Run(Board::Showcase));
+        assert_eq!(parsed("run a.dtb").unwrap(), Command::Run(file("a.dtb")));
+        for line in ["inspect --json a.dtb", "inspect a.dtb --json", "--json inspect a.dtb"] {
+            assert_eq!(parsed(line).unwrap(), Command::Inspect { board: file("a.dtb"), json: true });
+        }
+        assert_eq!(parsed("inspect -- --json").unwrap(), Command::Inspect { board: file("--json"), json: false });
+        assert_eq!(parsed("run --help").unwrap(), Command::Help);
+        assert_eq!(parsed("-V").unwrap(), Command::Version);
+    }
+
+    #[test]
+    fn each_mistake_is_one_line_that_names_it() {
+        let cases = [
+            ("run", "`run` needs the file name of a device tree blob (see --help)"),
+            ("inspect --json", "`inspect` needs the file name of a device tree blob (see --help)"),
+            ("run a b", "unexpected argument `b` (see --help)"),
+            ("walk a", "unknown command `walk` (see --help)"),
+            ("run --fast a", "unknown option `--fast` (see --help)"),
+            ("-j", "unknown option `-j` (see --help)"),
+            ("run a --json", "`--json` is an option of `inspect` (see --help)"),
+            ("--json", "`--json` is an option of `inspect` (see --help)"),
+        ];
+        for (line, message) in cases {
+            assert_eq!(parsed(line).unwrap_err().to_string(), message, "{line}");
+        }
+    }
+}

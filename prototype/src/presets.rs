@@ -1,0 +1,77 @@
+//! Which modelled part stands for an SMMU node, and how the driver is told of it.
+//!
+//! A device tree names an implementation and gives a region and interrupts; how many entries and banks there are only
+//! ID registers say. The part that is chosen is one that is sold under that name, made to fit the region.
+
+use std::collections::BTreeSet;
+
+use iommu_assign::assign::PhysicalAddress;
+use iommu_assign::dt::SmmuNode;
+use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, SmmuConfig};
+use smmu_model::{Config, PageSize, Quirks, Wiring};
+
+/// Where the machine keeps zeros for banks that nobody uses.
+pub(crate) const EMPTY_ROOT: EmptyRoot = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+
+/// The modelled part for a node.
+pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
+    let size = node.registers.size();
+    let mut part = match node.implementation {
+        // A quarter of a megabyte and more is what parts with many banks have; ZynqMP's is the best known small one.
+        Implementation::Mmu500 if size <= 0x2_0000 => Config::mmu500_zynqmp(),
+        Implementation::Mmu500 | Implementation::QualcommMmu500 => Config::mmu500_layerscape(),
+        Implementation::Mmu400 => Config::mmu400(),
+        // Juno's have 1 to 4 banks, and no register of the device tree says which.
+        Implementation::Mmu401 => Config::mmu401_juno_large(),
+        Implementation::Cavium => Config::cn88xx(),
+        Implementation::MarvellAp806 => Config::ap806(),
+        Implementation::Nvidia => Config::tegra194(),
+        // The bare part: what Qualcomm's firmware does to some writes depends on the chip.
+        Implementation::Qualcomm => Config::qualcomm().quirks(Quirks::NONE),
+        _ if node.architecture == Architecture::V1 => Config::generic_v1(),
+        _ => Config::generic_v2(),
+    };
+    fit(&mut part, size);
+    part.coherent_walk = node.coherent;
+    let lines = context_lines(node);
+    part.wiring = if lines >= u32::from(part.banks) { Wiring::Separate } else { Wiring::Combined };
+    if node.architecture == Architecture::V1 {
+        part.context_interrupts = u8::try_from(lines).unwrap_or(u8::MAX).max(1);
+    }
+    // Two instances of one part differ in what their reset leaves undefined.
+    part.seed(node.key.base())
+}
+
+/// What the driver is told of a node.
+pub(crate) fn described(node: &SmmuNode<'_>) -> SmmuConfig {
+    let mut config = SmmuConfig::new(node.key, node.registers.size(), node.architecture, EMPTY_ROOT);
+    config.implementation = node.implementation;
+    config.coherent = node.coherent;
+    config.context_lines = context_lines(node);
+    // The model completes a sync after two reads; a run must not hang where it does not.
+    config.polls = 1000;
+    config
+}
+
+/// Makes the register map fill the region and no more.
+fn fit(part: &mut Config, region: u64) {
+    part.page_size = if region >= 0x80_0000 { PageSize::Large } else { PageSize::Small };
+    part.num_page_index_bits = 0;
+    let fits = |part: &Config| u64::from(part.half_bytes()).saturating_mul(2) <= region;
+    for bits in 0..=7 {
+        let wider = Config { num_page_index_bits: bits, ..part.clone() };
+        if fits(&wider) {
+            part.num_page_index_bits = bits;
+        }
+    }
+    part.banks = part.banks.min(u8::try_from(part.pages()).unwrap_or(u8::MAX));
+    part.stage2_banks = part.stage2_banks.min(part.banks);
+}
+
+/// How many different lines report contexts: boards list one line for many banks.
+fn context_lines(node: &SmmuNode<'_>) -> u32 {
+    let global = usize::try_from(node.global_irqs).unwrap_or(usize::MAX);
+    let lines: BTreeSet<Vec<u32>> =
+        node.interrupts.iter().skip(global).map(|line| line.specifier().collect()).collect();
+    u32::try_from(lines.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,176 @@
+//! Keeps the score: each line of the scenario is an expectation that held or did not.
+
+use smmu_model::Counters;
+
+use crate::report::{Page, WIDTH, printable, shortened, width, wrapped};
+
+/// The scenario's lines, and how many expectations held.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    page: Page,
+    steps: usize,
+    held: usize,
+    failed: Vec<String>,
+}
+
+/// One line: an operation, what came of it, and whether that was expected.
+#[derive(Debug)]
+#[must_use = "a line counts when it is told what was expected"]
+pub(crate) struct Line<'a> {
+    recorder: &'a mut Recorder,
+    operation: &'static str,
+    subject: String,
+    result: String,
+    cost: Option<Counters>,
+    details: Vec<String>,
+}
+
+impl Recorder {
+    /// A score of nothing, written below what `page` has.
+    pub(crate) const fn new(page: Page) -> Self {
+        Self { page, steps: 0, held: 0, failed: Vec::new() }
+    }
+
+    /// Begins a step.
+    pub(crate) fn step(&mut self, title: &str) {
+        self.steps = self.steps.saturating_add(1);
+        let title = format!("{}. {title}", self.steps);
+        self.page.gap();
+        let room = WIDTH.saturating_sub(COSTS);
+        self.page.line(format!(
+            "{:<room$}{:>READS$} {:>WRITES$}",
+            shortened(&printable(&title), room),
+            "reads",
+            "writes"
+        ));
+    }
+
+    /// Says something about the step.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.page.text(2, text);
+    }
+
+    /// Says what happened, where there is nothing to expect.
+    pub(crate) fn event(&mut self, operation: &'static str, subject: &str, result: &str) {
+        let (subject, result) = (shortened(&printable(subject), SUBJECT), shortened(&printable(result), RESULT));
+        self.page.line(format!("  {:<6} {operation:<8} {subject:<SUBJECT$} {result}", ""));
+    }
+
+    /// Begins a line.
+    pub(crate) fn line(&mut self, operation: &'static str, subject: impl Into<String>) -> Line<'_> {
+        let (subject, result) = (subject.into(), String::new());
+        Line { recorder: self, operation, subject, result, cost: None, details: Vec::new() }
+    }
+
+    /// The whole text with a summary, and the exit status: 0 only if all that was expected held.
+    pub(crate) fn finish(mut self) -> (String, u8) {
+        let all = self.held.saturating_add(self.failed.len());
+        self.page.gap();
+        if self.failed.is_empty() && self.held > 0 {
+            self.page.line(format!("All {all} expectations held."));
+            return (self.page.into_text(), 0);
+        }
+        for failed in &self.failed {
+            self.page.text(0, &format!("FAILED: {failed}"));
+        }
+        self.page.line(format!("{} of {all} expectations held.", self.held));
+        (self.page.into_text(), 1)
+    }
+}
+
+impl Line<'_> {
+    /// What came of it, in a few words.
+    pub(crate) fn result(mut self, result: impl Into<String>) -> Self {
+        self.result = result.into();
+        self
+    }
+
+    /// What it cost.
+    pub(crate) const fn cost(mut self, cost: Counters) -> Self {
+        self.cost = Some(cost);
+        self
+    }
+
+    /// More about it, below.
+    pub(crate) fn detail(mut self, text: impl Into<String>) -> Self {
+        self.details.push(text.into());
+        self
+    }
+
+    /// Ends the line: `held` says whether what came of it is what was `expected`.
+    pub(crate) fn expect(mut self, held: bool, expected: &str) {
+        if width(&self.result) > RESULT {
+            self.details.insert(0, std::mem::take(&mut self.result));
+        }
+        let Self { recorder, operation, subject, result, cost, details } = self;
+        let verdict = if held { "ok" } else { "FAILED" };
+        let (subject, result) = (shortened(&printable(&subject), SUBJECT), printable(&result));
+        let costs = cost.map_or_else(String::new, |cost| format!("{:>READS$} {:>WRITES$}", cost.reads, cost.writes));
+        recorder.page.line(format!("  {verdict:<6} {operation:<8} {subject:<SUBJECT$} {result:<RESULT$} {costs}"));
+        for line in details.iter().flat_map(|text| wrapped(&printable(text), WIDTH.saturating_sub(DETAIL))) {
+            recorder.page.line(format!("{:DETAIL$}{line}", ""));
+        }
+        if held {
+            recorder.held = recorder.held.saturating_add(1);
+        } else {
+            recorder.page.text(DETAIL, &format!("expected: {expected}"));
+            recorder.failed.push(format!("step {}: {operation} {subject}: expected: {expected}", recorder.steps));
+        }
+    }
+}
+
+/// Where the subject of a line begins: verdict and operation stand before it.
+const DETAIL: usize = 18;
+const SUBJECT: usize = 41;
+const RESULT: usize = 27;
+const READS: usize = 5;
+const WRITES: usize = 6;
+const COSTS: usize = READS + WRITES + 1;
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn played(verdicts: &[bool]) -> (String, u8) {
+        let mut recorder = Recorder::new(Page::new());
+        recorder.step("A step");
+        for held in verdicts {
+            let cost = Counters { reads: 12, writes: 3 };
+            recorder.line("dma", "device id 0x10").result("faults").cost(cost).expect(*held, "to fault");
+        }
+        recorder.finish()
+    }
+
+    #[test]
+    fn all_held_is_status_0() {
+        let (text, status) = played(&[true, true]);
+        assert_eq!((status, text.lines().last()), (0, Some("All 2 expectations held.")));
+    }
+
+    #[test]
+    fn one_violated_expectation_is_status_1_and_is_named() {
+        let (text, status) = played(&[true, false, true]);
+        assert_eq!((status, text.lines().last()), (1, Some("2 of 3 expectations held.")));
+        assert!(text.contains("  FAILED dma      device id 0x10"), "{text}");
+        assert!(text.contains("expected: to fault"), "{text}");
+        assert!(text.contains("FAILED: step 1: dma device id 0x10: expected: to fault"), "{text}");
+    }
+
+    #[test]
+    fn nothing_expected_is_no_success() {
+        assert_eq!(played(&[]).1, 1);
+    }
+
+    #[test]
+    fn lines_fit_and_costs_stand_in_one_column() {
+        let mut recorder = Recorder::new(Page::new());
+        recorder.step(&"long title ".repeat(20));
+        let line = recorder.line("reassign", "x".repeat(80)).result("y".repeat(60));
+        line.cost(Counters { reads: 99_999, writes: 999_999 }).detail("z ".repeat(200)).expect(false, &"w ".repeat(90));
+        let (text, _) = recorder.finish();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.iter().all(|line| width(line) <= WIDTH), "{text}");
+        assert_eq!((width(lines[1]), width(lines[2])), (WIDTH, WIDTH), "{text}");
+    }
+}

@@ -1,0 +1,253 @@
+//! A board made into a machine: SMMUs probed and in service, devices of both sources added.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use iommu_assign::assign::{DeviceKey, DeviceSpec, IommuKey, Label, Service, Source};
+use iommu_assign::dt::{Board, DtDevice, SmmuNode};
+use iommu_assign::pci::{FunctionKind, PciKey, Sbdf};
+use iommu_assign::smmu::{Geometry, Masters, Smmu};
+use iommu_assign::sync::Spin;
+use machine::Machine;
+use smmu_model::Counters;
+
+use crate::error::Failure;
+use crate::hooks::{Attempts, Function, Hooks};
+use crate::pci_world::{self, Bridge};
+use crate::policy::Rules;
+use crate::{inspect, names, presets};
+
+/// The machine, and the hypervisor's view of it.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) title: String,
+    pub(crate) machine: Machine,
+    pub(crate) service: Service<Spin>,
+    pub(crate) rules: Rules,
+    pub(crate) attempts: Attempts,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) bridges: Vec<Bridge>,
+    pub(crate) subjects: Vec<Rc<Subject>>,
+    /// How many devices firmware disabled: they are not offered.
+    pub(crate) disabled: usize,
+}
+
+/// An SMMU of the board.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) key: IommuKey,
+    pub(crate) path: String,
+    pub(crate) compatible: String,
+    pub(crate) size: u64,
+    pub(crate) irqs: (u32, u32),
+    pub(crate) coherent: bool,
+    pub(crate) state: State,
+}
+
+/// What became of an SMMU.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Firmware disabled it.
+    Disabled,
+    /// It cannot be driven, in the driver's words.
+    Unusable(String),
+    /// In service; probing took so many accesses.
+    InService(Box<Geometry>, Counters),
+}
+
+/// A device that was offered to the service.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) label: Label,
+    /// What it is, where its label does not say.
+    pub(crate) kind: &'static str,
+    pub(crate) key: DeviceKey,
+    pub(crate) spec: DeviceSpec,
+    /// Where a PCI function is: the number of its host bridge among [`World::bridges`], and its address.
+    pub(crate) slot: Option<(usize, Sbdf)>,
+    pub(crate) is_bridge: bool,
+    /// Why it was not added, in one line.
+    pub(crate) refused: Option<String>,
+    /// What adding it cost.
+    pub(crate) cost: Counters,
+}
+
+impl World {
+    /// Makes a machine of a blob that messages call `name`, and brings it up. `firmware_decides`: firmware's marks say
+    /// who may be assigned; otherwise an operator does.
+    pub(crate) fn build(blob: &[u8], name: &str, firmware_decides: bool) -> Result<Self, Failure> {
+        let board = inspect::read(blob, name)?;
+        let rules = if firmware_decides { Rules::Firmware } else { Rules::operator() };
+        let mut world = Self {
+            title: inspect::title(&board, name),
+            machine: Machine::new(),
+            service: Service::new(rules.policy()),
+            rules,
+            attempts: Attempts::default(),
+            units: Vec::new(),
+            bridges: Vec::new(),
+            subjects: Vec::new(),
+            disabled: board.devices().iter().filter(|device| !device.enabled).count(),
+        };
+        let masters = Arc::new(Masters::new());
+        for node in board.smmus() {
+            let unit = world.bring_up(node, &masters);
+            world.units.push(unit);
+        }
+        world.refuse_without_smmu(name)?;
+        world.offer_nodes(&board);
+        world.plug_cards(&board);
+        world.offer_functions();
+        Ok(world)
+    }
+
+    /// The SMMUs that are in service.
+    pub(crate) fn in_service(&self) -> impl Iterator<Item = (&Unit, &Geometry)> {
+        self.units.iter().filter_map(|unit| match &unit.state {
+            State::InService(geometry, _) => Some((unit, &**geometry)),
+            _ => None,
+        })
+    }
+
+    fn bring_up(&self, node: &SmmuNode<'_>, masters: &Arc<Masters<Spin>>) -> Unit {
+        let state = if node.enabled { self.probe(node, masters) } else { State::Disabled };
+        Unit {
+            key: node.key,
+            path: node.path.clone(),
+            compatible: node.compatibles.join(", "),
+            size: node.registers.size(),
+            irqs: (node.global_irqs, node.context_irqs),
+            coherent: node.coherent,
+            state,
+        }
+    }
+
+    fn probe(&self, node: &SmmuNode<'_>, masters: &Arc<Masters<Spin>>) -> State {
+        let registers = self.machine.add_smmu(node.key, presets::part(node));
+        let smmu = match Smmu::<Spin, _>::probe(presets::described(node), registers, masters.clone()) {
+            Ok(smmu) => smmu,
+            Err(error) => return State::Unusable(error.to_string()),
+        };
+        let geometry = Box::new(*smmu.geometry());
+        match self.service.register_iommu(Arc::new(smmu)) {
+            Ok(()) => State::InService(geometry, self.machine.counters(node.key)),
+            Err(error) => State::Unusable(error.to_string()),
+        }
+    }
+
+    fn refuse_without_smmu(&self, name: &str) -> Result<(), Failure> {
+        if self.in_service().next().is_some() {
+            return Ok(());
+        }
+        let unusable = self.units.iter().find_map(|unit| match &unit.state {
+            State::Unusable(why) => Some(format!("no SMMU can be driven: {}: {why}", unit.path)),
+            _ => None,
+        });
+        let why = unusable.unwrap_or_else(|| {
+            let paths: Vec<&str> = self.units.iter().map(|unit| unit.path.as_str()).collect();
+            format!("no SMMU is enabled: firmware disables {}", paths.join(", "))
+        });
+        Err(Failure::new(format!("{name}: {why}")))
+    }
+
+    // --- devices of the device tree ---
+
+    fn offer_nodes(&mut self, board: &Board<'_>) {
+        let paths: Vec<&str> = board.devices().iter().map(|device| device.path.as_str()).collect();
+        for (device, name) in board.devices().iter().zip(names::short(&paths)) {
+            if !device.enabled {
+                continue;
+            }
+            let key = node_key(device);
+            let parent = device.parent.and_then(|parent| board.device(parent)).map(node_key);
+            let mut spec = DeviceSpec::new(key, Label::from(name.as_str()), device.streams.clone());
+            spec.parent = parent.filter(|parent| self.service.find(*parent).is_some());
+            spec.passthrough = device.passthrough;
+            spec.hooks = Arc::new(self.hooks(None));
+            // The library knows SMMUs only; that nobody else lets the device's DMA through is for the hypervisor to see.
+            let foreign = !device.foreign_iommus.is_empty();
+            let refused = foreign.then(|| "an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it");
+            self.offer(spec, "", None, false, refused.map(str::to_owned));
+        }
+    }
+
+    // --- PCI functions ---
+
+    fn plug_cards(&mut self, board: &Board<'_>) {
+        let bridges = || board.host_bridges().iter().filter(|bridge| bridge.enabled);
+        let mut taken: Vec<u16> = bridges().filter_map(|bridge| bridge.segment).collect();
+        for (bridge, number) in bridges().zip(0..) {
+            let segment = bridge.segment.or_else(|| (0..=u16::MAX).find(|segment| !taken.contains(segment)));
+            let segment = segment.unwrap_or(number);
+            taken.push(segment);
+            self.bridges.push(Bridge::plug(bridge, number, segment));
+        }
+    }
+
+    fn offer_functions(&mut self) {
+        let mut offers = Vec::new();
+        let mut isolation: BTreeMap<PciKey, u64> = BTreeMap::new();
+        for (index, bridge) in self.bridges.iter().enumerate() {
+            for function in &bridge.functions {
+                let group = function.isolation.group;
+                let next = u64::try_from(isolation.len()).unwrap_or(u64::MAX);
+                let number = *isolation.entry(group).or_insert(next);
+                let streams = bridge.host.streams(function).map_err(|error| error.to_string());
+                let tamed = bridge.tame(function);
+                let label = Label::from(function.sbdf.to_string().as_str());
+                let key = DeviceKey::new(Source::Pci, function.key.number());
+                let streams = streams.and_then(|streams| tamed.map(|()| streams));
+                let (streams, refused) = match streams {
+                    Ok(streams) => (streams, None),
+                    Err(why) => (Vec::new(), Some(why)),
+                };
+                let mut spec = DeviceSpec::new(key, label, streams);
+                spec.parent = function.key.parent().map(|parent| DeviceKey::new(Source::Pci, parent.number()));
+                spec.isolation = Some(number);
+                spec.passthrough = bridge.passthrough;
+                let is_endpoint = function.kind == FunctionKind::Endpoint;
+                let capabilities = function.capabilities;
+                spec.hooks = Arc::new(self.hooks(Some(Function {
+                    space: bridge.space.clone(),
+                    at: function.sbdf,
+                    capabilities,
+                    is_endpoint,
+                })));
+                offers.push((spec, pci_world::kind(function.class), (index, function.sbdf), !is_endpoint, refused));
+            }
+        }
+        for (mut spec, kind, slot, is_bridge, refused) in offers {
+            spec.parent = spec.parent.filter(|parent| self.service.find(*parent).is_some());
+            self.offer(spec, kind, Some(slot), is_bridge, refused);
+        }
+    }
+
+    fn hooks(&self, function: Option<Function>) -> Hooks {
+        Hooks { machine: self.machine.clone(), attempts: self.attempts.clone(), function }
+    }
+
+    fn offer(
+        &mut self,
+        spec: DeviceSpec,
+        kind: &'static str,
+        slot: Option<(usize, Sbdf)>,
+        is_bridge: bool,
+        refused: Option<String>,
+    ) {
+        let before = self.machine.all_counters();
+        let refused = refused.or_else(|| self.service.add(spec.clone()).err().map(|error| error.cause.to_string()));
+        let cost = between(before, self.machine.all_counters());
+        let (label, key) = (spec.label.clone(), spec.key);
+        self.subjects.push(Rc::new(Subject { label, kind, key, spec, slot, is_bridge, refused, cost }));
+    }
+}
+
+/// The accesses from one reading of the counters to a later one.
+pub(crate) const fn between(before: Counters, after: Counters) -> Counters {
+    Counters { reads: after.reads.saturating_sub(before.reads), writes: after.writes.saturating_sub(before.writes) }
+}
+
+fn node_key(device: &DtDevice) -> DeviceKey {
+    DeviceKey::new(Source::Dt, device.key.into())
+}
