@@ -79,13 +79,12 @@ impl Smmu {
         if self.wide_vmids() { (bank.cba2r >> 16) as u16 } else { (bank.cbar & 0xff) as u16 }
     }
 
-    pub(crate) fn read_bank(&mut self, n: u8, at: usize) -> u32 {
-        if at == cb::TLBSTATUS && self.has_bank_sync(n) {
-            return self.poll_bank(n);
-        }
+    /// What a register of bank `n` holds; `None` where there is none.
+    pub(crate) fn bank_value(&self, n: u8, at: usize) -> Option<u32> {
         let v2 = self.config.is_v2();
-        let Some(bank) = self.banks.get(usize::from(n)) else { return 0 };
-        match at {
+        let bank = self.banks.get(usize::from(n))?;
+        Some(match at {
+            cb::TLBSTATUS if self.has_bank_sync(n) => bank.sync.status(),
             cb::SCTLR => bank.sctlr,
             cb::ACTLR => bank.actlr,
             cb::TCR2 => bank.tcr2,
@@ -102,8 +101,8 @@ impl Smmu {
             cb::FSYNR1 => bank.fsynr[1],
             0x070 | 0x074 if v2 => half(bank.far, at),
             cb::RESUME | cb::FSRRESTORE | cb::TLBSYNC | 0x600..=0x63c => 0,
-            _ => self.read_nothing(Block::Bank(n), at),
-        }
+            _ => return None,
+        })
     }
 
     pub(crate) fn write_bank(&mut self, n: u8, at: usize, value: u32) {
@@ -141,14 +140,14 @@ impl Smmu {
             0x600..=0x62c => self.tlb.post(Origin::Bank(n), Invalidate::Nothing, &self.flight),
             cb::TLBSYNC if self.has_bank_sync(n) => self.sync_bank(n),
             cb::TLBSTATUS | 0x070 | 0x074 | 0x634 | 0x63c => (),
-            _ => self.write_nothing(Block::Bank(n), at),
+            _ => self.access_fault(Block::Bank(n), self.bank(n, at), true),
         }
     }
 
     /// `TLBIIPAS2` and `TLBIIPAS2L`: one page number in bits 35:0.
     pub(crate) fn bank_operation(&mut self, n: u8, at: usize, value: u64) {
         if !self.config.is_v2() {
-            return self.write_nothing(Block::Bank(n), at);
+            return self.access_fault(Block::Bank(n), self.bank(n, at), true);
         }
         let page = (value & 0xf_ffff_ffff) << 12;
         let invalidate = Invalidate::Page { vmid: self.vmid_of(n), page, leaf: at == cb::TLBIIPAS2L };
@@ -199,7 +198,7 @@ impl Smmu {
     }
 
     /// Stage-2 banks have a sync of their own in v2 only.
-    fn has_bank_sync(&self, n: u8) -> bool {
+    pub(crate) fn has_bank_sync(&self, n: u8) -> bool {
         let cbar = self.banks.get(usize::from(n)).map_or(0, |bank| bank.cbar);
         self.config.is_v2() || cbar & bank_attributes::TYPE != bank_attributes::STAGE2
     }

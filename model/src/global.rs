@@ -46,22 +46,21 @@ impl Smmu {
         self.config.is_v2() && self.config.vmid16 && self.nonsecure.cr0 & scr0::VMID16EN != 0
     }
 
-    pub(crate) fn read_gr0(&mut self, at: usize) -> u32 {
+    /// What a register of GR0 holds; `None` where there is none.
+    pub(crate) fn gr0_value(&self, at: usize) -> Option<u32> {
         if let Some(n) = index_in(at, gr0::SMR, 128) {
-            return self.read_smr(n);
+            return Some(self.read_smr(n));
         }
         if let Some(n) = index_in(at, gr0::S2CR, 128) {
-            return self.s2crs.get(n).copied().unwrap_or(0);
+            return Some(self.s2crs.get(n).copied().unwrap_or(0));
         }
         if let Some(n) = index_in(at, gr0::IDR0, 8) {
-            return self.identification(n);
+            return Some(self.identification(n));
         }
         let (secure, at) = self.security_of(at);
-        if at == gr0::STLBGSTATUS {
-            return self.poll_global(secure);
-        }
         let global = if secure { &self.secure } else { &self.nonsecure };
-        match at {
+        Some(match at {
+            gr0::STLBGSTATUS => global.sync.status(),
             gr0::SCR0 => global.cr0,
             gr0::SCR2 => global.cr2,
             gr0::SACR => global.acr,
@@ -78,8 +77,8 @@ impl Smmu {
             0xff8 => 0x05,
             0xffc => 0xb1,
             _ if is_write_only(at) => 0,
-            _ => self.read_nothing(Block::Gr0, at),
-        }
+            _ => return None,
+        })
     }
 
     pub(crate) fn write_gr0(&mut self, at: usize, value: u32) {
@@ -109,16 +108,15 @@ impl Smmu {
         }
     }
 
-    pub(crate) fn read_gr1(&mut self, at: usize) -> u32 {
+    /// What a register of GR1 holds; `None` where there is none.
+    pub(crate) fn gr1_value(&self, at: usize) -> Option<u32> {
         let bank = |base| index_in(at, base, 128).and_then(|n| self.banks.get(n));
         if let Some(bank) = bank(gr1::CBAR) {
-            bank.cbar
+            Some(bank.cbar)
         } else if let Some(bank) = bank(gr1::CBFRSYNRA) {
-            bank.cbfrsynra
-        } else if let Some(bank) = bank(gr1::CBA2R) {
-            bank.cba2r
+            Some(bank.cbfrsynra)
         } else {
-            self.read_nothing(Block::Gr1, at)
+            bank(gr1::CBA2R).map(|bank| bank.cba2r)
         }
     }
 
@@ -132,34 +130,20 @@ impl Smmu {
                 bank.cbfrsynra = value & 0xffff;
             }
         } else {
-            self.write_nothing(Block::Gr1, at);
+            self.access_fault(Block::Gr1, self.gr1(at), true);
         }
     }
 
-    pub(crate) fn read_nothing(&mut self, block: Block, at: usize) -> u32 {
-        self.access_fault(block, at, false);
-        0
-    }
-
-    pub(crate) fn write_nothing(&mut self, block: Block, at: usize) {
-        self.access_fault(block, at, true);
-    }
-
     /// An unimplemented register: nothing, or a configuration access fault; v2 gives none for the banks' pages.
-    pub(crate) fn access_fault(&mut self, block: Block, at: usize, write: bool) {
+    pub(crate) fn access_fault(&mut self, block: Block, offset: usize, write: bool) {
         let banks = matches!(block, Block::Bank(_) | Block::NoBank);
-        let offset = match block {
-            Block::Gr1 => self.gr1(at),
-            Block::Bank(n) => self.bank(n, at),
-            Block::Gr0 | Block::Global(_) | Block::NoBank | Block::Outside => at,
-        };
         if self.config.unimplemented == Unimplemented::Fault && !(banks && self.config.is_v2()) {
             self.record_global_fault(GlobalFaultKind::ConfigurationAccess, offset as u64, 0, u32::from(write) << 1);
         }
     }
 
     /// Which copy of a banked register an access reaches, and the register's own offset.
-    fn security_of(&self, at: usize) -> (bool, usize) {
+    pub(crate) fn security_of(&self, at: usize) -> (bool, usize) {
         if !self.config.quirks.secure_accesses {
             return (false, at);
         }
@@ -218,7 +202,7 @@ impl Smmu {
             gr0::SGFSYNR0 => global.gfsynr[0] = value,
             gr0::SGFSYNR1 => global.gfsynr[1] = value & 0xffff,
             gr0::SGFSYNR2 => global.gfsynr[2] = value,
-            _ => self.write_nothing(Block::Gr0, at),
+            _ => self.access_fault(Block::Gr0, at, true),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::config::{Config, Unknown, WideAccess};
 use crate::flight::InFlight;
 use crate::global::Global;
 use crate::inject::Injection;
-use crate::registers::{self, Block, gr1};
+use crate::registers::{self, Block, cb, gr0, gr1};
 use crate::tlb::Tlb;
 use crate::trace::{Counters, Direction, Record};
 
@@ -124,12 +124,12 @@ impl Smmu {
 
     /// Offset from the base of `SMRn`.
     pub fn smr(&self, n: u8) -> usize {
-        word(registers::gr0::SMR, n)
+        word(gr0::SMR, n)
     }
 
     /// Offset from the base of `S2CRn`.
     pub fn s2cr(&self, n: u8) -> usize {
-        word(registers::gr0::S2CR, n)
+        word(gr0::S2CR, n)
     }
 
     /// A 32-bit read `offset` bytes from the base. Reading a sync status counts down its polls.
@@ -191,6 +191,18 @@ impl Smmu {
         observer(self);
     }
 
+    /// What the 32-bit register `offset` bytes from the base holds, without an access: nothing is polled, counted, recorded or injected.
+    /// Where there is no register it is 0. Meant for observers and oracles.
+    pub fn peek32(&self, offset: usize) -> u32 {
+        let (block, at) = registers::locate(&self.config, offset);
+        if offset & 3 != 0 { 0 } else { self.value(block, at).unwrap_or(0) }
+    }
+
+    /// [`peek32`](Smmu::peek32) of a 64-bit register.
+    pub fn peek64(&self, offset: usize) -> u64 {
+        registers::double_word(self.peek32(offset.wrapping_add(4)), self.peek32(offset))
+    }
+
     /// Register accesses since the model was made.
     pub fn counters(&self) -> Counters {
         self.counters
@@ -232,11 +244,22 @@ impl Smmu {
         }
         let (block, at) = registers::locate(&self.config, offset);
         match self.visible(block) {
-            Block::Gr0 => self.read_gr0(at),
-            Block::Gr1 => self.read_gr1(at),
-            Block::Bank(n) => self.read_bank(n, at),
+            Block::Gr0 if self.security_of(at).1 == gr0::STLBGSTATUS => self.poll_global(self.security_of(at).0),
+            Block::Bank(n) if at == cb::TLBSTATUS && self.has_bank_sync(n) => self.poll_bank(n),
             Block::Outside => self.bad_access(offset),
-            Block::Global(_) | Block::NoBank => self.read_nothing(block, offset),
+            block => self.value(block, at).unwrap_or_else(|| {
+                self.access_fault(block, offset, false);
+                0
+            }),
+        }
+    }
+
+    fn value(&self, block: Block, at: usize) -> Option<u32> {
+        match block {
+            Block::Gr0 => self.gr0_value(at),
+            Block::Gr1 => self.gr1_value(at),
+            Block::Bank(n) => self.bank_value(n, at),
+            Block::Global(_) | Block::NoBank | Block::Outside => None,
         }
     }
 
@@ -251,7 +274,7 @@ impl Smmu {
             Block::Gr1 => self.write_gr1(at, value),
             Block::Bank(n) => self.write_bank(n, at, value),
             Block::Outside => _ = self.bad_access(offset),
-            Block::Global(_) | Block::NoBank => self.write_nothing(block, offset),
+            block => self.access_fault(block, offset, true),
         }
     }
 

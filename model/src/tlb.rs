@@ -156,6 +156,13 @@ impl PartialEq for Sync {
 
 impl Eq for Sync {}
 
+impl Sync {
+    /// The status register, as long as nobody polls it on.
+    pub(crate) fn status(&self) -> u32 {
+        u32::from(self.active.is_some())
+    }
+}
+
 /// Everything that is cached, and the maintenance posted against it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tlb {

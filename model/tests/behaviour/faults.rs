@@ -232,6 +232,9 @@ fn an_unimplemented_register_may_be_a_configuration_access_fault() {
     rig.smmu.write32(gr0::SGFSR, u32::MAX);
     rig.smmu.read32(rig.smmu.gr1(0x204));
     assert_eq!(rig.smmu.read64(gr0::SGFAR), 0x1204);
+    rig.smmu.write32(gr0::SGFSR, u32::MAX);
+    rig.smmu.write32(0x1_9010, 0);
+    assert_eq!(rig.smmu.read64(gr0::SGFAR), 0x1_9010, "above the last bank");
     rig.smmu.write32(gr0::SCR0, scr0::GFIE);
     assert!(!rig.smmu.config_irq(), "gated by GCFGFIE");
 }

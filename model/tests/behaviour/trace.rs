@@ -58,9 +58,26 @@ fn an_observer_sees_every_instant_of_a_half_written_root() {
     let root = smmu.bank(0, cb::TTBR0);
     smmu.write64(root, 0x1_1000_0000);
     let mut seen = Vec::new();
-    let mut look = |smmu: &Smmu| seen.push(smmu.clone().read64(root));
+    let mut look = |smmu: &Smmu| seen.push(smmu.peek64(root));
     smmu.write32_observed(root + 4, 2, &mut look);
     smmu.write32_observed(root, 0x2000_0000, &mut look);
     smmu.write64_observed(root, 0x3_3000_0000, &mut look);
     assert_eq!(seen, [0x2_1000_0000, 0x2_2000_0000, 0x3_3000_0000]);
+}
+
+#[test]
+fn peeking_sees_what_reading_gives_and_changes_nothing() {
+    for config in [Config::generic_v1(), Config::extended(), Config::mmu500_zynqmp(), Config::calxeda()] {
+        let mut smmu = Smmu::new(config);
+        smmu.write32(gr0::STLBGSYNC, 1);
+        smmu.start_trace();
+        let before = smmu.clone();
+        let peeked: Vec<_> = (0..smmu.region_size()).step_by(4).map(|at| smmu.peek32(at)).collect();
+        assert_eq!(smmu, before);
+        assert!(smmu.trace().is_empty() && smmu.hazards().is_empty());
+        assert_eq!(smmu.counters(), before.counters());
+        let read: Vec<_> = (0..smmu.region_size()).step_by(4).map(|at| smmu.read32(at)).collect();
+        assert_eq!(peeked, read);
+    }
+    assert_eq!(Smmu::new(quick()).peek32(2), 0);
 }
