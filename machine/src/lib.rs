@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod oracle;
 mod registers;
 mod tables;
 
