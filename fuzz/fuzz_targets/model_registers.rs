@@ -16,17 +16,43 @@ enum Step {
     Write(Place, u32),
     WriteWide(Place, u64),
     /// A stage-2 descriptor in one of a few tables, so that walks get somewhere.
-    Describe { table: u8, index: u16, output: u8, bits: u16 },
-    Store { address: u32, value: u64 },
-    Publish { start: u32, length: u16 },
-    Fail { start: u32, length: u16 },
+    Describe {
+        table: u8,
+        index: u16,
+        output: u8,
+        bits: u16,
+    },
+    Store {
+        address: u32,
+        value: u64,
+    },
+    Publish {
+        start: u32,
+        length: u16,
+    },
+    Fail {
+        start: u32,
+        length: u16,
+    },
     Heal,
     Dma(Burst),
     Accept(Burst),
     Advance(u8),
     Drain,
-    Program { bank: u8, vmid: u8, table: u8, entry: u8, stream: u16 },
+    Program {
+        bank: u8,
+        vmid: u8,
+        table: u8,
+        entry: u8,
+        stream: u16,
+    },
     Sync,
+    /// Invalidates everything; where the sync completes, nothing may be cached.
+    Flush,
+    Prefetch {
+        bank: u8,
+        address: u64,
+    },
     Inject(Fate),
     ClearInjections,
     Reset,
@@ -70,11 +96,18 @@ fuzz_target!(|data: &[u8]| {
     let mut smmu = Smmu::new(config.clone());
     let mut memory = Memory::new();
     let identification = identification(&mut smmu);
+    if input.ratio(1, 8).unwrap_or(false) {
+        smmu.start_trace();
+    }
     while let Ok(step) = Step::arbitrary(&mut input) {
         take(&mut smmu, &mut memory, step);
+        look(&smmu, &memory);
         if input.is_empty() {
             break;
         }
+    }
+    for record in smmu.take_trace() {
+        assert!(record.to_string().contains(" = "));
     }
     smmu.clear_injections();
     assert_eq!(self::identification(&mut smmu), identification, "identification never changes");
@@ -116,6 +149,15 @@ fn take(smmu: &mut Smmu, memory: &mut Memory, step: Step) {
                 smmu.read32(0x74);
             }
         }
+        Step::Flush => {
+            smmu.clear_injections();
+            smmu.write32(0x68, 1);
+            smmu.write32(0x70, 1);
+            if (0..5).any(|_| smmu.read32(0x74) == 0) {
+                assert!(smmu.tlb().is_empty() && smmu.walk_cache().is_empty(), "something survived a flush");
+            }
+        }
+        Step::Prefetch { bank, address } => smmu.prefetch(memory, bank, address),
         Step::Inject(fate) => {
             let injection = injection(smmu, fate);
             smmu.inject(injection);
@@ -123,6 +165,17 @@ fn take(smmu: &mut Smmu, memory: &mut Memory, step: Step) {
         Step::ClearInjections => smmu.clear_injections(),
         Step::Reset => smmu.reset(),
     }
+}
+
+/// What can be asked at any instant.
+fn look(smmu: &Smmu, memory: &Memory) {
+    for one in smmu.reach_of_all_in_flight(memory) {
+        assert_ne!(one.source, Source::New);
+    }
+    let lines = (0..4).filter(|line| smmu.context_irq(*line)).count();
+    assert!(lines <= usize::from(smmu.config().banks.max(1)), "no more lines than banks");
+    smmu.global_irq();
+    smmu.config_irq();
 }
 
 /// The probe foretells what the transaction then does, and asking changes nothing.
@@ -136,9 +189,10 @@ fn whole_transaction(smmu: &mut Smmu, memory: &mut Memory, transaction: Transact
             Outcome::Completed { physical, path, .. } | Outcome::BusError { physical, path },
             Verdict::Reaches { physical: at, path: by },
         ) => physical == at && path == by,
-        (Outcome::Faulted { fault: Fault::Global { kind, .. }, .. }, Verdict::Faults(Fault::Global { kind: other, .. })) => {
-            kind == other
-        }
+        (
+            Outcome::Faulted { fault: Fault::Global { kind, .. }, .. },
+            Verdict::Faults(Fault::Global { kind: other, .. }),
+        ) => kind == other,
         (Outcome::Faulted { fault, .. }, Verdict::Faults(other)) => fault == other,
         (Outcome::Stalled { bank, .. }, Verdict::Waits(Some(other))) => bank == other,
         (Outcome::Blocked { .. }, Verdict::Waits(None)) => true,

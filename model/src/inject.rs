@@ -13,6 +13,7 @@ pub enum SyncRegister {
 
 /// One thing that goes wrong. Several can be active at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Injection {
     /// Syncs started in this register never complete.
     StatusNeverClears(SyncRegister),

@@ -35,6 +35,7 @@ pub struct Smmu {
 
 /// Something that software did and that no register reports: a part may hang, reset or misbehave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Hazard {
     /// A context bank was touched that firmware hides ([`Quirks::hidden_banks_from`](crate::Quirks::hidden_banks_from)); a board resets.
     HiddenBank(u8),

@@ -195,6 +195,10 @@ fn cn88xx_smmus_share_one_space_of_vmids() {
 
 #[test]
 fn cn88xx_has_no_stall_and_faults_on_conflicts() {
+    let fixed = Config::cn88xx().cr0_fixed;
+    for seed in 0..8 {
+        assert_eq!(Smmu::new(Config::cn88xx().seed(seed)).peek32(gr0::SCR0) & fixed.mask, fixed.value);
+    }
     let mut smmu = Smmu::new(Config::cn88xx());
     smmu.write32(gr0::SCR0, 0);
     assert_eq!(smmu.read32(gr0::SCR0), scr0::SMCFCFG);
