@@ -1,4 +1,6 @@
 //! Writes anything to any part, in any order, and checks that the model never panics and never contradicts itself.
+//!
+//! `cargo +nightly fuzz run model_registers corpus/model_registers seeds/model_registers -- -max_len=2048 -max_total_time=600`
 #![no_main]
 
 use arbitrary::{Arbitrary, Unstructured};

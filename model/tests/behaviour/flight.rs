@@ -1,5 +1,7 @@
 //! Transactions in flight: what one that has seen older registers can still do.
 
+use std::sync::Mutex;
+
 use smmu_model::registers::{cb, gr0, stream};
 use smmu_model::{Access, Outcome, Source, Stage, Transaction, TransactionId, Verdict};
 
@@ -191,4 +193,36 @@ fn many_can_be_in_flight() {
     let outcomes = rig.smmu.drain(&mut rig.memory);
     assert_eq!(outcomes.iter().filter(|(_, outcome)| outcome.physical().is_some()).count(), 50);
     assert!(rig.smmu.in_flight().is_empty());
+}
+
+/// What a host test wraps the model in: registers behind a shared reference, and time that passes while a driver polls.
+struct Bus(Mutex<Rig>);
+
+impl Bus {
+    fn read32(&self, offset: usize) -> u32 {
+        let mut rig = self.0.lock().expect("no test panics while it holds this");
+        let Rig { smmu, memory } = &mut *rig;
+        let value = smmu.read32(offset);
+        smmu.drain(memory);
+        value
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.0.lock().expect("no test panics while it holds this").smmu.write32(offset, value);
+    }
+}
+
+#[test]
+fn a_register_wrapper_can_let_time_pass() {
+    let (rig, _) = under_way(2);
+    let bus = Bus(Mutex::new(rig));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            bus.write32(gr0::TLBIVMID, 1);
+            bus.write32(gr0::STLBGSYNC, 1);
+            let polls = (0..10).position(|_| bus.read32(gr0::STLBGSTATUS) & 1 == 0);
+            assert_eq!(polls, Some(1), "the first poll waits, and what it waits for then drains");
+        });
+    });
+    assert_eq!(bus.0.lock().expect("no test panics while it holds this").memory.read_u64(0x8_0000), 7);
 }
