@@ -31,7 +31,8 @@ pub(crate) struct Bank {
 
 impl Bank {
     pub(crate) fn reset(config: &Config, n: u8, unknown: &mut UnknownSource) -> Self {
-        let cba2r = if config.has_cba2r() && config.is_v2() { 0 } else { unknown.word() & cba2r_bits(config) };
+        // The manual's reset value for parts that know the 32-bit formats, as all of these do.
+        let cba2r = 0;
         let control = unknown.word() & !sctlr::CFIE;
         let control = config.sctlr_reset.unwrap_or(control) & sctlr_bits(config);
         let cbar = config.cbar_reset.unwrap_or_else(|| unknown.word());

@@ -304,7 +304,7 @@ impl Smmu {
 
 fn perform(memory: &mut Memory, transaction: &Transaction, physical: u64, path: Path) -> Outcome {
     let length = usize::try_from(transaction.burst()).unwrap_or(0);
-    if memory.is_faulty(physical) {
+    if memory.is_faulty(physical, transaction.burst()) {
         return Outcome::BusError { physical, path };
     }
     let mut data = Vec::new();

@@ -91,7 +91,7 @@ impl Memory {
 
     /// A descriptor as a walker reads it, or `None` for a bus error.
     pub(crate) fn descriptor(&self, address: u64, coherent: bool) -> Option<u64> {
-        if self.is_faulty(address) {
+        if self.is_faulty(address, 8) {
             return None;
         }
         let mut bytes = [0; 8];
@@ -106,8 +106,10 @@ impl Memory {
         self.store(address, bytes, true);
     }
 
-    pub(crate) fn is_faulty(&self, address: u64) -> bool {
-        self.faulty.iter().any(|range| range.contains(&address))
+    /// Whether any of `length` bytes from `address` on answers with a bus error.
+    pub(crate) fn is_faulty(&self, address: u64, length: u64) -> bool {
+        let end = address.saturating_add(length);
+        self.faulty.iter().any(|range| range.start < end && address < range.end)
     }
 
     fn byte(&self, address: u64, coherent: bool) -> u8 {
@@ -175,7 +177,9 @@ mod tests {
     fn a_failing_range_is_a_bus_error() {
         let mut memory = Memory::new();
         memory.fail(0x4000..0x5000);
-        assert_eq!(memory.descriptor(0x4008, true), None);
+        for (at, expected) in [(0x3ff8, Some(0)), (0x4000, None), (0x4ff8, None), (0x5000, Some(0))] {
+            assert_eq!(memory.descriptor(at, true), expected);
+        }
         memory.heal();
         assert_eq!(memory.descriptor(0x4008, true), Some(0));
     }

@@ -296,6 +296,10 @@ fn memory_may_answer_with_a_bus_error() {
     rig.map(ROOT, 0, 0x8_0000);
     rig.memory.fail(0x8_0000..0x8_1000);
     assert!(matches!(rig.read(5, 0), Outcome::BusError { physical: 0x8_0000, .. }));
+    rig.memory.heal();
+    rig.memory.fail(0x8_0003..0x8_0004);
+    assert!(matches!(rig.read(5, 0), Outcome::BusError { physical: 0x8_0000, .. }), "the burst's last byte");
+    assert!(matches!(rig.read(5, 4), Outcome::Completed { physical: 0x8_0004, .. }));
 }
 
 #[test]
