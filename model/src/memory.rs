@@ -81,7 +81,9 @@ impl Memory {
 
     /// Makes every access to `range` end in a bus error: a walk there is an external fault.
     pub fn fail(&mut self, range: Range<u64>) {
-        self.faulty.push(range);
+        if !range.is_empty() {
+            self.faulty.push(range);
+        }
     }
 
     /// Undoes every [`fail`](Memory::fail).
@@ -177,6 +179,7 @@ mod tests {
     fn a_failing_range_is_a_bus_error() {
         let mut memory = Memory::new();
         memory.fail(0x4000..0x5000);
+        memory.fail(0x5004..0x5004);
         for (at, expected) in [(0x3ff8, Some(0)), (0x4000, None), (0x4ff8, None), (0x5000, Some(0))] {
             assert_eq!(memory.descriptor(at, true), expected);
         }
