@@ -56,8 +56,10 @@ pub(super) struct DomainRecord<P: Platform> {
     pub(super) domain: Domain<P>,
     /// Devices assigned to it.
     pub(super) assigned: Cell<usize>,
-    /// Operations that are about to change that.
+    /// Operations that are about to change that: shared holds (contract C-1).
     pub(super) holds: Cell<usize>,
+    /// It is being destroyed: the exclusive hold.
+    pub(super) destroying: Cell<bool>,
 }
 
 /// An IOMMU instance's registration.
@@ -99,7 +101,7 @@ impl<'a> KeyAdapter<'a> for ByIommu {
 
 impl<P: Platform> DomainRecord<P> {
     pub(super) fn new(domain: Domain<P>) -> Box<Self> {
-        Box::new(Self { link: RBTreeLink::new(), domain, assigned: Cell::new(0), holds: Cell::new(0) })
+        Box::new(Self { link: RBTreeLink::new(), domain, assigned: Cell::new(0), holds: Cell::new(0), destroying: Cell::new(false) })
     }
 }
 

@@ -204,7 +204,8 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::InUse`] while a device or a running operation refers to it, [`Cause::Gone`], [`Cause::Iommu`] when an
+    /// [`Cause::InUse`] while a device refers to it, [`Cause::Busy`] while a running operation does, [`Cause::Gone`],
+    /// [`Cause::Iommu`] when an
     /// IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay too, and destroying it
     /// can be tried again (contract I-8, I-10).
     pub fn destroy_domain(&self, domain: &Domain<P>) -> Result<(), Error> {
@@ -220,21 +221,23 @@ impl<P: Platform> Service<P> {
             let registry = self.registry.lock(held);
             let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
             let devices = record.assigned.get();
-            if devices > 0 || record.holds.get() > 0 {
+            if devices > 0 {
                 return Err(refuse(Cause::InUse { devices }));
             }
-            // No device can join while this hold is there to be seen by a second destroyer.
-            record.holds.set(1);
+            if record.destroying.get() {
+                return Err(refuse(Cause::Busy { running: Operation::DestroyDomain }));
+            }
+            if record.holds.get() > 0 {
+                return Err(refuse(Cause::Busy { running: Operation::Assign }));
+            }
+            record.destroying.set(true);
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
         let drained = self.flush_in(held, domain);
         let record = {
             let mut registry = self.registry.lock(held);
             if let Some(record) = registry.domain(domain.id()) {
-                record.holds.set(record.holds.get().saturating_sub(1));
-                if drained.is_ok() && (record.assigned.get() > 0 || record.holds.get() > 0) {
-                    return Err(refuse(Cause::InUse { devices: record.assigned.get() }));
-                }
+                record.destroying.set(false);
             }
             if drained.is_ok() { registry.take_domain(domain.id()) } else { None }
         };

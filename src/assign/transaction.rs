@@ -500,6 +500,9 @@ impl<P: Platform> Service<P> {
         let registry = self.registry.lock(held);
         let record =
             registry.domain(domain.id()).ok_or_else(|| Cause::DomainGone { domain: domain.label().clone() })?;
+        if record.destroying.get() {
+            return Err(Cause::Busy { running: Operation::DestroyDomain });
+        }
         record.holds.set(record.holds.get().saturating_add(1));
         Ok(())
     }

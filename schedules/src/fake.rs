@@ -1,0 +1,261 @@
+//! A small IOMMU behind the `Iommu` trait that checks its caller.
+//!
+//! It takes an explored lock for each step of each call, so that the explorer may switch threads wherever a real driver
+//! lets go of its own lock: between the writes of a block and its drain above all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iommu_assign::assign::{
+    AddressSpace, DeviceId, Difference, DomainId, FaultLine, Granules, Iommu, IommuError, IommuKey, Prepared, RawFault,
+    Resource, Stage2Limits, Stream, StreamId,
+};
+use iommu_assign::sync::ExploredLock;
+
+/// What the fake believes of one device.
+#[derive(Clone, Debug, Default)]
+struct Record {
+    streams: Vec<Stream>,
+    enrolled: bool,
+    space: Option<DomainId>,
+    planned: bool,
+    draining: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    devices: BTreeMap<DeviceId, Record>,
+    /// Spaces that plans hold.
+    reserved: Vec<DomainId>,
+}
+
+/// An IOMMU with a number of entries (one for each stream ID) and of contexts.
+pub(crate) struct FakeIommu {
+    key: IommuKey,
+    entries: usize,
+    contexts: usize,
+    state: lock_api::Mutex<ExploredLock, State>,
+}
+
+impl FakeIommu {
+    pub(crate) fn new(key: IommuKey, entries: usize, contexts: usize) -> Self {
+        Self { key, entries, contexts, state: lock_api::Mutex::new(State::default()) }
+    }
+
+    /// Which domain each stream reaches, for the canonical state.
+    pub(crate) fn reach(&self) -> BTreeMap<u32, BTreeSet<u64>> {
+        let state = self.state.lock();
+        let mut reach: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+        for record in state.devices.values() {
+            for stream in &record.streams {
+                let domains = reach.entry(stream.id().value()).or_default();
+                domains.extend(record.space.map(DomainId::number));
+            }
+        }
+        reach
+    }
+}
+
+impl State {
+    fn live(&self) -> BTreeSet<DomainId> {
+        let draining = self.devices.values().filter(|record| record.draining);
+        // A context that drains is taken still; its domain does not matter, it only counts.
+        let _ = draining.count();
+        self.devices.values().filter_map(|record| record.space).chain(self.reserved.iter().copied()).collect()
+    }
+
+    fn used_entries(&self) -> BTreeSet<u32> {
+        let enrolled = self.devices.values().filter(|record| record.enrolled);
+        enrolled.flat_map(|record| record.streams.iter().map(|stream| stream.id().value())).collect()
+    }
+
+    /// No stream may reach two domains: what the contract is about.
+    fn check(&self) {
+        for (id, one) in &self.devices {
+            for (other_id, other) in &self.devices {
+                let meet = one.streams.iter().any(|stream| other.streams.iter().any(|theirs| stream.meets(*theirs)));
+                if id < other_id && meet && one.space.is_some() && other.space.is_some() {
+                    assert_eq!(one.space, other.space, "I-11: {id} and {other_id} share a stream and have two owners");
+                }
+            }
+        }
+    }
+
+    fn record(&mut self, device: DeviceId) -> &mut Record {
+        self.devices.entry(device).or_default()
+    }
+}
+
+impl std::fmt::Debug for FakeIommu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FakeIommu({})", self.key)
+    }
+}
+
+impl Iommu for FakeIommu {
+    fn key(&self) -> IommuKey {
+        self.key
+    }
+
+    fn limits(&self) -> Stage2Limits {
+        Stage2Limits {
+            ipa_bits: 48,
+            output_bits: 48,
+            granules: Granules { kib4: true, kib16: true, kib64: true },
+            coherent: true,
+            blocks: true,
+        }
+    }
+
+    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
+        let mut state = self.state.lock();
+        assert!(!state.devices.contains_key(&device), "a registration is published once");
+        let meets =
+            |record: &Record| record.streams.iter().any(|stream| streams.iter().any(|theirs| stream.meets(*theirs)));
+        let met = state.devices.iter().filter(|(_, record)| meets(record)).map(|(id, _)| *id).collect();
+        state.devices.insert(device, Record { streams: streams.to_vec(), ..Record::default() });
+        Ok(met)
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<usize, IommuError> {
+        let mut state = self.state.lock();
+        let used = state.used_entries();
+        let streams: BTreeSet<u32> = state.record(device).streams.iter().map(|stream| stream.id().value()).collect();
+        let needed = streams.difference(&used).count();
+        let free = self.entries.saturating_sub(used.len());
+        if needed > free {
+            let resource = Resource::StreamMapEntries;
+            return Err(IommuError::Exhausted {
+                resource,
+                needed: needed.saturating_sub(free),
+                free,
+                total: self.entries,
+            });
+        }
+        state.record(device).enrolled = true;
+        Ok(streams.len())
+    }
+
+    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
+        let mut state = self.state.lock();
+        let mine = state.record(device).streams.clone();
+        let shares = |record: &Record| {
+            record.enrolled && record.streams.iter().any(|stream| mine.iter().any(|theirs| stream.meets(*theirs)))
+        };
+        state.devices.iter().filter(|(id, record)| **id != device && shares(record)).map(|(id, _)| *id).collect()
+    }
+
+    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+        let mut state = self.state.lock();
+        for device in devices {
+            let record = state.record(*device);
+            assert!(record.enrolled, "a plan is for enrolled devices");
+            assert!(!record.planned, "C-1: two operations plan for {device} at once");
+        }
+        let live = state.live();
+        // A context whose only users are these devices is freed by this very move.
+        let freed = devices.iter().filter_map(|device| state.devices.get(device)?.space).find(|domain| {
+            let users = state.devices.iter().filter(|(_, record)| record.space == Some(*domain));
+            users.into_iter().all(|(id, _)| devices.contains(id)) && !state.reserved.contains(domain)
+        });
+        if !live.contains(&space.domain) && live.len() >= self.contexts && freed.is_none() {
+            let total = self.contexts;
+            return Err(IommuError::Exhausted { resource: Resource::ContextBanks, needed: 1, free: 0, total });
+        }
+        state.reserved.push(space.domain);
+        for device in devices {
+            state.record(*device).planned = true;
+        }
+        Ok(Prepared { space: *space, ticket: 0 })
+    }
+
+    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
+        let mut state = self.state.lock();
+        for device in devices {
+            state.record(*device).planned = false;
+        }
+        if let Some(at) = state.reserved.iter().position(|domain| *domain == prepared.space.domain) {
+            state.reserved.swap_remove(at);
+        }
+    }
+
+    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
+        for device in devices {
+            // One lock for each device: a real driver writes one entry after the other.
+            let mut state = self.state.lock();
+            let record = state.record(*device);
+            assert!(record.planned, "installed without a plan");
+            assert!(record.enrolled, "installed without entries");
+            assert_eq!(record.space, None, "I-14: a device goes through fault between two owners");
+            assert!(!record.draining, "I-6: installed before the last owner has drained");
+            record.planned = false;
+            record.space = Some(prepared.space.domain);
+            state.check();
+        }
+        let mut state = self.state.lock();
+        if let Some(at) = state.reserved.iter().position(|domain| *domain == prepared.space.domain) {
+            state.reserved.swap_remove(at);
+        }
+        Ok(())
+    }
+
+    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+        let mut cut = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for device in devices {
+                let record = state.record(*device);
+                if record.space.take().is_some() {
+                    record.draining = true;
+                    cut.push(*device);
+                }
+            }
+        }
+        let mut state = self.state.lock();
+        for device in &cut {
+            state.record(*device).draining = false;
+        }
+        Ok(Vec::new())
+    }
+
+    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
+        let mut state = self.state.lock();
+        if let Some(record) = state.devices.remove(&device) {
+            assert_eq!(record.space, None, "C-8: forgotten while its streams reach a domain");
+            assert!(!record.draining, "C-8: forgotten before it has drained");
+            assert!(!record.planned, "forgotten while a plan names it");
+            return Ok(());
+        }
+        Err(IommuError::Unknown)
+    }
+
+    fn flush(&self, _: DomainId) -> Result<(), IommuError> {
+        drop(self.state.lock());
+        Ok(())
+    }
+
+    fn take_faults(&self, _: FaultLine, report: &mut dyn FnMut(RawFault)) {
+        report(RawFault {
+            iommu: self.key,
+            bank: None,
+            domain: None,
+            stream: Some(StreamId::new(1)),
+            address: None,
+            access: iommu_assign::assign::Access::Read,
+            cause: iommu_assign::assign::FaultCause::Blocked,
+            more_lost: false,
+        });
+    }
+
+    fn owner_of(&self, stream: StreamId) -> Option<DeviceId> {
+        let state = self.state.lock();
+        let holds = |record: &Record| record.streams.iter().any(|own| own.id() == stream);
+        state.devices.iter().find(|(_, record)| holds(record)).map(|(id, _)| *id)
+    }
+
+    fn audit(&self, _: &mut dyn FnMut(Difference)) {}
+
+    fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError> {
+        let state = self.state.lock();
+        state.devices.get(&device).map(|record| record.space).ok_or(IommuError::Unknown)
+    }
+}

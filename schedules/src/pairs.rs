@@ -1,0 +1,176 @@
+//! Every pair of operations, in every relation, in every interleaving that loom finds.
+//!
+//! What the two answered, and the state that is left, must be what one of the two sequential orders gives; `Busy` counts
+//! as nothing done, and an operation that a removal overtook as done and undone (contract C-15).
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use iommu_assign::assign::Source;
+use loom::model::Builder;
+
+use crate::world::{Answer, Op, Relation, World};
+
+/// What can be seen of a run: the two answers, and what is left.
+type History = (Answer, Answer, String);
+
+/// One pair, in one relation, from one starting point.
+#[derive(Clone, Copy)]
+struct Pair {
+    relation: Relation,
+    one: Op,
+    two: Op,
+    /// The operation whose starting point is taken where both are about one device.
+    start: Op,
+    sources: [Source; 2],
+}
+
+impl Pair {
+    fn targets(self) -> [usize; 2] {
+        if self.relation == Relation::SameDevice { [0, 0] } else { [0, 1] }
+    }
+
+    fn world(self) -> World {
+        let world = World::new(self.relation, self.sources);
+        if self.relation == Relation::SameDevice {
+            world.prepare(self.start, 0);
+        } else {
+            // The child's own starting point must not undo the parent's: a parent that is to be added is not there.
+            world.prepare(self.one, 0);
+            if !(self.relation == Relation::ParentChild && self.one == Op::Add) {
+                world.prepare(self.two, 1);
+            }
+        }
+        world
+    }
+
+    /// What sequential histories give.
+    fn sequential(self) -> Vec<History> {
+        let [n, m] = self.targets();
+        let mut allowed = Vec::new();
+        let world = self.world();
+        let one = world.run(self.one, n);
+        let two = world.run(self.two, m);
+        allowed.push((one, two, world.state()));
+        let world = self.world();
+        let two = world.run(self.two, m);
+        let one = world.run(self.one, n);
+        allowed.push((one, two, world.state()));
+        // An operation that met a claim did nothing.
+        let world = self.world();
+        allowed.push((world.run(self.one, n), Answer::Busy, world.state()));
+        let world = self.world();
+        let two = world.run(self.two, m);
+        allowed.push((Answer::Busy, two, world.state()));
+        allowed.push((Answer::Busy, Answer::Busy, self.world().state()));
+        // All who ask for one removal get its outcome.
+        if self.one == Op::Remove && self.two == Op::Remove && n == m {
+            let world = self.world();
+            let one = world.run(self.one, n);
+            allowed.push((one.clone(), one, world.state()));
+        }
+        // One that a removal overtook was done, then undone.
+        if self.two == Op::Remove {
+            let world = self.world();
+            let _ = world.run(self.one, n);
+            let two = world.run(self.two, m);
+            allowed.push((Answer::Removed, two, world.state()));
+        }
+        if self.one == Op::Remove {
+            let world = self.world();
+            let _ = world.run(self.two, m);
+            let one = world.run(self.one, n);
+            allowed.push((one, Answer::Removed, world.state()));
+        }
+        allowed
+    }
+
+    /// One explored run.
+    fn run(self) {
+        let allowed = self.sequential();
+        let world = Arc::new(self.world());
+        let [n, m] = self.targets();
+        let other = {
+            let world = world.clone();
+            loom::thread::spawn(move || world.run(self.two, m))
+        };
+        let one = world.run(self.one, n);
+        let two = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let history = (one, two, world.state());
+        assert!(allowed.contains(&history), "not linearizable: {history:#?}\nallowed: {allowed:#?}");
+        world.is_clean();
+    }
+}
+
+/// Explores all pairs, or those whose line contains the first argument that is no option.
+pub(crate) fn explore(arguments: &[String]) -> ExitCode {
+    let unbounded = arguments.iter().any(|argument| argument == "--unbounded");
+    let wanted = arguments.iter().find(|argument| !argument.starts_with("--"));
+    let (mut pairs, mut schedules, mut violations) = (0_u64, 0_u64, 0_u64);
+    for pair in all() {
+        let start = if pair.relation == Relation::SameDevice {
+            format!(" (from {})", pair.start.name())
+        } else {
+            String::new()
+        };
+        let name = format!(
+            "{:<13} {:>4} {:<10} | {:>4} {:<10}{start}",
+            pair.relation.name(),
+            pair.sources[0].to_string(),
+            pair.one.name(),
+            pair.sources[1].to_string(),
+            pair.two.name()
+        );
+        if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        let explored = Arc::new(AtomicU64::new(0));
+        let count = explored.clone();
+        let begun = Instant::now();
+        let result = std::panic::catch_unwind(move || {
+            let mut builder = Builder::new();
+            builder.preemption_bound = (!unbounded).then_some(3);
+            builder.check(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+                pair.run();
+            });
+        });
+        let explored = explored.load(Ordering::Relaxed);
+        pairs = pairs.saturating_add(1);
+        schedules = schedules.saturating_add(explored);
+        let bound = if unbounded { "all" } else { "bound 3" };
+        let verdict = if result.is_ok() { "ok" } else { "VIOLATION" };
+        println!("{name:<64} {bound} {explored:>8} schedules {:>6.2} s  {verdict}", begun.elapsed().as_secs_f32());
+        if result.is_err() {
+            violations = violations.saturating_add(1);
+        }
+    }
+    println!("schedules: {pairs} pairs, {schedules} schedules, {violations} violations");
+    if violations == 0 && pairs > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn all() -> impl Iterator<Item = Pair> {
+    Relation::ALL.into_iter().flat_map(|relation| {
+        Op::ALL.into_iter().enumerate().flat_map(move |(at, one)| {
+            // Parent and child, and PCI against DT, are not symmetric.
+            let seconds = if relation == Relation::ParentChild { 0 } else { at };
+            Op::ALL.into_iter().skip(seconds).flat_map(move |two| variants(relation, one, two))
+        })
+    })
+}
+
+fn variants(relation: Relation, one: Op, two: Op) -> Vec<Pair> {
+    let [dt, pci] = [Source::Dt, Source::Pci];
+    let pair = |start, sources| Pair { relation, one, two, start, sources };
+    match relation {
+        Relation::SameDevice if one == two => vec![pair(one, [dt, dt])],
+        Relation::SameDevice => vec![pair(one, [dt, dt]), pair(two, [dt, dt])],
+        Relation::ParentChild => vec![pair(one, [dt, dt])],
+        _ => {
+            let moves = matches!(one, Op::Add | Op::Remove) && matches!(two, Op::Add | Op::Remove);
+            if moves { vec![pair(one, [dt, dt]), pair(one, [pci, dt])] } else { vec![pair(one, [pci, dt])] }
+        }
+    }
+}
