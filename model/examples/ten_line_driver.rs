@@ -1,7 +1,7 @@
 //! Tests a driver of ten lines: does it isolate, and does an unmap take effect?
 //!
-//! `cargo run --example ten_line_driver` prints the trace of its register accesses. The driver is right; take out the loop over the
-//! entries, the root, M, USFCFG, or the flush after the unmap, and see which check finds out.
+//! `cargo run --example ten_line_driver` prints the trace of its register accesses. The driver is right; take out the
+//! loop over the entries, the root, M, USFCFG, or the flush after the unmap, and see which check finds out.
 
 use smmu_model::registers::{cb, gr0, scr0, sctlr, stream};
 use smmu_model::{Access, Config, Memory, Record, Smmu, Transaction, Verdict};

@@ -25,15 +25,18 @@ pub struct Chip {
 }
 
 impl Chip {
-    /// `count` equal SMMUs over which the memory system spreads every stream by address, 4 KiB in turn (NVIDIA Tegra194/234).
+    /// `count` equal SMMUs over which the memory system spreads every stream by address, 4 KiB in turn (NVIDIA
+    /// Tegra194/234).
     ///
-    /// Software has to write all of them alike; a member that it forgets treats its part of the addresses as out of reset.
+    /// Software has to write all of them alike; a member that it forgets treats its part of the addresses as out of
+    /// reset.
     pub fn lockstep(config: &Config, count: u8) -> Self {
         let members = (0..count.max(1)).map(|_| Smmu::new(config.clone())).collect();
         Self { members, coupling: Coupling::Interleaved { shift: 12 } }
     }
 
-    /// SMMUs that share cached translations, so that a VMID must mean one thing on all of them (Cavium CN88xx, erratum 27704).
+    /// SMMUs that share cached translations, so that a VMID must mean one thing on all of them (Cavium CN88xx, erratum
+    /// 27704).
     pub fn shared_vmids(configs: &[Config]) -> Self {
         Self { members: configs.iter().cloned().map(Smmu::new).collect(), coupling: Coupling::SharedCaches }
     }

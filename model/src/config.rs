@@ -1,7 +1,8 @@
 //! What a part is: its geometry, its widths, and where it departs from the architecture.
 //!
-//! A [`Config`] is plain data. Start from a preset ([`Config::mmu500_zynqmp`] and its siblings) and change fields; the model accepts any
-//! value and clamps what no part could have, so that generated configurations are as safe as written ones.
+//! A [`Config`] is plain data. Start from a preset ([`Config::mmu500_zynqmp`] and its siblings) and change fields; the
+//! model accepts any value and clamps what no part could have, so that generated configurations are as safe as written
+//! ones.
 
 /// Which architecture the part follows (IHI 0062, and the "64 KiB AArch64" extension of MMU-401).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,8 @@ pub enum Unimplemented {
 pub enum WideAccess {
     /// It is atomic, as the architecture says.
     Atomic,
-    /// It is lost: reads give zero, writes change nothing (Marvell AP806, erratum 582743: software must use two 32-bit accesses).
+    /// It is lost: reads give zero, writes change nothing (Marvell AP806, erratum 582743: software must use two 32-bit
+    /// accesses).
     Lost,
     /// Only its low word arrives.
     LowWord,
@@ -85,7 +87,8 @@ pub enum Wiring {
     Combined,
 }
 
-/// Which fault a VA64 = 0 stage-2 bank with M = 0 gives to an input above 40 bits: the manual's text and its table 3-2 disagree.
+/// Which fault a VA64 = 0 stage-2 bank with M = 0 gives to an input above 40 bits: the manual's text and its table 3-2
+/// disagree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WideInput {
     /// The text and the pseudocode: an address size fault.
@@ -121,13 +124,15 @@ pub struct Quirks {
     pub fault_write_ignored: bool,
     /// Firmware loses a write of literal zero to TLB maintenance and sync registers (Qualcomm).
     pub zero_maintenance_lost: bool,
-    /// Banks from this number on must not be touched although `IDR1` counts them; doing so is a [`Hazard`](crate::Hazard).
+    /// Banks from this number on must not be touched although `IDR1` counts them; doing so is a
+    /// [`Hazard`](crate::Hazard).
     pub hidden_banks_from: Option<u8>,
     /// `IDR0.NUMSMRG` when it is not the number of groups that exist (Qualcomm reports more than 128).
     pub reported_groups: Option<u8>,
     /// `IDR1.NUMCB` when it is not the number of banks that exist.
     pub reported_banks: Option<u8>,
-    /// Accesses arrive as Secure, so GR0's banked registers are the Secure copies and +0x400 the Non-secure ones (Calxeda).
+    /// Accesses arrive as Secure, so GR0's banked registers are the Secure copies and +0x400 the Non-secure ones
+    /// (Calxeda).
     pub secure_accesses: bool,
     /// Context banks start here, in bytes, whatever `IDR1` says (msm8974: 0x8000).
     pub bank_base: Option<u32>,

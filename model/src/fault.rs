@@ -89,7 +89,8 @@ pub enum Fault {
         /// Level of the table whose descriptor faulted, 0 to 3.
         level: u8,
     },
-    /// The bank translates in a way that the model does not walk (stage 1 with M = 1). An oracle should treat it as reaching anything.
+    /// The bank translates in a way that the model does not walk (stage 1 with M = 1). An oracle should treat it as
+    /// reaching anything.
     Unmodelled {
         /// The bank.
         bank: u8,
@@ -119,7 +120,8 @@ impl Smmu {
         (0u8..).zip(&self.banks).any(|(n, bank)| bank.irq() && self.line_of(n, bank.cbar) == Some(line))
     }
 
-    /// The interrupt line that bank `n` drives; `None` where `IRPTNDX` names one that does not exist, or the bank does not exist.
+    /// The interrupt line that bank `n` drives; `None` where `IRPTNDX` names one that does not exist, or the bank does
+    /// not exist.
     pub fn context_line(&self, n: u8) -> Option<u8> {
         self.line_of(n, self.banks.get(usize::from(n))?.cbar)
     }

@@ -1,7 +1,7 @@
 //! Transactions in flight: accepted, steered, latched, translated and performed at instants of their own.
 //!
-//! [`Smmu::dma`] does all at once. A test that wants the instants apart calls [`Smmu::accept`] and then [`Smmu::step`]; whatever it writes
-//! in between meets a transaction that has already seen the older registers.
+//! [`Smmu::dma`] does all at once. A test that wants the instants apart calls [`Smmu::accept`] and then [`Smmu::step`];
+//! whatever it writes in between meets a transaction that has already seen the older registers.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -161,7 +161,8 @@ impl Smmu {
         ids.into_iter().filter_map(|id| Some((id, self.finish(memory, id)?))).collect()
     }
 
-    /// Walks `address` through bank `n` ahead of any transaction and caches what it finds, as a part may at any time while the bank's M is 1.
+    /// Walks `address` through bank `n` ahead of any transaction and caches what it finds, as a part may at any time
+    /// while the bank's M is 1.
     pub fn prefetch(&mut self, memory: &Memory, n: u8, address: u64) {
         let Ok(view) = self.latch(0, n) else { return };
         let ahead = Transaction::read(0, address, 1);

@@ -17,7 +17,8 @@ pub enum SyncRegister {
 pub enum Injection {
     /// Syncs started in this register never complete.
     StatusNeverClears(SyncRegister),
-    /// The k-th sync that is started from now on, in whichever register, never completes; 1 is the next. It is used up by that.
+    /// The k-th sync that is started from now on, in whichever register, never completes; 1 is the next. It is used up
+    /// by that.
     SyncTimesOut(u32),
     /// Writes to this offset change nothing, whatever their width.
     WriteDoesNotStick(usize),

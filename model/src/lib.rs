@@ -2,9 +2,10 @@
 //!
 //! ## Map of the modules
 //!
-//! What a part is: [`Config`], its presets, its [`Quirks`]. What it holds: [`Smmu`], split by the manual's own blocks (global spaces,
-//! stream map, context banks, TLB). What goes through it: [`Transaction`], [`Outcome`], [`Path`], [`Fault`]. What stands behind it: [`Memory`].
-//! What a test looks with: [`Reach`], [`Record`], [`Hazard`]. Offsets and fields by their manual's names: [`registers`].
+//! What a part is: [`Config`], its presets, its [`Quirks`]. What it holds: [`Smmu`], split by the manual's own blocks
+//! (global spaces, stream map, context banks, TLB). What goes through it: [`Transaction`], [`Outcome`], [`Path`],
+//! [`Fault`]. What stands behind it: [`Memory`]. What a test looks with: [`Reach`], [`Record`], [`Hazard`]. Offsets and
+//! fields by their manual's names: [`registers`].
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -10,8 +10,9 @@ pub(crate) const PAGE: u64 = 0x1000;
 
 /// Sparse physical memory, shared by processors, DMA masters and the walkers of any number of SMMUs.
 ///
-/// Every address exists and reads as zero until written. A write by a processor lands in its cache: a walker that is not coherent
-/// ([`Config::coherent_walk`](crate::Config::coherent_walk)) sees it only after [`publish`](Memory::publish). DMA data is always coherent; only table walks are not.
+/// Every address exists and reads as zero until written. A write by a processor lands in its cache: a walker that is
+/// not coherent ([`Config::coherent_walk`](crate::Config::coherent_walk)) sees it only after
+/// [`publish`](Memory::publish). DMA data is always coherent; only table walks are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     pages: BTreeMap<u64, Page>,

@@ -107,7 +107,8 @@ impl Config {
         }
     }
 
-    /// MMU-401 with `groups` stream-map groups and `banks` context banks: SMMUv1 with the AArch64 64 KiB granule, stage 2 only.
+    /// MMU-401 with `groups` stream-map groups and `banks` context banks: SMMUv1 with the AArch64 64 KiB granule, stage
+    /// 2 only.
     pub fn mmu401(groups: u8, banks: u8) -> Self {
         Self {
             architecture: Architecture::V1Aarch64,
@@ -129,7 +130,8 @@ impl Config {
         Self::mmu401(32, 4)
     }
 
-    /// MMU-500 as ZynqMP has it: `IDR0` 0xfc013e30 (whose top bit reads as zero from the Non-secure side), `IDR1` 0x30000f10, `IDR2` 0x5555; 48 groups, 16 banks.
+    /// MMU-500 as ZynqMP has it: `IDR0` 0xfc013e30 (whose top bit reads as zero from the Non-secure side), `IDR1`
+    /// 0x30000f10, `IDR2` 0x5555; 48 groups, 16 banks.
     pub fn mmu500_zynqmp() -> Self {
         Self {
             page_size: PageSize::Small,
@@ -174,8 +176,8 @@ impl Config {
         }
     }
 
-    /// A Qualcomm part behind its firmware: bypass is stored as fault, fault writes and zero-valued maintenance writes are lost,
-    /// 255 groups are reported of which 128 exist, and banks 7 and up must not be touched.
+    /// A Qualcomm part behind its firmware: bypass is stored as fault, fault writes and zero-valued maintenance writes
+    /// are lost, 255 groups are reported of which 128 exist, and banks 7 and up must not be touched.
     pub fn qualcomm() -> Self {
         let quirks = Quirks {
             bypass_becomes_fault: true,
@@ -189,7 +191,8 @@ impl Config {
             .quirks(quirks)
     }
 
-    /// A Qualcomm msm8974 SMMUv1: banks stand at 0x8000 although `IDR1` says 0x4000, and walks are not coherent although `IDR0` says so.
+    /// A Qualcomm msm8974 SMMUv1: banks stand at 0x8000 although `IDR1` says 0x4000, and walks are not coherent
+    /// although `IDR0` says so.
     pub fn msm8974() -> Self {
         let quirks =
             Quirks { bank_base: Some(0x8000), reported_coherent_walk: Some(true), cache_lock: false, ..Quirks::NONE };
@@ -209,7 +212,8 @@ impl Config {
         Self { smr_id: 0x007f, smr_mask: 0x7fff, ..Self::mmu500_layerscape() }
     }
 
-    /// One SMMU of Cavium CN88xx: no stall, no configuration faults, `VMIDPNE` reserved; see [`Chip::shared_vmids`](crate::Chip::shared_vmids).
+    /// One SMMU of Cavium CN88xx: no stall, no configuration faults, `VMIDPNE` reserved; see
+    /// [`Chip::shared_vmids`](crate::Chip::shared_vmids).
     pub fn cn88xx() -> Self {
         let mask =
             scr0::SMCFCFG | scr0::GSE | scr0::STALLD | scr0::VMIDPNE | scr0::GCFGFIE | scr0::GCFGFRE | scr0::EXIDENABLE;

@@ -45,8 +45,9 @@ pub enum Source {
 }
 
 impl Smmu {
-    /// Everything that a data access of `stream` to `address` could come to now: through each cached entry, or past all of them, since the part may
-    /// drop a cached entry at any time; and what the stream's transactions in flight to the same 4 KiB could still come to.
+    /// Everything that a data access of `stream` to `address` could come to now: through each cached entry, or past all
+    /// of them, since the part may drop a cached entry at any time; and what the stream's transactions in flight to the
+    /// same 4 KiB could still come to.
     pub fn reach(&self, memory: &Memory, stream: u16, address: u64, access: Access) -> Vec<Reach> {
         let transaction = Transaction { access, ..Transaction::read(stream, address, 1) };
         self.reach_of(memory, &transaction)

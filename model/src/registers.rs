@@ -1,6 +1,7 @@
 //! Where the registers are and what their fields mean: the model's own statement, shared with no driver.
 //!
-//! Offsets are in bytes from the start of their block; [`Smmu::gr1`](crate::Smmu::gr1) and [`Smmu::bank`](crate::Smmu::bank) give those of a block from the base.
+//! Offsets are in bytes from the start of their block; [`Smmu::gr1`](crate::Smmu::gr1) and
+//! [`Smmu::bank`](crate::Smmu::bank) give those of a block from the base.
 
 use alloc::string::String;
 use alloc::{format, string::ToString};

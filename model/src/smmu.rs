@@ -13,8 +13,9 @@ use crate::trace::{Counters, Direction, Record};
 
 /// One SMMUv1 or SMMUv2, with its registers, TLB and the transactions in it.
 ///
-/// Equality compares what the part is and what it would do next: configuration, registers, cached translations, transactions in flight,
-/// posted maintenance and injections. It leaves out what only observes: counters, trace, hazards, and the ages and numbers of things.
+/// Equality compares what the part is and what it would do next: configuration, registers, cached translations,
+/// transactions in flight, posted maintenance and injections. It leaves out what only observes: counters, trace,
+/// hazards, and the ages and numbers of things.
 #[derive(Clone, Debug)]
 pub struct Smmu {
     pub(crate) config: Config,
@@ -37,7 +38,8 @@ pub struct Smmu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hazard {
-    /// A context bank was touched that firmware hides ([`Quirks::hidden_banks_from`](crate::Quirks::hidden_banks_from)); a board resets.
+    /// A context bank was touched that firmware hides
+    /// ([`Quirks::hidden_banks_from`](crate::Quirks::hidden_banks_from)); a board resets.
     HiddenBank(u8),
     /// An access was not aligned to its size, or lay outside the SMMU; it was ignored.
     BadAccess(usize),
@@ -47,7 +49,8 @@ pub enum Hazard {
     Unmodelled(u8),
     /// A register access met a part whose power is off ([`Injection::AllOnes`](crate::Injection::AllOnes)).
     PoweredOff,
-    /// A maintenance or sync write of zero was lost in firmware ([`Quirks::zero_maintenance_lost`](crate::Quirks::zero_maintenance_lost)).
+    /// A maintenance or sync write of zero was lost in firmware
+    /// ([`Quirks::zero_maintenance_lost`](crate::Quirks::zero_maintenance_lost)).
     ZeroWriteLost(usize),
 }
 
@@ -80,8 +83,8 @@ impl Smmu {
         }
     }
 
-    /// Resets the part: every register goes to its reset value, UNKNOWN ones to the same drawn values as at first; transactions in flight are
-    /// lost. Injections, counters and the trace stay.
+    /// Resets the part: every register goes to its reset value, UNKNOWN ones to the same drawn values as at first;
+    /// transactions in flight are lost. Injections, counters and the trace stay.
     pub fn reset(&mut self) {
         let fresh = Self::new(self.config.clone());
         let old = core::mem::replace(self, fresh);
@@ -167,7 +170,8 @@ impl Smmu {
         self.write64_observed(offset, value, &mut |_| ());
     }
 
-    /// [`write32`](Smmu::write32), then calls `observer` with the state that the write left: an isolation oracle looks at every instant with it.
+    /// [`write32`](Smmu::write32), then calls `observer` with the state that the write left: an isolation oracle looks
+    /// at every instant with it.
     pub fn write32_observed(&mut self, offset: usize, value: u32, observer: &mut dyn FnMut(&Self)) {
         self.counters.writes = self.counters.writes.wrapping_add(1);
         self.record(Direction::Write, 32, offset, u64::from(value));
@@ -192,8 +196,8 @@ impl Smmu {
         observer(self);
     }
 
-    /// What the 32-bit register `offset` bytes from the base holds, without an access: nothing is polled, counted, recorded or injected.
-    /// Where there is no register it is 0. Meant for observers and oracles.
+    /// What the 32-bit register `offset` bytes from the base holds, without an access: nothing is polled, counted,
+    /// recorded or injected. Where there is no register it is 0. Meant for observers and oracles.
     pub fn peek32(&self, offset: usize) -> u32 {
         let (block, at) = registers::locate(&self.config, offset);
         if offset & 3 != 0 { 0 } else { self.value(block, at).unwrap_or(0) }

@@ -1,4 +1,5 @@
-//! Cached translations, and the maintenance that removes them: posted first, done only by a sync that was polled to its end.
+//! Cached translations, and the maintenance that removes them: posted first, done only by a sync that was polled to its
+//! end.
 
 use alloc::vec::Vec;
 

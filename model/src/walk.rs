@@ -100,7 +100,8 @@ impl Geometry {
 }
 
 impl Smmu {
-    /// Reads the registers of the bank that a stream-map entry names, and checks what they ask for, in the manual's order.
+    /// Reads the registers of the bank that a stream-map entry names, and checks what they ask for, in the manual's
+    /// order.
     pub(crate) fn latch(&self, entry: u8, n: u8) -> Result<View, (GlobalFaultKind, u8, bool)> {
         use GlobalFaultKind::{InvalidContext, UnimplementedBank};
         let first = self.view_of(n).ok_or((UnimplementedBank, n, false))?;
@@ -127,8 +128,8 @@ impl Smmu {
         Ok(View { entry, first, second: Some(second) })
     }
 
-    /// Everything that can become of a transaction in its banks now: first what the model itself does, then what a part could do
-    /// instead, since it may have dropped any cached entry. What is cached is dated `age`.
+    /// Everything that can become of a transaction in its banks now: first what the model itself does, then what a part
+    /// could do instead, since it may have dropped any cached entry. What is cached is dated `age`.
     pub(crate) fn decide(&self, memory: &Memory, view: &View, what: &Transaction, age: u64) -> Vec<(Decision, Fill)> {
         let banks = [Some(view.first), view.second];
         if let Some(bank) = banks.into_iter().flatten().find(|bank| self.ends_everything(bank.n)) {
