@@ -4,17 +4,20 @@
 //! expected was so, 1 when something was not, and 2 with one line of error when it could not begin.
 //!
 //! The way of a board through it: [`input`] reads the blob, [`world`] makes a machine of it ([`presets`] chooses the
-//! parts, [`pci_world`] plugs cards in), [`cast`] chooses who plays which part, [`scenario`] plays, [`stage`] carries
-//! out and checks each step, [`recorder`] keeps the score and [`report`] sets the lines. [`inspect`] needs no machine.
+//! parts, [`pci_world`] plugs cards in), [`cast`] chooses who plays which part, [`scenario`] plays, [`stage`] and [`dma`]
+//! carry out each step and compare it with what it [`must`] come to, [`watch`] looks at each register write, [`recorder`] keeps the score and [`report`] sets
+//! the lines. [`inspect`] needs no machine.
 
 mod args;
 mod cast;
+mod dma;
 mod error;
 mod guests;
 mod hooks;
 mod input;
 mod inspect;
 mod inspect_text;
+mod must;
 mod names;
 mod overview;
 mod pci_world;
@@ -24,6 +27,7 @@ mod recorder;
 mod report;
 mod scenario;
 mod stage;
+mod watch;
 mod world;
 
 use std::io::{self, Write};

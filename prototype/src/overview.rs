@@ -10,7 +10,7 @@ use crate::world::{State, Subject, World};
 
 /// Prints all of it.
 pub(crate) fn print(page: &mut Page, world: &World) {
-    page.text(0, &world.title);
+    page.text(0, &format!("prototype {} on {}", env!("CARGO_PKG_VERSION"), world.title));
     smmus(page, world);
     bridges(page, world);
     devices(page, world);

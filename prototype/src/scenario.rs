@@ -66,16 +66,16 @@ fn groups(stage: &mut Stage<'_>, cast: &Cast, one: &Guest, two: &Guest) {
         stage.recorder.step("Two devices that share a stream have one owner");
         one_owner(stage, subject, mate, one, two);
         stage.bring(mate, one);
-        stage.deassign(subject, Some(mate));
-        stage.dma(subject);
-        stage.deassign(mate, None);
-        stage.dma(subject);
+        stage.deassign(subject);
+        stage.dma_shared(subject, mate);
+        stage.deassign(mate);
+        stage.dma_shared(subject, mate);
     }
     if let Some((subject, mate)) = &cast.neighbours {
         stage.recorder.step("Two functions that their bus does not keep apart have one owner, too");
         one_owner(stage, subject, mate, one, two);
         stage.dma(mate);
-        stage.deassign(subject, None);
+        stage.deassign(subject);
     }
 }
 
@@ -116,7 +116,7 @@ fn unmap(stage: &mut Stage<'_>, cast: &Cast, two: &mut Guest) {
     stage.bring(subject, two);
     stage.dma(subject);
     stage.unmap(two);
-    stage.dma(subject);
+    stage.dma_stale(subject);
     stage.flush(two);
     stage.dma_unmapped(subject);
     stage.map(two);
@@ -156,12 +156,17 @@ fn share_out(stage: &mut Stage<'_>, cast: &Cast, guests: &[&Guest]) {
         return;
     }
     stage.recorder.step("All other devices that may go get a guest");
+    if matches!(stage.world.rules, Rules::Named(_)) {
+        stage.recorder.note("The operator names them all.");
+    }
     for (subject, guest) in waiting.into_iter().zip(guests.iter().cycle()) {
         // A group has one owner.
         let mates = stage.mates(subject);
         let owner = mates.iter().find_map(|mate| stage.owner(mate));
         let owners = guests.iter().find(|guest| owner == Some(guest.domain.id()));
-        stage.assign(subject, owners.unwrap_or(guest));
+        let guest = owners.unwrap_or(guest);
+        let _ = stage.named(subject, guest);
+        stage.assign(subject, guest);
     }
 }
 
@@ -195,4 +200,6 @@ fn end(stage: &mut Stage<'_>, guests: &mut [Guest]) {
     stage.audit();
     let units: Vec<_> = stage.world.in_service().map(|(unit, _)| unit.key).collect();
     stage.unregister(&units);
+    stage.recorder.step("Looking back: what any stream could have reached after each register write");
+    stage.verdicts();
 }

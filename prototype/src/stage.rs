@@ -1,19 +1,17 @@
 //! Each operation of the scenario: carried out, counted, and compared with what was expected.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::rc::Rc;
 
-use iommu_assign::assign::{
-    Cause, Device, DeviceInfo, DeviceState, DomainId, Error, FaultCause, FaultLine, FaultRecord, IommuKey, Label, Left,
-    Removal, Stream, StreamId,
-};
-use machine::Reached;
+use iommu_assign::assign::{Cause, Device, DeviceInfo, DeviceState, DomainId, Error, IommuKey, Label, Left, Removal};
 use smmu_model::Counters;
 
-use crate::guests::{self, Guest, HOLE, PAGE};
+use crate::guests::{self, Guest, PAGE};
 use crate::hooks;
 use crate::policy::Rules;
 use crate::recorder::Recorder;
+use crate::watch::Watch;
 use crate::world::{Subject, World, between};
 
 /// The machine, and the score.
@@ -22,22 +20,18 @@ pub(crate) struct Stage<'a> {
     pub(crate) world: &'a mut World,
     pub(crate) recorder: &'a mut Recorder,
     /// Each domain's guest: its name, and where its page is.
-    guests: BTreeMap<DomainId, (Label, u64)>,
-}
-
-/// What a stream's DMA must come to, by the registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Must {
-    /// It reaches this guest's page, at this address.
-    Reach(Label, u64),
-    /// It faults for this reason.
-    Fault(FaultCause),
+    pub(crate) guests: BTreeMap<DomainId, (Label, u64)>,
+    pub(crate) watch: Watch,
 }
 
 impl<'a> Stage<'a> {
     /// A stage without guests.
     pub(crate) fn new(world: &'a mut World, recorder: &'a mut Recorder) -> Self {
-        Self { world, recorder, guests: BTreeMap::new() }
+        let units = world.in_service().map(|(unit, _)| unit.key);
+        let watch = Watch::begin(&world.machine, units);
+        let stage = Self { world, recorder, guests: BTreeMap::new(), watch };
+        stage.settle();
+        stage
     }
 
     /// The device's registration now, if it has one.
@@ -62,7 +56,7 @@ impl<'a> Stage<'a> {
         self.world.subjects.iter().filter(is_mate).cloned().collect()
     }
 
-    fn counted<T>(&self, act: impl FnOnce(&World) -> T) -> (T, Counters) {
+    pub(crate) fn counted<T>(&self, act: impl FnOnce(&World) -> T) -> (T, Counters) {
         let before = self.world.machine.all_counters();
         let result = act(self.world);
         (result, between(before, self.world.machine.all_counters()))
@@ -137,19 +131,25 @@ impl<'a> Stage<'a> {
 
     /// Lets the operator name a device, and all that share streams with it, for a guest. Firmware's marks need no help.
     pub(crate) fn name(&mut self, subject: &Subject, guest: &Guest) {
-        let Rules::Named(operator) = self.world.rules.clone() else { return };
-        let mut names: Vec<Label> = vec![subject.label.clone()];
-        names.extend(self.mates(subject).iter().map(|mate| mate.label.clone()));
-        let fresh: Vec<&Label> = names.iter().filter(|name| operator.name(name, &guest.label)).collect();
-        for name in fresh {
-            self.recorder.event("name", &format!("{name} for {}", guest.label), "by the operator");
+        for name in self.named(subject, guest) {
+            self.recorder.event("name", &format!("{name} to {}", guest.label), "by the operator");
         }
+    }
+
+    /// The same without a word. Returns who was not named before.
+    pub(crate) fn named(&self, subject: &Subject, guest: &Guest) -> Vec<Label> {
+        let Rules::Named(operator) = &self.world.rules else { return Vec::new() };
+        let mates = self.mates(subject);
+        let names = iter::once(&subject.label).chain(mates.iter().map(|mate| &mate.label));
+        names.filter(|name| operator.name(name, &guest.label)).cloned().collect()
     }
 
     /// Assigns a device, which must succeed.
     pub(crate) fn assign(&mut self, subject: &Subject, guest: &Guest) {
         self.name(subject, guest);
+        self.permit(subject, guest);
         let (done, cost) = self.moved(subject, |world, device| world.service.assign(device, &guest.domain));
+        self.settle();
         let line = self.recorder.line("assign", format!("{} to {}", subject.label, guest.label)).cost(cost);
         match done {
             Ok(()) => line.result("assigned").expect(true, ""),
@@ -179,7 +179,9 @@ impl<'a> Stage<'a> {
     /// Moves a device to another guest, which must succeed; the device tries DMA in the middle, which must fault.
     pub(crate) fn reassign(&mut self, subject: &Subject, guest: &Guest) {
         self.name(subject, guest);
+        self.permit(subject, guest);
         let (done, cost) = self.moved(subject, |world, device| world.service.reassign(device, &guest.domain));
+        self.settle();
         let line = self.recorder.line("reassign", format!("{} to {}", subject.label, guest.label)).cost(cost);
         match done {
             Ok(()) => line.result("reassigned").expect(true, ""),
@@ -188,18 +190,29 @@ impl<'a> Stage<'a> {
         self.attempts(subject, &["quiesce", "reset"]);
     }
 
-    /// Takes a device from its guest. `sharer` is who keeps the shared stream translated, if somebody must.
-    pub(crate) fn deassign(&mut self, subject: &Subject, sharer: Option<&Subject>) {
+    /// Takes a device from its guest. Mates with the same guest that share its streams keep those translated.
+    pub(crate) fn deassign(&mut self, subject: &Subject) {
+        let owner = self.owner(subject);
+        let (keepers, others): (Vec<_>, Vec<_>) = self
+            .mates(subject)
+            .into_iter()
+            .filter(|mate| owner.is_some() && self.owner(mate) == owner)
+            .partition(|mate| shares(subject, mate));
         let (done, cost) = self.moved(subject, |world, device| world.service.deassign(device));
+        self.settle();
         let line = self.recorder.line("deassign", subject.label.as_str()).cost(cost);
         match done {
             Ok(done) => {
-                let names: Vec<&str> = done.still_reachable.iter().map(Label::as_str).collect();
-                let held = names == sharer.map(|sharer| sharer.label.as_str()).into_iter().collect::<Vec<_>>();
+                let names: Vec<&Label> = done.still_reachable.iter().collect();
+                // Others may come in through an entry that serves several streams of a keeper, never without a keeper.
+                let all_kept = keepers.iter().all(|keeper| names.contains(&&keeper.label));
+                let known = |name: &&Label| keepers.iter().chain(&others).any(|mate| mate.label == **name);
+                let held = all_kept && names.iter().all(known) && names.is_empty() == keepers.is_empty();
                 if names.is_empty() {
-                    line.result("in fault").expect(held, "still reachable through the device that shares its stream");
+                    line.result("in fault").expect(held, "still reachable through who shares its streams");
                 } else {
-                    let detail = format!("its stream stays translated for {}, which shares it", names.join(", "));
+                    let names = names.into_iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
+                    let detail = format!("what it shares with {names} stays translated");
                     line.result("still reachable").detail(detail).expect(held, "cut off from the guest");
                 }
             }
@@ -211,6 +224,7 @@ impl<'a> Stage<'a> {
     /// Removes a device in whatever state; the device tries DMA when it is forgotten, which must fault.
     pub(crate) fn remove(&mut self, subject: &Subject) {
         let (done, cost) = self.counted(|world| world.service.remove(subject.key));
+        self.settle();
         let line = self.recorder.line("remove", subject.label.as_str()).cost(cost);
         match done {
             Ok(Removal::Done) => line.result("removed").expect(true, ""),
@@ -223,6 +237,7 @@ impl<'a> Stage<'a> {
     /// Offers a device again that was removed.
     pub(crate) fn add(&mut self, subject: &Subject) {
         let (done, cost) = self.counted(|world| world.service.add(subject.spec.clone()));
+        self.settle();
         let line = self.recorder.line("add", subject.label.as_str()).cost(cost);
         match done {
             Ok(_) => line.result("added, in fault").expect(true, ""),
@@ -248,10 +263,8 @@ impl<'a> Stage<'a> {
 
     /// Takes a device from its guest, if it has one.
     pub(crate) fn clear(&mut self, subject: &Subject) {
-        if let Some(owner) = self.owner(subject) {
-            let keeps = |mate: &Rc<Subject>| self.owner(mate) == Some(owner) && shares(subject, mate);
-            let keeper = self.mates(subject).into_iter().find(keeps);
-            self.deassign(subject, keeper.as_deref());
+        if self.owner(subject).is_some() {
+            self.deassign(subject);
         }
     }
 
@@ -277,6 +290,7 @@ impl<'a> Stage<'a> {
             let removed = subjects.iter().map(|subject| world.service.remove(subject.key));
             removed.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
         });
+        self.settle();
         let _ = hooks::take(&self.world.attempts);
         let units: Vec<IommuKey> = self.world.in_service().map(|(unit, _)| unit.key).collect();
         for unit in units {
@@ -315,248 +329,6 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What the device tried while its hooks ran: each must have faulted. Its faults are read and named.
-    fn attempts(&mut self, subject: &Subject, hooks: &[&'static str]) {
-        let attempts = hooks::take(&self.world.attempts);
-        // A mate that keeps its guest keeps the entry: what is common to both is not this device's alone.
-        let shared = |stream: Stream| matches!(self.must(stream.iommu(), stream.id()), Must::Reach(..));
-        let excused: Vec<bool> =
-            attempts.iter().map(|one| one.reached == Reached::Fault || shared(one.stream)).collect();
-        for hook in hooks {
-            let tried = || attempts.iter().zip(&excused).filter(|(attempt, _)| attempt.during == *hook);
-            let all = tried().count();
-            let through = tried().filter(|(attempt, _)| attempt.reached != Reached::Fault).count();
-            let held = all > 0 && tried().all(|(_, excused)| *excused);
-            let result = match through {
-                0 => "faults".to_owned(),
-                through if held => format!("{} shared still", many(through, "stream")),
-                through => format!("{} get through", many(through, "stream")),
-            };
-            let subject = format!("{} in {hook}, {}", subject.label, many(all, "ID"));
-            self.recorder.line("dma", subject).result(result).expect(held, "every stream to fault");
-        }
-        let mut units: Vec<IommuKey> = attempts.iter().map(|attempt| attempt.stream.iommu()).collect();
-        units.dedup();
-        for unit in units {
-            let (records, _, cost) = self.take_faults(unit);
-            let faulted = attempts.iter().any(|one| one.stream.iommu() == unit && one.reached == Reached::Fault);
-            let ours = |record: &FaultRecord| {
-                record.raw.stream.is_some_and(|id| attempts.iter().any(|one| holds(one.stream, unit, id)))
-            };
-            if faulted || !records.is_empty() {
-                let held = faulted && !records.is_empty() && records.iter().all(ours);
-                self.print_faults(unit, &records, cost, held, "a fault of the device's own streams");
-            }
-        }
-    }
-
-    // --- DMA ---
-
-    /// One DMA write by a stream of the device to the page that guests have: it must come to what the registry says.
-    pub(crate) fn dma(&mut self, subject: &Subject) {
-        let Some(stream) = subject.spec.streams.first().copied() else { return };
-        let must = self.must(stream.iommu(), stream.id());
-        self.dma_at(subject, stream, PAGE, &must);
-    }
-
-    /// One DMA write to the page that was taken from the device's guest.
-    pub(crate) fn dma_unmapped(&mut self, subject: &Subject) {
-        if let Some(stream) = subject.spec.streams.first().copied() {
-            self.dma_at(subject, stream, PAGE, &Must::Fault(FaultCause::Translation));
-        }
-    }
-
-    /// One DMA write outside of what guests have: a fault of the guest's tables.
-    pub(crate) fn dma_into_the_hole(&mut self, subject: &Subject) {
-        if let Some(stream) = subject.spec.streams.first().copied() {
-            self.dma_at(subject, stream, HOLE, &Must::Fault(FaultCause::Translation));
-        }
-    }
-
-    /// One DMA write that must come to `must`; a fault must be reported by an interrupt, in the device's name.
-    pub(crate) fn dma_at(&mut self, subject: &Subject, stream: Stream, address: u64, must: &Must) {
-        let (unit, id) = (stream.iommu(), stream.id());
-        let owner = self.owner_of(unit, id);
-        let reached = self.world.machine.dma_write(unit, id, address);
-        let whither = if address == PAGE { String::new() } else { format!(" to {address:#x}") };
-        let line = self.recorder.line("dma", format!("{} id {id}{whither}", subject.label));
-        let (result, held) = match (&reached, must) {
-            (Some(Reached::Fault), Must::Fault(_)) => ("faults".to_owned(), true),
-            (Some(Reached::Memory(at)), Must::Reach(guest, backing)) => {
-                (format!("reaches {guest}, {at:#x}"), at == backing)
-            }
-            (Some(Reached::Memory(at)), _) => (format!("reaches {at:#x}"), false),
-            (Some(Reached::Untranslated(at)), _) => (format!("UNTRANSLATED at {at:#x}"), false),
-            (Some(Reached::Fault), Must::Reach(..)) => ("faults".to_owned(), false),
-            (None, _) => ("no such bus ID".to_owned(), false),
-        };
-        line.result(result).expect(held, &must.words());
-        if reached != Some(Reached::Fault) {
-            return;
-        }
-        let (records, lines, cost) = self.take_faults(unit);
-        let Must::Fault(cause) = must else {
-            self.print_faults(unit, &records, cost, false, "no fault");
-            return;
-        };
-        let domain = if *cause == FaultCause::Translation { owner.map(|(label, _)| label) } else { None };
-        let told = |record: &FaultRecord| {
-            record.raw.cause == *cause
-                && record.raw.stream == Some(id)
-                && record.raw.address == Some(address)
-                && record.domain == domain
-                && self.names_who_it_can(record, unit, id)
-        };
-        let held = lines == 1 && records.len() == 1 && records.iter().all(told);
-        self.print_faults(
-            unit,
-            &records,
-            cost,
-            held,
-            &format!("one report of {cause}, in the name of who has the stream"),
-        );
-    }
-
-    /// Every device tries DMA with the first and the last ID of each stream; each must come to what the registry says.
-    pub(crate) fn everyone(&mut self) {
-        for subject in self.world.subjects.clone() {
-            let streams =
-                subject.spec.streams.iter().filter(|stream| self.world.machine.smmu(stream.iommu(), |_| ()).is_some());
-            let mut ids: Vec<(IommuKey, StreamId)> = Vec::new();
-            for stream in streams {
-                let last = StreamId::new(stream.id().value() | stream.mask().value());
-                ids.push((stream.iommu(), stream.id()));
-                ids.push((stream.iommu(), last));
-            }
-            ids.dedup();
-            ids.retain(|(unit, id)| self.carries(*unit, *id));
-            if !ids.is_empty() {
-                self.sweep(&subject, &ids);
-            }
-        }
-    }
-
-    fn sweep(&mut self, subject: &Subject, ids: &[(IommuKey, StreamId)]) {
-        let before = self.world.machine.all_counters();
-        let (mut wrong, mut reports, mut kinds) = (Vec::new(), 0_usize, Vec::new());
-        for &(unit, id) in ids {
-            let must = self.must(unit, id);
-            let reached = self.world.machine.dma_write(unit, id, PAGE);
-            let (records, _, _) = self.take_faults(unit);
-            reports = reports.saturating_add(records.len());
-            let held = match (&must, reached) {
-                (Must::Reach(_, backing), Some(Reached::Memory(at))) => at == *backing && records.is_empty(),
-                (Must::Fault(cause), Some(Reached::Fault)) => {
-                    let told = |record: &FaultRecord| {
-                        let names = self.names_who_it_can(record, unit, id);
-                        record.raw.cause == *cause && record.raw.stream == Some(id) && names
-                    };
-                    records.len() == 1 && records.iter().all(told)
-                }
-                _ => false,
-            };
-            if !held {
-                wrong.push(format!("{unit} {id}: {reached:?}, {}", must.words()));
-            }
-            if !kinds.contains(&must) {
-                kinds.push(must);
-            }
-        }
-        let cost = between(before, self.world.machine.all_counters());
-        let many = if ids.len() == 1 { "1 ID".to_owned() } else { format!("{} IDs", ids.len()) };
-        let result = kinds.iter().map(Must::result).collect::<Vec<_>>().join("; ");
-        let line = self.recorder.line("dma", format!("{}, {many}", subject.label));
-        let line = line.result(result).cost(cost);
-        let line = wrong.iter().fold(line, |line, text| line.detail(text.clone()));
-        line.expect(wrong.is_empty(), "what the registry says, each fault reported once");
-    }
-
-    /// An ID that no device has tries DMA at each SMMU.
-    pub(crate) fn strangers(&mut self) {
-        let units: Vec<IommuKey> = self.world.in_service().map(|(unit, _)| unit.key).collect();
-        for unit in units {
-            let nobody = (0..=u32::from(u16::MAX)).map(StreamId::new).filter(|id| self.carries(unit, *id));
-            let Some(id) = nobody.into_iter().find(|id| self.users_of(unit, *id).next().is_none()) else { continue };
-            let reached = self.world.machine.dma_write(unit, id, PAGE);
-            let line = self.recorder.line("dma", format!("a stranger at {unit}, id {id}"));
-            let result = if reached == Some(Reached::Fault) { "faults" } else { "GETS THROUGH" };
-            line.result(result).expect(reached == Some(Reached::Fault), "to fault");
-            let (records, lines, cost) = self.take_faults(unit);
-            let told = |record: &FaultRecord| {
-                record.raw.cause == FaultCause::UnknownStream
-                    && record.raw.stream == Some(id)
-                    && record.device.is_none()
-            };
-            let held = lines == 1 && records.len() == 1 && records.iter().all(told);
-            self.print_faults(unit, &records, cost, held, "one report of an unknown stream");
-        }
-    }
-
-    /// What a stream's DMA to the guests' page must come to, by what the registry says of its devices.
-    pub(crate) fn must(&self, unit: IommuKey, id: StreamId) -> Must {
-        match self.owner_of(unit, id) {
-            Some((guest, backing)) => Must::Reach(guest, backing),
-            None if self.users_of(unit, id).next().is_some() => Must::Fault(FaultCause::Blocked),
-            None => Must::Fault(FaultCause::UnknownStream),
-        }
-    }
-
-    /// The registered devices that a stream ID belongs to.
-    fn users_of(&self, unit: IommuKey, id: StreamId) -> impl Iterator<Item = DeviceInfo> {
-        let devices = self.world.service.devices();
-        devices.filter(move |info| info.device.streams().iter().any(|stream| holds(*stream, unit, id)))
-    }
-
-    fn owner_of(&self, unit: IommuKey, id: StreamId) -> Option<(Label, u64)> {
-        let mut owners = self.users_of(unit, id).filter_map(|info| match info.state {
-            DeviceState::Assigned(domain) => self.guests.get(&domain).cloned(),
-            _ => None,
-        });
-        owners.next()
-    }
-
-    /// Whether the report names a device that has the stream, or none where none has it. A shared stream has several,
-    /// and the hardware cannot tell whose transaction it was.
-    fn names_who_it_can(&self, record: &FaultRecord, unit: IommuKey, id: StreamId) -> bool {
-        let users: Vec<Label> = self.users_of(unit, id).map(|info| info.device.label().clone()).collect();
-        record.device.as_ref().map_or(users.is_empty(), |named| users.contains(named))
-    }
-
-    /// Whether the hardware's streams have so many bits: what is wider cannot be on its bus.
-    fn carries(&self, unit: IommuKey, id: StreamId) -> bool {
-        let geometry = self.world.in_service().find(|(one, _)| one.key == unit).map(|(_, geometry)| *geometry);
-        geometry.is_some_and(|geometry| id.value() >> u32::from(geometry.stream_id_bits).min(31) == 0)
-    }
-
-    // --- faults and audit ---
-
-    /// Handles the interrupts that the SMMU asserts: what was reported, how many lines asked, and what that cost.
-    fn take_faults(&self, unit: IommuKey) -> (Vec<FaultRecord>, usize, Counters) {
-        let lines = self.world.machine.smmu(unit, |smmu| {
-            let context = (0..=u8::MAX).filter(|line| smmu.context_irq(*line)).map(FaultLine::Context);
-            smmu.global_irq().then_some(FaultLine::Global).into_iter().chain(context).collect::<Vec<_>>()
-        });
-        let lines = lines.unwrap_or_default();
-        let mut records = Vec::new();
-        let (_, cost) = self.counted(|world| {
-            for line in &lines {
-                let handled = world.service.handle_fault(unit, *line, &mut |record| records.push(record.clone()));
-                // An SMMU that is not registered has no faults to tell, and none are found.
-                let _ = handled;
-            }
-        });
-        (records, lines.len(), cost)
-    }
-
-    fn print_faults(&mut self, unit: IommuKey, records: &[FaultRecord], cost: Counters, held: bool, expected: &str) {
-        let cause = records.first().map_or("nothing reported".to_owned(), |record| record.raw.cause.to_string());
-        let bank = records.first().and_then(|record| record.raw.bank);
-        let place = bank.map_or(format!("{unit}, global"), |bank| format!("{unit}, bank {bank}"));
-        let line = self.recorder.line("fault", place).result(cause).cost(cost);
-        let line = records.iter().fold(line, |line, record| line.detail(told(record)));
-        line.expect(held, expected);
-    }
-
     /// Compares registry, driver and registers, which must agree.
     pub(crate) fn audit(&mut self) {
         let mut findings = Vec::new();
@@ -570,22 +342,6 @@ impl<'a> Stage<'a> {
     }
 }
 
-impl Must {
-    fn result(&self) -> String {
-        match self {
-            Self::Reach(guest, _) => format!("reach {guest}"),
-            Self::Fault(cause) => format!("fault: {cause}"),
-        }
-    }
-
-    fn words(&self) -> String {
-        match self {
-            Self::Reach(guest, backing) => format!("to reach {guest} at {backing:#x}"),
-            Self::Fault(cause) => format!("to fault: {cause}"),
-        }
-    }
-}
-
 /// `1 device`, `2 devices`.
 pub(crate) fn many(count: usize, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
@@ -596,32 +352,7 @@ pub(crate) fn shares(one: &Subject, other: &Subject) -> bool {
     one.spec.streams.iter().any(|stream| other.spec.streams.iter().any(|theirs| stream.meets(*theirs)))
 }
 
-fn holds(stream: Stream, unit: IommuKey, id: StreamId) -> bool {
-    stream.meets(Stream::new(unit, id, iommu_assign::assign::StreamMask::NONE))
-}
-
 /// Why an operation failed and what it left; the line says already which operation, and on whom.
 fn words(error: &Error) -> String {
     format!("{}; {}", error.cause, error.left)
-}
-
-/// A fault as the operator reads it; the line says already where, and why.
-fn told(record: &FaultRecord) -> String {
-    let raw = &record.raw;
-    let mut text = raw.access.to_string();
-    if let Some(address) = raw.address {
-        text.push_str(&format!(" of {address:#x}"));
-    }
-    match (&record.device, raw.stream) {
-        (Some(device), Some(stream)) => text.push_str(&format!(" by {device}, id {stream}")),
-        (None, Some(stream)) => text.push_str(&format!(" by unknown id {stream}")),
-        _ => {}
-    }
-    if let Some(domain) = &record.domain {
-        text.push_str(&format!(", in {domain}"));
-    }
-    if raw.more_lost {
-        text.push_str("; more came and were not recorded");
-    }
-    text
 }

@@ -167,7 +167,7 @@ impl World {
             spec.hooks = Arc::new(self.hooks(None));
             // The library knows SMMUs only; that nobody else lets the device's DMA through is for the hypervisor to see.
             let foreign = !device.foreign_iommus.is_empty();
-            let refused = foreign.then(|| "an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it");
+            let refused = foreign.then_some("an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it");
             self.offer(spec, "", None, false, refused.map(str::to_owned));
         }
     }
