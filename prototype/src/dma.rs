@@ -6,7 +6,7 @@ use machine::Reached;
 use smmu_model::Counters;
 
 use crate::guests::{HOLE, PAGE};
-use crate::hooks::{self, Attempt};
+use crate::hooks::Attempt;
 use crate::must::{Must, holds};
 use crate::stage::{Stage, many};
 use crate::world::{Subject, between};
@@ -135,7 +135,8 @@ impl Stage<'_> {
             let faults = usize::from(reached == Some(Reached::Fault));
             let held = must.agrees(reached) && records.len() == faults && records.iter().all(told);
             if !held {
-                wrong.push(format!("{unit} {id}: {reached:?}, {}", must.words()));
+                let reports: Vec<String> = records.iter().map(ToString::to_string).collect();
+                wrong.push(format!("{unit}, id {id}: {reached:?}, expected {}; reports: {reports:?}", must.words()));
             }
             if !kinds.contains(&must) {
                 kinds.push(must);
@@ -174,7 +175,7 @@ impl Stage<'_> {
 
     /// What the device tried while its hooks ran: each must have faulted. Its faults are read and named.
     pub(crate) fn attempts(&mut self, subject: &Subject, hooks: &[&'static str]) {
-        let attempts = hooks::take(&self.world.attempts);
+        let attempts = self.world.attempts.take();
         // A mate that keeps its guest keeps the entry: what is common to both is not this device's alone.
         let shared = |one: &Attempt| self.must(one.stream.iommu(), one.stream.id()).agrees(Some(one.reached));
         let excused: Vec<bool> = attempts.iter().map(|one| one.reached == Reached::Fault || shared(one)).collect();
@@ -192,6 +193,7 @@ impl Stage<'_> {
             self.recorder.line("dma", subject).result(result).expect(held, "every stream to fault");
         }
         let mut units: Vec<IommuKey> = attempts.iter().map(|attempt| attempt.stream.iommu()).collect();
+        units.sort_unstable();
         units.dedup();
         for unit in units {
             let (records, _, cost) = self.take_faults(unit);

@@ -2,7 +2,7 @@
 //!
 //! A device that is told to stop and does not is what isolation is for: each hook lets the device try DMA.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iommu_assign::assign::{DeviceHooks, HookContext, HookError, Stream};
 use iommu_assign::pci::control::{Progress, Quiesce, Reset};
@@ -22,12 +22,19 @@ pub(crate) struct Attempt {
     pub(crate) reached: Reached,
 }
 
-/// What devices tried, in order; shared by all of them.
-pub(crate) type Attempts = Arc<Mutex<Vec<Attempt>>>;
+/// What devices tried, in order; shared by all of them. `None`: nobody looks, and they need not try.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Attempts(Arc<Mutex<Option<Vec<Attempt>>>>);
 
-/// Takes what has been noted since the last time.
-pub(crate) fn take(attempts: &Attempts) -> Vec<Attempt> {
-    std::mem::take(&mut attempts.lock().unwrap_or_else(PoisonError::into_inner))
+impl Attempts {
+    /// Takes what has been noted since the last time, and looks on.
+    pub(crate) fn take(&self) -> Vec<Attempt> {
+        self.lock().replace(Vec::new()).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Attempt>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The hooks of one device.
@@ -50,10 +57,11 @@ pub(crate) struct Function {
 
 impl Hooks {
     fn attempt(&self, during: &'static str, context: &HookContext<'_>) {
+        let mut attempts = self.attempts.lock();
+        let Some(attempts) = &mut *attempts else { return };
         for &stream in context.device.streams() {
             if let Some(reached) = self.machine.dma_write(stream.iommu(), stream.id(), PAGE) {
-                let attempt = Attempt { during, stream, reached };
-                self.attempts.lock().unwrap_or_else(PoisonError::into_inner).push(attempt);
+                attempts.push(Attempt { during, stream, reached });
             }
         }
     }

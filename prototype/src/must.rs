@@ -14,8 +14,8 @@ pub(crate) enum Must {
     Reach(Label, u64),
     /// It faults for this reason.
     Fault(FaultCause),
-    /// Its device is in fault, but has another stream in common with one that is not: where one entry serves both of the
-    /// device's streams it reaches that one's guest, else it is blocked.
+    /// Its device is in fault, but others of its group are not: where the entry that serves it serves one of theirs, it
+    /// reaches their guest, else it is blocked.
     ReachOrFault(Label, u64),
 }
 
@@ -77,14 +77,32 @@ impl Stage<'_> {
         }
     }
 
-    /// What a device in fault comes to, by those that share streams with it on this SMMU.
+    /// What a device in fault comes to, by those that may share entries with it.
     fn companion_of(&self, unit: IommuKey, user: &DeviceInfo) -> Must {
-        let at_unit = user.device.streams().iter().filter(|stream| stream.iommu() == unit);
-        let mut owners = self.world.service.devices().filter_map(|info| {
-            let shares = |stream: &&Stream| info.device.streams().iter().any(|theirs| theirs.meets(**stream));
-            at_unit.clone().any(|stream| shares(&stream)).then(|| self.guest_of(&info))?
-        });
+        let mut owners =
+            self.companions(unit, user.device.streams()).into_iter().filter_map(|info| self.guest_of(&info));
         owners.next().map_or(Must::Fault(FaultCause::Blocked), |(guest, backing)| Must::ReachOrFault(guest, backing))
+    }
+
+    /// The devices that may share entries of an SMMU with one that has these streams: whose streams meet those, or meet
+    /// those of another such device.
+    pub(crate) fn companions(&self, unit: IommuKey, streams: &[Stream]) -> Vec<DeviceInfo> {
+        let mut rest: Vec<DeviceInfo> = self.world.service.devices().collect();
+        let mut reached: Vec<Stream> = streams.iter().filter(|stream| stream.iommu() == unit).copied().collect();
+        let mut found = Vec::new();
+        loop {
+            let meets = |info: &DeviceInfo| {
+                info.device.streams().iter().any(|one| reached.iter().any(|other| one.meets(*other)))
+            };
+            let (near, far): (Vec<_>, Vec<_>) = rest.into_iter().partition(meets);
+            if near.is_empty() {
+                return found;
+            }
+            let at_unit = near.iter().flat_map(|info| info.device.streams()).filter(|stream| stream.iommu() == unit);
+            reached = at_unit.copied().collect();
+            found.extend(near);
+            rest = far;
+        }
     }
 
     /// The guest that a device is assigned to.

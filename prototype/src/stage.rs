@@ -8,7 +8,6 @@ use iommu_assign::assign::{Cause, Device, DeviceInfo, DeviceState, DomainId, Err
 use smmu_model::Counters;
 
 use crate::guests::{self, Guest, PAGE};
-use crate::hooks;
 use crate::policy::Rules;
 use crate::recorder::Recorder;
 use crate::watch::Watch;
@@ -30,6 +29,8 @@ impl<'a> Stage<'a> {
         let units = world.in_service().map(|(unit, _)| unit.key);
         let watch = Watch::begin(&world.machine, units);
         let stage = Self { world, recorder, guests: BTreeMap::new(), watch };
+        // From here on devices try DMA while their hooks run.
+        let _ = stage.world.attempts.take();
         stage.settle();
         stage
     }
@@ -193,21 +194,17 @@ impl<'a> Stage<'a> {
     /// Takes a device from its guest. Mates with the same guest that share its streams keep those translated.
     pub(crate) fn deassign(&mut self, subject: &Subject) {
         let owner = self.owner(subject);
-        let (keepers, others): (Vec<_>, Vec<_>) = self
-            .mates(subject)
-            .into_iter()
-            .filter(|mate| owner.is_some() && self.owner(mate) == owner)
-            .partition(|mate| shares(subject, mate));
+        let mates: Vec<_> = self.mates(subject).into_iter().filter(|mate| self.owner(mate) == owner).collect();
+        let keepers: Vec<_> = mates.iter().filter(|mate| shares(subject, mate)).collect();
         let (done, cost) = self.moved(subject, |world, device| world.service.deassign(device));
         self.settle();
         let line = self.recorder.line("deassign", subject.label.as_str()).cost(cost);
         match done {
             Ok(done) => {
                 let names: Vec<&Label> = done.still_reachable.iter().collect();
-                // Others may come in through an entry that serves several streams of a keeper, never without a keeper.
+                // An entry of the group can serve streams of several members, so that more than those keep it.
                 let all_kept = keepers.iter().all(|keeper| names.contains(&&keeper.label));
-                let known = |name: &&Label| keepers.iter().chain(&others).any(|mate| mate.label == **name);
-                let held = all_kept && names.iter().all(known) && names.is_empty() == keepers.is_empty();
+                let held = all_kept && names.iter().all(|name| mates.iter().any(|mate| mate.label == **name));
                 if names.is_empty() {
                     line.result("in fault").expect(held, "still reachable through who shares its streams");
                 } else {
@@ -291,7 +288,7 @@ impl<'a> Stage<'a> {
             removed.filter_map(Result::err).map(|error| error.to_string()).collect::<Vec<_>>()
         });
         self.settle();
-        let _ = hooks::take(&self.world.attempts);
+        let _ = self.world.attempts.take();
         let units: Vec<IommuKey> = self.world.in_service().map(|(unit, _)| unit.key).collect();
         for unit in units {
             let _ = self.take_faults(unit);

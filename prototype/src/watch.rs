@@ -4,13 +4,14 @@
 //! operation runs, the guest that the device comes from or goes to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use iommu_assign::assign::{DeviceInfo, IommuKey, Label};
 use machine::Machine;
 use machine::oracle::Oracle;
 
 use crate::guests::{Guest, PAGE};
-use crate::stage::{Stage, many, shares};
+use crate::stage::{Stage, many};
 use crate::world::Subject;
 
 /// One oracle for each SMMU: devices behind different ones may use the same IDs.
@@ -47,12 +48,12 @@ impl Watch {
 impl Stage<'_> {
     /// An operation on `subject` begins that may lead to `guest`: the way there is allowed.
     pub(crate) fn permit(&self, subject: &Subject, guest: &Guest) {
-        for other in self.world.subjects.iter().filter(|other| other.key == subject.key || shares(subject, other)) {
-            if self.info(other).is_some() {
-                let mut backings = self.may_reach(other);
-                backings.insert(guest.backing);
-                self.watch.allow(other, &backings);
-            }
+        let companions = self.companions_of(subject);
+        let concerned = |other: &&Rc<Subject>| companions.iter().any(|info| info.device.key() == other.key);
+        for other in self.world.subjects.iter().filter(concerned) {
+            let mut backings = self.may_reach(other);
+            backings.insert(guest.backing);
+            self.watch.allow(other, &backings);
         }
     }
 
@@ -83,12 +84,13 @@ impl Stage<'_> {
     }
 
     fn may_reach(&self, subject: &Subject) -> BTreeSet<u64> {
-        let related = |info: &DeviceInfo| {
-            let theirs = info.device.streams();
-            let shares = subject.spec.streams.iter().any(|one| theirs.iter().any(|other| one.meets(*other)));
-            info.device.key() == subject.key || shares
-        };
-        let guests = self.world.service.devices().filter(related).filter_map(|info| self.guest_of(&info));
+        let guests = self.companions_of(subject).into_iter().filter_map(|info| self.guest_of(&info));
         guests.map(|(_, backing)| backing).collect()
+    }
+
+    /// The device itself, and whoever may share entries with it.
+    fn companions_of(&self, subject: &Subject) -> Vec<DeviceInfo> {
+        let units: BTreeSet<IommuKey> = subject.spec.streams.iter().map(|stream| stream.iommu()).collect();
+        units.into_iter().flat_map(|unit| self.companions(unit, &subject.spec.streams)).collect()
     }
 }
