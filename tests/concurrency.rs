@@ -19,7 +19,7 @@ use iommu_assign::assign::{
     Cause, Device, DeviceHooks, DeviceKey, Error, HookContext, HookError, IommuError, IommuKey, Left, Operation,
     Removal, Service, Source, StreamId,
 };
-use iommu_assign::sync::Spin;
+use iommu_assign::sync::{Platform, Spin, TimedOut, Waiter};
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -267,4 +267,170 @@ fn a_group_falls_apart_when_the_member_that_joined_it_leaves() {
     bench.assign(&left, &one).unwrap();
     bench.assign(&right, &two).unwrap();
     bench.audit();
+}
+
+/// A platform that can wait, on the host.
+#[derive(Debug)]
+enum Host {}
+
+static WOKEN: (Mutex<u64>, std::sync::Condvar) = (Mutex::new(0), std::sync::Condvar::new());
+
+impl Platform for Host {
+    type Lock = <Spin as Platform>::Lock;
+
+    fn barrier() {}
+
+    fn wake() {
+        *WOKEN.0.lock().unwrap() += 1;
+        WOKEN.1.notify_all();
+    }
+}
+
+impl Waiter for Host {
+    type Ticket = u64;
+    type Deadline = std::time::Instant;
+
+    fn prepare() -> u64 {
+        *WOKEN.0.lock().unwrap()
+    }
+
+    fn wait(ticket: u64, deadline: Option<Self::Deadline>) -> Result<(), TimedOut> {
+        let mut now = WOKEN.0.lock().unwrap();
+        while *now == ticket {
+            let left = deadline.map_or(std::time::Duration::from_secs(60), |deadline| {
+                deadline.saturating_duration_since(std::time::Instant::now())
+            });
+            if left.is_zero() {
+                return Err(TimedOut);
+            }
+            now = WOKEN.1.wait_timeout(now, left).unwrap().0;
+        }
+        Ok(())
+    }
+}
+
+/// A service whose operations can wait, over an SMMU of `bench`.
+fn waiting(bench: &Bench) -> (Service<Host>, IommuKey) {
+    let key = IommuKey::new(0x6000_0000);
+    let model = Config::generic_v2();
+    let registers = bench.machine.add_smmu(key, model.clone());
+    let masters = Arc::new(iommu_assign::smmu::Masters::<Host>::new());
+    let smmu = iommu_assign::smmu::Smmu::probe(common::described(key, &model), registers, masters).unwrap();
+    let service = Service::new(Box::new(Anyone));
+    service.register_iommu(Arc::new(smmu)).unwrap();
+    (service, key)
+}
+
+#[test]
+fn c19_the_wait_form_goes_on_when_the_claim_ends_and_times_out_when_it_does_not() {
+    let mut bench = Bench::v2();
+    let (service, key) = waiting(&bench);
+    let guest = bench.guest("guest");
+    let stage2 = guest.domain.space().stage2;
+    let (one, two) =
+        (service.create_domain("one".into(), stage2).unwrap(), service.create_domain("two".into(), stage2).unwrap());
+    // The hook of a running deassign holds the group until it is told to go on.
+    let (entered, gate) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let mut spec = bench.spec("device", &[]);
+    spec.streams.push(stream(key, 0x10, 0));
+    let (inside, open) = (entered.clone(), gate.clone());
+    spec.hooks = hooked(move |_| {
+        inside.wait();
+        open.wait();
+        Ok(())
+    });
+    let device = service.add(spec).unwrap();
+    service.assign(&device, &one).unwrap();
+    std::thread::scope(|scope| {
+        let deassign = scope.spawn(|| service.deassign(&device).map(drop));
+        entered.wait();
+        assert!(matches!(service.assign(&device, &two).unwrap_err().cause, Cause::Busy { .. }), "the try form");
+        let soon = std::time::Instant::now() + std::time::Duration::from_millis(20);
+        let error = service.wait(Some(soon), |service| service.assign(&device, &two)).unwrap_err();
+        assert_eq!(error.cause, Cause::TimedOut { running: Operation::Deassign });
+        let waiting = scope.spawn(|| service.wait(None, |service| service.assign(&device, &two)));
+        gate.wait();
+        deassign.join().unwrap().unwrap();
+        waiting.join().unwrap().unwrap();
+    });
+    assert_eq!(service.find(device.key()).unwrap().domain, Some("two".into()));
+}
+
+#[test]
+fn c2_all_who_wait_for_one_removal_see_it_done() {
+    let mut bench = Bench::v2();
+    let (service, key) = waiting(&bench);
+    let (entered, gate) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let mut spec = bench.spec("device", &[]);
+    spec.streams.push(stream(key, 0x10, 0));
+    let (inside, open) = (entered.clone(), gate.clone());
+    spec.hooks = hooked(move |_| {
+        inside.wait();
+        open.wait();
+        Ok(())
+    });
+    let device = service.add(spec).unwrap();
+    let stage2 = bench.guest("guest").domain.space().stage2;
+    let domain = service.create_domain("guest".into(), stage2).unwrap();
+    service.assign(&device, &domain).unwrap();
+    std::thread::scope(|scope| {
+        let deassign = scope.spawn(|| service.deassign(&device).map(drop));
+        entered.wait();
+        let removals: Vec<_> = (0..3).map(|_| scope.spawn(|| service.remove_and_wait(device.key(), None))).collect();
+        while service.find(device.key()).is_some_and(|_| service.remove(device.key()) != Ok(Removal::Pending)) {}
+        gate.wait();
+        assert_eq!(deassign.join().unwrap().unwrap_err().cause, Cause::Removed);
+        for removal in removals {
+            removal.join().unwrap().unwrap();
+        }
+    });
+    assert!(service.find(device.key()).is_none());
+    service.destroy_domain(&domain).unwrap();
+}
+
+#[test]
+fn c5_the_tree_form_removes_children_first_and_keeps_new_ones_out() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut keys = Vec::new();
+    for n in 0..6_u32 {
+        let mut spec = bench.spec(&format!("device {n}"), &[(n * 2, 0)]);
+        // A chain with a branch: 0 <- 1 <- 2, 0 <- 3, 4 apart, 5 behind 2.
+        spec.parent = [None, Some(0), Some(1), Some(0), None, Some(2)][n as usize].map(|at: usize| keys[at]);
+        spec.hooks = Arc::new(Released(order.clone()));
+        keys.push(spec.key);
+        let device = bench.service.add(spec).unwrap();
+        if n == 5 {
+            bench.assign(&device, &guest).unwrap();
+            bench.oracle.allow(device.label(), &[(10, 0)], &[guest.backing]);
+        }
+    }
+    assert!(matches!(bench.service.remove(keys[0]).unwrap_err().cause, Cause::HasChildren { children: 2 }));
+    assert_eq!(bench.service.remove_tree(keys[0]).unwrap(), Removal::Done);
+    let order: Vec<DeviceKey> = order.lock().unwrap().clone();
+    let at = |n: usize| order.iter().position(|key| *key == keys[n]).unwrap();
+    assert_eq!(order.len(), 5);
+    assert!(at(5) < at(2) && at(2) < at(1) && at(1) < at(0) && at(3) < at(0), "{order:?}");
+    assert_eq!(bench.service.devices().map(|info| info.device.key()).collect::<Vec<_>>(), [keys[4]]);
+    assert_eq!(bench.dma(10), Reached::Fault);
+    bench.audit();
+}
+
+/// Hooks that note when their device is released.
+#[derive(Debug)]
+struct Released(Arc<Mutex<Vec<DeviceKey>>>);
+
+impl DeviceHooks for Released {
+    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn release(&self, context: &HookContext<'_>) {
+        self.0.lock().unwrap().push(context.device.key());
+    }
 }

@@ -24,6 +24,10 @@ struct Record {
 #[derive(Debug, Default)]
 struct State {
     devices: BTreeMap<DeviceId, Record>,
+    /// How often the hypervisor has changed tables.
+    epoch: u64,
+    /// From which of these times each live context may have cached translations.
+    cached: BTreeMap<DomainId, u64>,
     /// Spaces that plans hold.
     reserved: Vec<DomainId>,
 }
@@ -55,11 +59,24 @@ impl FakeIommu {
     }
 }
 
+impl FakeIommu {
+    /// The hypervisor takes a mapping away. Returns the time.
+    pub(crate) fn tables_changed(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.epoch = state.epoch.wrapping_add(1);
+        state.epoch
+    }
+
+    /// A flush of `domain` that began after time `epoch` has returned: nothing older may be cached.
+    pub(crate) fn flushed(&self, domain: DomainId, epoch: u64) {
+        let state = self.state.lock();
+        let cached = state.cached.get(&domain).copied().unwrap_or(u64::MAX);
+        assert!(cached >= epoch, "I-9: a context has cached what a flush that returned was to remove");
+    }
+}
+
 impl State {
     fn live(&self) -> BTreeSet<DomainId> {
-        let draining = self.devices.values().filter(|record| record.draining);
-        // A context that drains is taken still; its domain does not matter, it only counts.
-        let _ = draining.count();
         self.devices.values().filter_map(|record| record.space).chain(self.reserved.iter().copied()).collect()
     }
 
@@ -190,6 +207,9 @@ impl Iommu for FakeIommu {
             record.planned = false;
             record.space = Some(prepared.space.domain);
             state.check();
+            // The walker may cache from the moment that the context is on.
+            let epoch = state.epoch;
+            state.cached.entry(prepared.space.domain).or_insert(epoch);
         }
         let mut state = self.state.lock();
         if let Some(at) = state.reserved.iter().position(|domain| *domain == prepared.space.domain) {
@@ -214,6 +234,8 @@ impl Iommu for FakeIommu {
         for device in &cut {
             state.record(*device).draining = false;
         }
+        let live: BTreeSet<DomainId> = state.devices.values().filter_map(|record| record.space).collect();
+        state.cached.retain(|domain, _| live.contains(domain));
         Ok(Vec::new())
     }
 
@@ -228,8 +250,12 @@ impl Iommu for FakeIommu {
         Err(IommuError::Unknown)
     }
 
-    fn flush(&self, _: DomainId) -> Result<(), IommuError> {
-        drop(self.state.lock());
+    fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
+        let mut state = self.state.lock();
+        let epoch = state.epoch;
+        if let Some(cached) = state.cached.get_mut(&domain) {
+            *cached = epoch;
+        }
         Ok(())
     }
 

@@ -54,6 +54,7 @@ impl Relation {
 pub(crate) enum Op {
     Add,
     Remove,
+    RemoveTree,
     Assign,
     Deassign,
     Reassign,
@@ -64,9 +65,10 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Add,
         Self::Remove,
+        Self::RemoveTree,
         Self::Assign,
         Self::Deassign,
         Self::Reassign,
@@ -80,6 +82,7 @@ impl Op {
         match self {
             Self::Add => "add",
             Self::Remove => "remove",
+            Self::RemoveTree => "remove tree",
             Self::Assign => "assign",
             Self::Deassign => "deassign",
             Self::Reassign => "reassign",
@@ -149,7 +152,7 @@ impl World {
         if needs_device {
             let _ = self.run(Op::Add, n);
         }
-        if matches!(op, Op::Remove | Op::Deassign | Op::Reassign | Op::Flush | Op::Fault) {
+        if matches!(op, Op::Remove | Op::RemoveTree | Op::Deassign | Op::Reassign | Op::Flush | Op::Fault) {
             let _ = self.run(Op::Assign, n);
         }
     }
@@ -164,6 +167,7 @@ impl World {
         match op {
             Op::Add => answer(self.service.add(spec.clone()).map(drop).map_err(|error| error.cause)),
             Op::Remove => answer(self.service.remove(spec.key).map(drop).map_err(|error| error.cause)),
+            Op::RemoveTree => answer(self.service.remove_tree(spec.key).map(drop).map_err(|error| error.cause)),
             Op::Assign => handle()
                 .map_or_else(missing, |device| answer(self.service.assign(&device, one).map_err(|error| error.cause))),
             Op::Deassign => handle().map_or_else(missing, |device| {
@@ -173,7 +177,14 @@ impl World {
                 answer(self.service.reassign(&device, two).map_err(|error| error.cause))
             }),
             Op::DestroyDomain => answer(self.service.destroy_domain(one).map_err(|error| error.cause)),
-            Op::Flush => answer(self.service.flush(one).map_err(|error| error.cause)),
+            Op::Flush => {
+                let epoch = self.fake.tables_changed();
+                let flushed = self.service.flush(one).map_err(|error| error.cause);
+                if flushed.is_ok() {
+                    self.fake.flushed(one.id(), epoch);
+                }
+                answer(flushed)
+            }
             Op::Fault => answer(self.service.handle_fault(IOMMU, FaultLine::Global, &mut |_| ())),
             Op::UnregisterIommu => answer(self.service.unregister_iommu(IOMMU).map_err(|error| error.cause)),
         }
@@ -204,6 +215,14 @@ impl World {
             assert!(
                 matches!(answer, Answer::Done) || answer == Answer::Refused("Gone".into()),
                 "A-4: {answer:?} on removing device {n} at the end"
+            );
+        }
+        for domain in &self.domains {
+            let destroyed = answer(self.service.destroy_domain(domain).map_err(|error| error.cause));
+            assert!(
+                destroyed == Answer::Done || destroyed == Answer::Refused("Gone".into()),
+                "A-4: {destroyed:?} on destroying {} at the end",
+                domain.label()
             );
         }
         assert_eq!(self.service.devices().count(), 0, "C-2: a removal was lost");

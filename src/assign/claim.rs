@@ -72,7 +72,7 @@ impl<P: Platform> Service<P> {
             let pending = {
                 let registry = self.registry.lock(held);
                 let Some(record) = registry.registration(&member) else { break };
-                let pending = registry.members(record).find(|member| member.remove_pending.get());
+                let pending = registry.members(record).find(|member| member.may_go());
                 if pending.is_none() {
                     registry.release(record);
                 }
@@ -85,8 +85,17 @@ impl<P: Platform> Service<P> {
             } else if let Err(error) = result {
                 log::warn!("{error}");
             }
-            via = survivor;
+            via = survivor.or_else(|| self.claim_parent(held, &leaving));
         }
+        P::wake();
         outcome
+    }
+
+    /// Claims the group of a removed device's parent, where that was waiting for its last child to go (contract C-5).
+    fn claim_parent(&self, held: &mut Held<'_, Unlocked>, removed: &Device) -> Option<Device> {
+        let registry = self.registry.lock(held);
+        let parent = registry.device(removed.parent()?)?;
+        // Whoever has claimed it already sees the mark when it concludes.
+        (parent.may_go() && registry.claim(parent, Operation::Remove).is_ok()).then(|| parent.device.clone())
     }
 }

@@ -202,6 +202,12 @@ pub enum Cause {
     /// A removal overtook the operation.
     #[error("it was removed meanwhile")]
     Removed,
+    /// The deadline of a wait form came before the group was free.
+    #[error("its group stayed busy until the deadline: {running}")]
+    TimedOut {
+        /// The operation that was running when time was up.
+        running: Operation,
+    },
 }
 
 impl Cause {

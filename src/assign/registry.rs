@@ -101,7 +101,13 @@ impl<'a> KeyAdapter<'a> for ByIommu {
 
 impl<P: Platform> DomainRecord<P> {
     pub(super) fn new(domain: Domain<P>) -> Box<Self> {
-        Box::new(Self { link: RBTreeLink::new(), domain, assigned: Cell::new(0), holds: Cell::new(0), destroying: Cell::new(false) })
+        Box::new(Self {
+            link: RBTreeLink::new(),
+            domain,
+            assigned: Cell::new(0),
+            holds: Cell::new(0),
+            destroying: Cell::new(false),
+        })
     }
 }
 
@@ -113,6 +119,11 @@ impl IommuRecord {
 }
 
 impl DeviceRecord {
+    /// A removal was asked for, and no child stands in its way.
+    pub(super) fn may_go(&self) -> bool {
+        self.remove_pending.get() && self.children.get() == 0
+    }
+
     /// A registration that is being added, in a group of its own which the adding operation has claimed.
     pub(super) fn adding(device: Device) -> Box<Self> {
         let key = device.key();
@@ -225,6 +236,44 @@ impl<P: Platform> Registry<P> {
         {
             domain.assigned.set(domain.assigned.get().saturating_add(1));
         }
+    }
+
+    /// Marks `root` and all that stands behind it for removal. Returns how many those are.
+    pub(super) fn mark_tree(&self, root: &DeviceRecord) -> usize {
+        root.remove_pending.set(true);
+        let mut marked = 1_usize;
+        // Children have a greater depth than their parent, whatever their key: each round goes one level down.
+        for depth in 1..=u16::MAX {
+            let level =
+                self.devices.iter().filter(|record| record.device.depth() == root.device.depth().saturating_add(depth));
+            let mut found = false;
+            for record in level {
+                found = true;
+                let parent = record.device.parent().and_then(|key| self.device(key));
+                if parent.is_some_and(|parent| parent.remove_pending.get()) && !record.remove_pending.replace(true) {
+                    marked = marked.saturating_add(1);
+                }
+            }
+            if !found {
+                break;
+            }
+        }
+        marked
+    }
+
+    /// A device behind `root`, or `root` itself, that is marked and has no child left.
+    pub(super) fn leaf_of(&self, root: DeviceKey) -> Option<&DeviceRecord> {
+        let below = |record: &&DeviceRecord| {
+            let mut at = Some(*record);
+            while let Some(record) = at {
+                if record.device.key() == root {
+                    return true;
+                }
+                at = record.device.parent().and_then(|key| self.device(key));
+            }
+            false
+        };
+        self.devices.iter().filter(|record| record.may_go() && self.claimed(record).is_none()).find(below)
     }
 
     // --- groups ---

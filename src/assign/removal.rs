@@ -10,7 +10,7 @@ use super::identity::{DeviceKey, Label};
 use super::policy::HookContext;
 use super::service::Service;
 use super::transaction::Steps;
-use crate::sync::Platform;
+use crate::sync::{Platform, Waiter};
 use crate::sync::order::{Held, Unlocked};
 
 /// What became of a device when the claim on its group ended.
@@ -53,6 +53,87 @@ impl<P: Platform> Service<P> {
         result
     }
 
+    /// [`remove`](Self::remove), and waits until the device is gone where another operation finishes the removal.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove), and [`Cause::TimedOut`]: the removal stays asked for.
+    ///
+    /// # Context
+    ///
+    /// Waiting context; see [`wait`](Self::wait).
+    pub fn remove_and_wait(&self, key: DeviceKey, deadline: Option<P::Deadline>) -> Result<(), Error>
+    where
+        P: Waiter,
+    {
+        let Some(going) = self.find(key) else { return self.remove(key).map(drop) };
+        loop {
+            let ticket = P::prepare();
+            match self.remove(key) {
+                Ok(Removal::Done) => return Ok(()),
+                Ok(Removal::Pending) => {}
+                // Someone else's removal, or the operation that was running, got there first.
+                Err(Error { cause: Cause::NotFound, .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.find(key).is_none_or(|info| info.device.id() != going.device.id()) {
+                return Ok(());
+            }
+            if P::wait(ticket, deadline).is_err() {
+                let cause = Cause::TimedOut { running: Operation::Remove };
+                return Err(Error::unchanged(Operation::Remove, going.device.label().clone(), cause));
+            }
+        }
+    }
+
+    /// Removes the device that is registered under `key` and everything that stands behind it, children first.
+    ///
+    /// From the call on, no child can be added anywhere in the tree.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove), but for children. What fails for one device does not keep the others: the first
+    /// failure is told.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract C-5.
+    pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
+        let mut held = Held::enter();
+        let result = self.remove_tree_in(&mut held, key);
+        self.report(&result);
+        result
+    }
+
+    fn remove_tree_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
+        let unknown = Label::from(alloc::format!("{key}").as_str());
+        {
+            let registry = self.registry.lock(held);
+            let root = registry.device(key);
+            let root = root.ok_or(Error::unchanged(Operation::Remove, unknown, Cause::NotFound))?;
+            registry.mark_tree(root);
+        }
+        let mut result = Ok(Removal::Done);
+        loop {
+            let claim = {
+                let registry = self.registry.lock(held);
+                // What is claimed is left to who has claimed it: it sees the mark, and goes on upwards.
+                let Some(leaf) = registry.leaf_of(key) else { break };
+                if registry.claim(leaf, Operation::Remove).is_err() {
+                    break;
+                }
+                Claim { device: leaf.device.clone() }
+            };
+            if let Outcome::Removed(Err(error)) = self.conclude(held, claim)
+                && result.is_ok()
+            {
+                result = Err(error);
+            }
+        }
+        let registry = self.registry.lock(held);
+        if result.is_ok() && registry.device(key).is_some() { Ok(Removal::Pending) } else { result }
+    }
+
     fn remove_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
         // The subject of an error about a key that is not known; made before the lock is taken.
         let unknown = Label::from(alloc::format!("{key}").as_str());
@@ -68,6 +149,8 @@ impl<P: Platform> Service<P> {
             }
             record.remove_pending.set(true);
             if registry.claim(record, Operation::Remove).is_err() {
+                #[cfg(broken = "dropped_mark")]
+                record.remove_pending.set(false);
                 return Ok(Removal::Pending);
             }
             Claim { device: record.device.clone() }

@@ -16,6 +16,7 @@ use super::registry::{DomainRecord, IommuRecord, Registry};
 use super::space::{AddressSpace, Stage2, Stage2Limits};
 use super::spec::IommuKey;
 use crate::sync::Platform;
+use crate::sync::Waiter;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
 use crate::sync::order::Held;
@@ -122,8 +123,10 @@ impl<P: Platform> Service<P> {
 
     /// Says a failed operation in one line of log. Only called where nothing is locked (contract C-3).
     pub(super) fn report<T>(&self, result: &Result<T, Error>) {
-        if let Err(error) = result {
-            log::warn!("{error}");
+        match result {
+            // Nothing happened, and a wait form tries again: no line for that.
+            Ok(_) | Err(Error { cause: Cause::Busy { .. }, .. }) => {}
+            Err(error) => log::warn!("{error}"),
         }
     }
 
@@ -230,7 +233,7 @@ impl<P: Platform> Service<P> {
             if record.holds.get() > 0 {
                 return Err(refuse(Cause::Busy { running: Operation::Assign }));
             }
-            record.destroying.set(true);
+            record.destroying.set(!cfg!(broken = "shared_destroy"));
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
         let drained = self.flush_in(held, domain);
@@ -242,6 +245,7 @@ impl<P: Platform> Service<P> {
             if drained.is_ok() { registry.take_domain(domain.id()) } else { None }
         };
         drop(record);
+        P::wake();
         drained.map_err(refuse)
     }
 
@@ -273,6 +277,45 @@ impl<P: Platform> Service<P> {
             index = index.saturating_add(1);
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    // --- waiting ---
+
+    /// The wait form of an operation: tries it, and where it meets a claimed group waits until claims end and tries again.
+    ///
+    /// ```text
+    /// service.wait(Some(deadline), |service| service.assign(&device, &domain))
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::TimedOut`] when the group stayed busy until the deadline (nothing changed then), and whatever the operation
+    /// says but `Busy`.
+    ///
+    /// # Context
+    ///
+    /// Waiting context, with no lock that another operation could want. Not from inside a hook about the group that the
+    /// hook's own operation has claimed: that can only time out. Contract C-2, C-19.
+    pub fn wait<T>(
+        &self,
+        deadline: Option<P::Deadline>,
+        mut operation: impl FnMut(&Self) -> Result<T, Error>,
+    ) -> Result<T, Error>
+    where
+        P: Waiter,
+    {
+        loop {
+            let ticket = P::prepare();
+            let busy = match operation(self) {
+                Err(Error { operation, subject, cause: Cause::Busy { running }, left }) => {
+                    Error { operation, subject, cause: Cause::TimedOut { running }, left }
+                }
+                result => return result,
+            };
+            if P::wait(ticket, deadline).is_err() {
+                return Err(busy);
+            }
+        }
     }
 
     // --- look-up and traversal ---

@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+#[cfg(broken = "early_end")]
+use super::claim::Claim;
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
@@ -277,7 +279,11 @@ impl<P: Platform> Service<P> {
         let result = match self.prepare(held, operation, &mut subjects, domain) {
             Err(cause) => Err(fail(cause, Left::Unchanged)),
             Ok(steps) => {
+                #[cfg(broken = "late_flush_list")]
+                let late = Steps::of(&subjects);
                 let moved = self.commit(held, operation, &subjects, steps);
+                #[cfg(broken = "late_flush_list")]
+                let _ = late.map(|late| late.join(held, domain));
                 let state = if moved.is_ok() { DeviceState::Assigned(domain.id()) } else { DeviceState::Quarantined };
                 self.settle(held, &subjects, state);
                 self.unhold(held, domain);
@@ -317,6 +323,8 @@ impl<P: Platform> Service<P> {
                     let (sharers, failed) = steps.block(held);
                     let failed = failed.or_else(|| Self::cleanse(held, &subjects).err());
                     let state = if failed.is_none() { DeviceState::Blocked } else { DeviceState::Quarantined };
+                    #[cfg(broken = "early_end")]
+                    drop(self.conclude(held, Claim { device: device.clone() }));
                     self.settle(held, &subjects, state);
                     failed.map_or_else(
                         || Ok(Deassigned { still_reachable: self.labels(held, sharers) }),
@@ -352,6 +360,7 @@ impl<P: Platform> Service<P> {
         self.ask(held, subjects, domain)?;
         self.hold(held, domain)?;
         let planned = match steps.plan(held, domain.space()) {
+            Ok(()) if cfg!(broken = "late_flush_list") => Ok(()),
             Ok(()) => steps.join(held, domain).inspect_err(|_| steps.abandon(held)),
             Err(cause) => Err(cause),
         };
@@ -508,10 +517,14 @@ impl<P: Platform> Service<P> {
     }
 
     fn unhold(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) {
+        if cfg!(broken = "forgotten_hold") {
+            return;
+        }
         let registry = self.registry.lock(held);
         if let Some(record) = registry.domain(domain.id()) {
             record.holds.set(record.holds.get().saturating_sub(1));
         }
+        // Whoever destroys the domain may wait for that; the claim's end, which follows, wakes.
     }
 
     fn labels(&self, held: &mut Held<'_, Unlocked>, ids: Vec<DeviceId>) -> Vec<Label> {

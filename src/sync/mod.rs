@@ -12,10 +12,12 @@ pub(crate) mod lock;
 pub(crate) mod order;
 pub(crate) mod outside;
 mod platform;
+mod wait;
 
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
 pub use platform::{Platform, Spin};
+pub use wait::{TimedOut, Waiter};
 
 #[cfg(test)]
 mod tests;

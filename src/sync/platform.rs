@@ -8,7 +8,7 @@ use lock_api::RawMutex;
 ///
 /// # Context
 ///
-/// Both items are leaves: they do not call back into the library, and `barrier` neither blocks nor locks.
+/// All items are leaves: they do not call back into the library; `barrier` and `wake` do not block.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The lock that every lock of the library is made of.
     ///
@@ -19,6 +19,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Orders all earlier stores to memory before all later stores to device registers, as the SMMU's table walker
     /// sees them (`dsb` on Arm; contract S-1).
     fn barrier();
+
+    /// Wakes whoever waits for the library ([`Waiter`](super::Waiter)). Called with no lock held, whenever a claim ends.
+    fn wake() {}
 }
 
 /// The default platform: a fair spinning lock, and the strongest barrier that the target has without an interrupt

@@ -1,2 +1,92 @@
 //! What the project does to itself.
-fn main() {}
+//!
+//! `cargo xtask schedules`: explores the interleavings of operations, with builds of their own beside the ordinary one.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+/// Deliberately broken variants of the library (`--cfg broken="NAME"`), and what is wrong in each. Every one must be
+/// caught: a suite that passes on a broken library proves nothing about the whole one.
+const BROKEN: &[(&str, &str)] = &[
+    ("dropped_mark", "a removal that meets a running operation leaves no mark"),
+    ("early_end", "a deassign lets its group go before it has said how it ended"),
+    ("early_release", "add lets the registry's lock go between its look-up and its insertion"),
+    ("forgotten_hold", "an operation that ends forgets its hold on the domain"),
+    ("late_flush_list", "an IOMMU joins the domain's flush list after its context went live"),
+    ("shared_destroy", "destroying a domain does not keep new operations off it"),
+    ("unclaimed_join", "add joins groups that other operations have claimed"),
+];
+
+const HELP: &str = "usage: cargo xtask schedules [--quick] [--broken NAME | --list-broken] [FILTER]
+
+  --quick          bound 3 only: leaves out the search without a bound, which takes up to 30 s for a pair
+  --broken NAME    explores a deliberately broken variant, and must find a violation
+  --list-broken    names the broken variants
+  FILTER           explores only the pairs whose line contains it";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["schedules", "--list-broken"] => {
+            for (name, what) in BROKEN {
+                println!("{name:<16} {what}");
+            }
+            ExitCode::SUCCESS
+        }
+        ["schedules", "--broken", name, rest @ ..] => match BROKEN.iter().find(|(known, _)| known == name) {
+            Some((name, what)) => broken(name, what, rest),
+            None => refuse(&format!("no broken variant '{name}'; see --list-broken")),
+        },
+        ["schedules", rest @ ..] => match explore(None, rest) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(message) => refuse(&message),
+        },
+        _ => refuse(HELP),
+    }
+}
+
+/// A broken variant passes when exploration finds what is wrong with it.
+fn broken(name: &str, what: &str, rest: &[&str]) -> ExitCode {
+    println!("{name}: {what}");
+    let mut arguments = vec!["--quick", "--first"];
+    arguments.extend(rest);
+    match explore(Some(name), &arguments) {
+        Ok(true) => {
+            println!("{name}: NOT caught");
+            ExitCode::FAILURE
+        }
+        Ok(false) => {
+            println!("{name}: caught");
+            ExitCode::SUCCESS
+        }
+        Err(message) => refuse(&message),
+    }
+}
+
+/// Builds and runs the explorer; whether it found no violation.
+fn explore(broken: Option<&str>, arguments: &[&str]) -> Result<bool, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no folder")?;
+    let mut flags = String::from("--cfg loom");
+    let mut folder = String::from("loom");
+    if let Some(name) = broken {
+        flags += &format!(" --cfg broken=\"{name}\"");
+        folder += &format!("-{name}");
+    }
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(root)
+        .args(["run", "--quiet", "--release", "--package", "schedules", "--target-dir"])
+        .arg(root.join("target").join(folder))
+        .arg("--")
+        .args(arguments)
+        .env("RUSTFLAGS", flags)
+        .status()
+        .map_err(|error| format!("cargo: {error}"))?;
+    Ok(status.success())
+}
+
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("{message}");
+    ExitCode::from(2)
+}
