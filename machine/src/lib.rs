@@ -9,9 +9,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod op;
 pub mod oracle;
 mod registers;
+pub mod specification;
 mod tables;
+pub mod world;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,0 +1,338 @@
+//! One vocabulary of operations for property tests, fuzzing and schedule exploration: what can happen to a small
+//! machine with two SMMUs, three guests and a dozen devices.
+//!
+//! An [`Op`] names everything by a small closed set, so that every value is meaningful, sequences shrink well, and the
+//! `Debug` form of a failing [`Script`] is Rust that can be pasted into a regression test.
+
+use std::fmt;
+
+use iommu_assign::assign::{DeviceKey, IommuKey, Label, Source, Stream, StreamId, StreamMask};
+
+/// One thing that a source, a toolstack, a guest, a device or the hardware does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Op {
+    /// A source offers the device.
+    Add(Slot),
+    /// The device goes, whatever its state.
+    Remove(Slot),
+    /// The device alone goes to a guest.
+    Assign(Slot, Guest),
+    /// All devices of its group go to a guest.
+    AssignGroup(Slot, Guest),
+    /// The device alone changes its guest.
+    Reassign(Slot, Guest),
+    /// All assigned devices of its group change their guest.
+    ReassignGroup(Slot, Guest),
+    /// The device alone is taken from its guest.
+    Deassign(Slot),
+    /// All assigned devices of its group are taken from their guest.
+    DeassignGroup(Slot),
+    /// Would an assign be refused?
+    TestAssign(Slot, Guest),
+    /// Someone still holds the handle of the device's registration before the present one, and assigns it.
+    AssignOld(Slot, Guest),
+    /// A guest is started: its tables are built, its domain is created.
+    Create(Guest),
+    /// Its domain is destroyed; after success its tables' memory is overwritten.
+    Destroy(Guest),
+    /// The hypervisor maps the guest's second page, each time to other memory than the last time.
+    Map(Guest),
+    /// The hypervisor unmaps it. Nothing is flushed.
+    Unmap(Guest),
+    /// The domain is flushed.
+    Flush(Guest),
+    /// The device writes to the guest's first page, with one of its stream IDs.
+    Dma(Slot, u8),
+    /// The device writes to the guest's second page, with one of its stream IDs.
+    DmaSecond(Slot, u8),
+    /// A stream that no device has writes.
+    DmaUnknown(Side),
+    /// The global fault line of an SMMU is handled.
+    HandleGlobal(Side),
+    /// A context fault line of an SMMU is handled.
+    HandleContext(Side, u8),
+    /// Registers, shadow and registry are compared.
+    Audit,
+    /// An SMMU is taken out of service.
+    Unregister(Side),
+    /// An SMMU is probed and put into service.
+    Register(Side),
+    /// From now on no sync of this SMMU completes.
+    Stick(Side),
+    /// The next sync of this SMMU never completes.
+    LoseSync(Side),
+    /// The SMMU works again.
+    Heal(Side),
+    /// The next hook that is called for the device fails.
+    BreakHook(Slot),
+}
+
+/// An SMMU of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Side {
+    /// The first, with most devices.
+    A,
+    /// The second, smaller.
+    B,
+}
+
+/// A guest, if it is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Guest {
+    /// May have every device.
+    Red,
+    /// May not have [`Slot::Companion`] and [`Slot::Narrow`].
+    Green,
+    /// May not have [`Slot::Late`].
+    Blue,
+}
+
+/// A device, if it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Slot {
+    /// Separate streams that merge.
+    Dma,
+    /// Shares one of [`Slot::Dma`]'s streams, and nobody knew before it came.
+    Late,
+    /// One stream.
+    Usb,
+    /// The same stream as [`Slot::Usb`], and one more.
+    Companion,
+    /// Eight streams under one mask.
+    Wide,
+    /// Lies within [`Slot::Wide`].
+    Narrow,
+    /// Meets [`Slot::Wide`] in one ID only.
+    Far,
+    /// Has a stream at each SMMU.
+    Both,
+    /// Meets [`Slot::Both`] at the second SMMU.
+    Mate,
+    /// The parent of two functions.
+    Bridge,
+    /// Behind the bridge, not isolated from [`Slot::Second`] by the bus.
+    First,
+    /// Behind the bridge, not isolated from [`Slot::First`] by the bus.
+    Second,
+    /// Has a stream ID that no hardware holds.
+    TooWide,
+    /// Has no stream.
+    Bare,
+}
+
+impl Side {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    /// The instance's name.
+    #[must_use]
+    pub const fn key(self) -> IommuKey {
+        match self {
+            Self::A => IommuKey::new(0x5000_0000),
+            Self::B => IommuKey::new(0x6000_0000),
+        }
+    }
+
+    /// Which one a name means.
+    #[must_use]
+    pub fn of(key: IommuKey) -> Option<Self> {
+        Self::ALL.into_iter().find(|side| side.key() == key)
+    }
+}
+
+impl Guest {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Red, Self::Green, Self::Blue];
+
+    /// What people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Red => "red",
+            Self::Green => "green",
+            Self::Blue => "blue",
+        }
+    }
+
+    /// Whether the policy of the universe lets it have the device.
+    #[must_use]
+    pub const fn may_have(self, slot: Slot) -> bool {
+        !matches!((self, slot), (Self::Green, Slot::Companion | Slot::Narrow) | (Self::Blue, Slot::Late))
+    }
+}
+
+impl Slot {
+    /// All of them, parents before children.
+    pub const ALL: [Self; 14] = [
+        Self::Dma,
+        Self::Late,
+        Self::Usb,
+        Self::Companion,
+        Self::Wide,
+        Self::Narrow,
+        Self::Far,
+        Self::Both,
+        Self::Mate,
+        Self::Bridge,
+        Self::First,
+        Self::Second,
+        Self::TooWide,
+        Self::Bare,
+    ];
+
+    /// A stream ID that no device of the universe has.
+    pub const STRANGER: u16 = 0x3f;
+
+    /// What its source calls it. Every other one comes from PCI, which changes nothing.
+    #[must_use]
+    pub const fn key(self) -> DeviceKey {
+        let source = if (self as u8).is_multiple_of(2) { Source::Dt } else { Source::Pci };
+        DeviceKey::new(source, self as u128)
+    }
+
+    /// Which one a key means.
+    #[must_use]
+    pub fn of(key: DeviceKey) -> Option<Self> {
+        Self::ALL.into_iter().find(|slot| slot.key() == key)
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn label(self) -> Label {
+        Label::from(format!("{self:?}").as_str())
+    }
+
+    /// Its streams: the SMMU, ID and mask of each.
+    #[must_use]
+    pub const fn streams(self) -> &'static [(Side, u32, u32)] {
+        match self {
+            Self::Dma => &[(Side::A, 0x10, 0), (Side::A, 0x11, 0), (Side::A, 0x12, 1), (Side::A, 0x16, 0)],
+            Self::Late => &[(Side::A, 0x16, 0)],
+            Self::Usb => &[(Side::A, 0x20, 0)],
+            Self::Companion => &[(Side::A, 0x20, 0), (Side::A, 0x23, 0)],
+            Self::Wide => &[(Side::A, 0x08, 0x07)],
+            Self::Narrow => &[(Side::A, 0x0c, 0)],
+            Self::Far => &[(Side::A, 0x0f, 0x20)],
+            Self::Both => &[(Side::A, 0x30, 0), (Side::B, 0x30, 0)],
+            Self::Mate => &[(Side::B, 0x30, 0x01)],
+            Self::Bridge => &[(Side::B, 0x01, 0)],
+            Self::First => &[(Side::B, 0x02, 0)],
+            Self::Second => &[(Side::B, 0x04, 0)],
+            Self::TooWide => &[(Side::A, 0x8_0000, 0)],
+            Self::Bare => &[],
+        }
+    }
+
+    /// The streams as the library takes them.
+    #[must_use]
+    pub fn offered(self) -> Vec<Stream> {
+        let stream =
+            |(side, id, mask): &(Side, u32, u32)| Stream::new(side.key(), StreamId::new(*id), StreamMask::new(*mask));
+        self.streams().iter().map(stream).collect()
+    }
+
+    /// One of its stream IDs, chosen by any number. `None` for a device that cannot do DMA.
+    #[must_use]
+    pub fn stream_id(self, choice: u8) -> Option<(Side, u16)> {
+        let ids: Vec<(Side, u16)> = Side::ALL.into_iter().flat_map(|side| self.ids(side)).collect();
+        let at = usize::from(choice).checked_rem(ids.len())?;
+        ids.get(at).copied()
+    }
+
+    /// All its stream IDs at one SMMU that a bus can carry.
+    pub fn ids(self, side: Side) -> impl Iterator<Item = (Side, u16)> {
+        let has = move |id: &u16| {
+            self.streams().iter().any(|(at, base, mask)| *at == side && (u32::from(*id) ^ base) & !mask == 0)
+        };
+        (0..0x40).filter(has).map(move |id| (side, id))
+    }
+
+    /// The device that it stands behind.
+    #[must_use]
+    pub const fn parent(self) -> Option<Self> {
+        match self {
+            Self::First | Self::Second => Some(Self::Bridge),
+            _ => None,
+        }
+    }
+
+    /// Which devices its bus does not keep it apart from.
+    #[must_use]
+    pub const fn isolation(self) -> Option<u64> {
+        match self {
+            Self::First | Self::Second => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(slot) => write!(f, "add {slot:?}"),
+            Self::Remove(slot) => write!(f, "remove {slot:?}"),
+            Self::Assign(slot, guest) => write!(f, "assign {slot:?} to {guest:?}"),
+            Self::AssignGroup(slot, guest) => write!(f, "assign the group of {slot:?} to {guest:?}"),
+            Self::Reassign(slot, guest) => write!(f, "reassign {slot:?} to {guest:?}"),
+            Self::ReassignGroup(slot, guest) => write!(f, "reassign the group of {slot:?} to {guest:?}"),
+            Self::Deassign(slot) => write!(f, "deassign {slot:?}"),
+            Self::DeassignGroup(slot) => write!(f, "deassign the group of {slot:?}"),
+            Self::TestAssign(slot, guest) => write!(f, "test whether {slot:?} can go to {guest:?}"),
+            Self::AssignOld(slot, guest) => write!(f, "assign an earlier registration of {slot:?} to {guest:?}"),
+            Self::Create(guest) => write!(f, "create {guest:?}"),
+            Self::Destroy(guest) => write!(f, "destroy {guest:?}"),
+            Self::Map(guest) => write!(f, "map the second page of {guest:?}"),
+            Self::Unmap(guest) => write!(f, "unmap the second page of {guest:?}"),
+            Self::Flush(guest) => write!(f, "flush {guest:?}"),
+            Self::Dma(slot, choice) => write!(f, "{slot:?} writes, stream {choice}"),
+            Self::DmaSecond(slot, choice) => write!(f, "{slot:?} writes to the second page, stream {choice}"),
+            Self::DmaUnknown(side) => write!(f, "an unknown stream writes through SMMU {side:?}"),
+            Self::HandleGlobal(side) => write!(f, "handle the global faults of SMMU {side:?}"),
+            Self::HandleContext(side, line) => write!(f, "handle context line {line} of SMMU {side:?}"),
+            Self::Audit => f.write_str("audit"),
+            Self::Unregister(side) => write!(f, "unregister SMMU {side:?}"),
+            Self::Register(side) => write!(f, "register SMMU {side:?}"),
+            Self::Stick(side) => write!(f, "the syncs of SMMU {side:?} stick"),
+            Self::LoseSync(side) => write!(f, "the next sync of SMMU {side:?} sticks"),
+            Self::Heal(side) => write!(f, "SMMU {side:?} works again"),
+            Self::BreakHook(slot) => write!(f, "the next hook of {slot:?} fails"),
+        }
+    }
+}
+
+/// A sequence of operations. Its `Debug` form is a Rust array, one line, whatever the flags.
+#[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub struct Script(pub Vec<Op>);
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (index, op) in self.0.iter().enumerate() {
+            write!(f, "{}{op:?}", if index == 0 { "" } else { ", " })?;
+        }
+        f.write_str("]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_prints_as_one_line_of_rust() {
+        let script = Script(vec![Op::Add(Slot::Usb), Op::Assign(Slot::Usb, Guest::Red), Op::Audit]);
+        assert_eq!(format!("{script:#?}"), "[Add(Usb), Assign(Usb, Red), Audit]");
+    }
+
+    #[test]
+    fn the_stranger_belongs_to_nobody() {
+        for side in Side::ALL {
+            assert!(Slot::ALL.iter().all(|slot| slot.ids(side).all(|(_, id)| id != Slot::STRANGER)));
+        }
+    }
+}

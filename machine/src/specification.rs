@@ -1,0 +1,272 @@
+//! A sequential specification: what the contract says that each [`Op`] comes to, as a small pure model.
+//!
+//! It shares no code with the library. Where the contract leaves a choice (which of two reasons is told, which of two
+//! equal covers is taken), [`Specification::step`] names every allowed outcome with the state that follows from it; who
+//! compares keeps those that were seen. A checker of concurrent histories can use it the same way (contract C-15).
+//!
+//! Devices and their owners are all its state, with as much of each SMMU as decides whether resources suffice: which
+//! entries there are (contract I-11, I-15, A-5), which banks wait for a sync that did not complete (I-8), and what is
+//! broken.
+
+mod cover;
+mod operations;
+mod outcome;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::op::{Guest, Op, Side, Slot};
+use cover::Cube;
+
+pub use outcome::{After, Lacking, Outcome, Refusal};
+
+/// What the specification is told of an SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// Stream-map entries.
+    pub entries: usize,
+    /// Context banks.
+    pub banks: usize,
+    /// The bits of a stream ID that it keeps.
+    pub id_bits: u32,
+    /// The bits of a stream ID that an entry can ignore.
+    pub mask_bits: u32,
+}
+
+/// Whose a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// Nobody's.
+    Blocked,
+    /// Nobody's, after something failed.
+    Quarantined,
+    /// A guest's.
+    Assigned(Guest),
+}
+
+/// A registered device as a traversal shows it: whose it is, and who is in its group.
+pub type Shown = (Owner, BTreeSet<Slot>);
+
+/// The state of the machine, as far as the contract speaks of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Specification {
+    devices: BTreeMap<Slot, Owner>,
+    /// Devices of which a handle was given out, ever, and more than once.
+    handles: BTreeSet<Slot>,
+    old_handles: BTreeSet<Slot>,
+    guests: BTreeMap<Guest, Running>,
+    a: State,
+    b: State,
+    /// Devices whose next hook fails.
+    broken: BTreeSet<Slot>,
+}
+
+/// A guest that was created once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Running {
+    alive: bool,
+    /// The frame that the second page is mapped to, and the one that it was mapped to last.
+    second: Option<bool>,
+    last: bool,
+}
+
+/// One SMMU.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct State {
+    part: Part,
+    registered: bool,
+    entries: BTreeSet<Cube>,
+    /// One for each bank whose drain was not confirmed, and no sync has completed since: whose it was.
+    dirty: Vec<Guest>,
+    /// Guests that had such a bank, which a later sync has cleaned.
+    cleaned: BTreeSet<Guest>,
+    /// Devices whose drain was not confirmed.
+    undrained: BTreeSet<Slot>,
+    /// Frames of a second page that may be cached though they are not mapped.
+    stale: BTreeSet<(Guest, bool)>,
+    stuck: bool,
+    next_lost: bool,
+}
+
+impl State {
+    fn new(part: Part) -> Self {
+        Self {
+            part,
+            registered: true,
+            entries: BTreeSet::new(),
+            dirty: Vec::new(),
+            cleaned: BTreeSet::new(),
+            undrained: BTreeSet::new(),
+            stale: BTreeSet::new(),
+            stuck: false,
+            next_lost: false,
+        }
+    }
+
+    /// A sync that must complete for the operation to go on.
+    fn sync(&mut self) -> bool {
+        let lost = std::mem::take(&mut self.next_lost);
+        if lost || self.stuck {
+            return false;
+        }
+        self.cleaned.extend(self.dirty.drain(..));
+        self.undrained.clear();
+        true
+    }
+
+    fn is_sound(&self) -> bool {
+        !self.stuck && !self.next_lost
+    }
+}
+
+impl Specification {
+    /// Two SMMUs in service, no device, no guest.
+    #[must_use]
+    pub fn new([a, b]: [Part; 2]) -> Self {
+        Self {
+            devices: BTreeMap::new(),
+            handles: BTreeSet::new(),
+            old_handles: BTreeSet::new(),
+            guests: BTreeMap::new(),
+            a: State::new(a),
+            b: State::new(b),
+            broken: BTreeSet::new(),
+        }
+    }
+
+    /// Everything that `op` may come to, each with the state that follows. Never empty.
+    #[must_use]
+    pub fn step(&self, op: Op) -> Vec<(Outcome, Self)> {
+        operations::step(self, op)
+    }
+
+    /// The registered devices.
+    #[must_use]
+    pub fn shown(&self) -> BTreeMap<Slot, Shown> {
+        self.devices.iter().map(|(slot, owner)| (*slot, (*owner, self.group(*slot)))).collect()
+    }
+
+    /// The guest that a stream ID reaches: the owner of any device on the entry that captures it.
+    #[must_use]
+    pub fn reach(&self, side: Side, id: u32) -> Option<Guest> {
+        let entry = self.side(side).entries.iter().find(|cube| cover::captures(**cube, id))?;
+        self.users(side, *entry).find_map(|user| self.owner(user))
+    }
+
+    /// The stream IDs that an operation may open on its way to `Done`, and to whom.
+    #[must_use]
+    pub fn opens(&self, op: Op) -> Option<(BTreeSet<(Side, u32)>, Guest)> {
+        let (movers, guest) = match op {
+            Op::Assign(slot, guest) | Op::Reassign(slot, guest) => (BTreeSet::from([slot]), guest),
+            Op::AssignGroup(slot, guest) | Op::ReassignGroup(slot, guest) => (self.group(slot), guest),
+            _ => return None,
+        };
+        let entries = Side::ALL.into_iter().flat_map(|side| {
+            let used = self.side(side).entries.iter().copied();
+            let moved = used.filter(|cube| movers.iter().any(|mover| meets_cube(*mover, side, *cube)));
+            moved.collect::<Vec<_>>().into_iter().flat_map(cover::ids).map(move |id| (side, id))
+        });
+        Some((entries.collect(), guest))
+    }
+
+    /// Whether an SMMU is in service.
+    #[must_use]
+    pub fn is_registered(&self, side: Side) -> bool {
+        self.side(side).registered
+    }
+
+    /// Whether a guest's domain exists.
+    #[must_use]
+    pub fn is_running(&self, guest: Guest) -> bool {
+        self.guests.get(&guest).is_some_and(|running| running.alive)
+    }
+
+    /// Which of two frames a guest's second page is mapped to.
+    #[must_use]
+    pub fn second(&self, guest: Guest) -> Option<bool> {
+        self.guests.get(&guest).and_then(|running| running.second)
+    }
+
+    // --- look-ups ---
+
+    const fn side(&self, side: Side) -> &State {
+        match side {
+            Side::A => &self.a,
+            Side::B => &self.b,
+        }
+    }
+
+    const fn side_mut(&mut self, side: Side) -> &mut State {
+        match side {
+            Side::A => &mut self.a,
+            Side::B => &mut self.b,
+        }
+    }
+
+    fn owner(&self, slot: Slot) -> Option<Guest> {
+        match self.devices.get(&slot) {
+            Some(Owner::Assigned(guest)) => Some(*guest),
+            _ => None,
+        }
+    }
+
+    /// The registered devices with a stream that an entry captures.
+    fn users(&self, side: Side, cube: Cube) -> impl Iterator<Item = Slot> {
+        self.devices.keys().copied().filter(move |slot| meets_cube(*slot, side, cube))
+    }
+
+    /// The devices that share an entry with `slot`.
+    fn sharers(&self, slot: Slot) -> BTreeSet<Slot> {
+        let mut sharers = BTreeSet::new();
+        for side in Side::ALL {
+            for cube in self.side(side).entries.iter().filter(|cube| meets_cube(slot, side, **cube)) {
+                sharers.extend(self.users(side, *cube).filter(|user| *user != slot));
+            }
+        }
+        sharers
+    }
+
+    /// The registered devices that the hardware or the bus cannot tell from `slot`, itself left out.
+    fn met(&self, slot: Slot) -> BTreeSet<Slot> {
+        let shares_bus = |other: &Slot| slot.isolation().is_some() && slot.isolation() == other.isolation();
+        let shares_stream = |other: &Slot| {
+            let meets = |(side, id, mask): &(Side, u32, u32)| meets_cube(*other, *side, (*id, *mask));
+            slot.streams().iter().any(meets)
+        };
+        let mut met = self.sharers(slot);
+        met.extend(self.devices.keys().copied().filter(|other| shares_bus(other) || shares_stream(other)));
+        met.remove(&slot);
+        met
+    }
+
+    /// The group of a registered device: everyone who is met, and whom they meet.
+    fn group(&self, slot: Slot) -> BTreeSet<Slot> {
+        let mut group = BTreeSet::from([slot]);
+        let mut left = vec![slot];
+        while let Some(member) = left.pop() {
+            left.extend(self.met(member).into_iter().filter(|met| group.insert(*met)));
+        }
+        group
+    }
+
+    /// The guests that devices of these groups belong to.
+    fn owners(&self, slots: impl IntoIterator<Item = Slot>) -> BTreeSet<Guest> {
+        let members: BTreeSet<Slot> = slots.into_iter().flat_map(|slot| self.group(slot)).collect();
+        members.into_iter().filter_map(|member| self.owner(member)).collect()
+    }
+
+    /// The guests with a bank that translates.
+    fn live_banks(&self, side: Side) -> BTreeSet<Guest> {
+        let here = self.devices.keys().filter(|slot| is_on(**slot, side));
+        here.filter_map(|slot| self.owner(*slot)).collect()
+    }
+}
+
+/// Whether a device has a stream at an SMMU.
+fn is_on(slot: Slot, side: Side) -> bool {
+    slot.streams().iter().any(|(at, ..)| *at == side)
+}
+
+fn meets_cube(slot: Slot, side: Side, cube: Cube) -> bool {
+    let (id, mask) = cube;
+    slot.streams().iter().any(|(at, base, ignored)| *at == side && (id ^ base) & !(mask | ignored) == 0)
+}

@@ -1,0 +1,548 @@
+//! Each operation: who may refuse it, what it does, how it may fail.
+
+use std::collections::BTreeSet;
+
+use super::cover::{self, Cube};
+use super::{After, Lacking, Outcome, Owner, Refusal, Running, Specification, is_on, meets_cube};
+use crate::op::{Guest, Op, Side, Slot};
+
+type Steps = Vec<(Outcome, Specification)>;
+
+pub(super) fn step(state: &Specification, op: Op) -> Steps {
+    match op {
+        Op::Add(slot) => add(state, slot),
+        Op::Remove(slot) => remove(state, slot),
+        Op::Assign(slot, guest) => assign(state, slot, guest, false),
+        Op::AssignGroup(slot, guest) => assign(state, slot, guest, true),
+        Op::Reassign(slot, guest) => reassign(state, slot, guest, false),
+        Op::ReassignGroup(slot, guest) => reassign(state, slot, guest, true),
+        Op::Deassign(slot) => deassign(state, slot, false),
+        Op::DeassignGroup(slot) => deassign(state, slot, true),
+        Op::TestAssign(slot, guest) => test_assign(state, slot, guest),
+        Op::AssignOld(slot, guest) => {
+            let known = state.old_handles.contains(&slot) && state.guests.contains_key(&guest);
+            let gone = BTreeSet::from([Refusal::Gone]);
+            if known { refuse(state, gone) } else { skip(state) }
+        }
+        Op::Create(guest) => create(state, guest),
+        Op::Destroy(guest) => destroy(state, guest),
+        Op::Map(guest) => map(state, guest),
+        Op::Unmap(guest) => unmap(state, guest),
+        Op::Flush(guest) => flush_op(state, guest),
+        Op::Dma(slot, choice) => {
+            let reached = slot.stream_id(choice).map(|(side, id)| state.reach(side, id.into()));
+            reached.map_or_else(|| skip(state), |guest| vec![(Outcome::Reached(guest), state.clone())])
+        }
+        Op::DmaSecond(slot, choice) => dma_second(state, slot, choice),
+        Op::DmaUnknown(_) => vec![(Outcome::Reached(None), state.clone())],
+        Op::HandleGlobal(side) | Op::HandleContext(side, _) => {
+            if state.side(side).registered {
+                done(state.clone())
+            } else {
+                refuse(state, BTreeSet::from([Refusal::NotFound]))
+            }
+        }
+        Op::Audit => done(state.clone()),
+        Op::Unregister(side) => unregister(state, side),
+        Op::Register(side) => register(state, side),
+        Op::Stick(side) => changed(state, |next| next.side_mut(side).stuck = true),
+        Op::LoseSync(side) => changed(state, |next| next.side_mut(side).next_lost = true),
+        Op::Heal(side) => changed(state, |next| {
+            next.side_mut(side).stuck = false;
+            next.side_mut(side).next_lost = false;
+        }),
+        Op::BreakHook(slot) => changed(state, |next| {
+            next.broken.insert(slot);
+        }),
+    }
+}
+
+fn skip(state: &Specification) -> Steps {
+    vec![(Outcome::Skipped, state.clone())]
+}
+
+fn done(state: Specification) -> Steps {
+    vec![(Outcome::Done, state)]
+}
+
+fn changed(state: &Specification, change: impl FnOnce(&mut Specification)) -> Steps {
+    let mut next = state.clone();
+    change(&mut next);
+    done(next)
+}
+
+/// Where several reasons hold, any of them may be told.
+fn refuse(state: &Specification, reasons: BTreeSet<Refusal>) -> Steps {
+    reasons.into_iter().map(|reason| (Outcome::refused(reason), state.clone())).collect()
+}
+
+// --- devices come and go ---
+
+fn add(state: &Specification, slot: Slot) -> Steps {
+    let mut reasons = BTreeSet::new();
+    if state.devices.contains_key(&slot) {
+        reasons.insert(Refusal::AlreadyRegistered);
+    }
+    if slot.streams().is_empty() {
+        reasons.insert(Refusal::NoStreams);
+    }
+    if slot.parent().is_some_and(|parent| !state.devices.contains_key(&parent)) {
+        reasons.insert(Refusal::ParentMissing);
+    }
+    for (side, id, mask) in slot.streams() {
+        if !state.side(*side).registered {
+            reasons.insert(Refusal::ProviderMissing(*side));
+        }
+        if (id | mask) & !state.side(*side).part.id_bits != 0 {
+            reasons.insert(Refusal::TooWide(*side));
+        }
+    }
+    // One that would bridge two owners, or share a live entry without the policy's yes (contract I-11).
+    let shared = state.sharers(slot).into_iter().filter_map(|sharer| state.owner(sharer));
+    let shares_forbidden = shared.into_iter().any(|guest| !guest.may_have(slot) && shares_live(state, slot, guest));
+    if state.owners(state.met(slot)).len() > 1 || shares_forbidden {
+        reasons.insert(Refusal::GroupConflict);
+    }
+    let mut nexts = vec![state.clone()];
+    for side in Side::ALL.into_iter().filter(|side| is_on(slot, *side)) {
+        let covers = new_entries(state, slot, side);
+        let needed = covers.first().map_or(0, Vec::len);
+        if needed.saturating_add(state.side(side).entries.len()) > state.side(side).part.entries {
+            reasons.insert(Refusal::Exhausted(side, Lacking::Entries));
+        }
+        let with = |next: &Specification, cover: &Vec<Cube>| {
+            let mut next = next.clone();
+            next.side_mut(side).entries.extend(cover);
+            next
+        };
+        nexts = nexts.iter().flat_map(|next| covers.iter().map(|cover| with(next, cover))).collect();
+    }
+    if !reasons.is_empty() {
+        return refuse(state, reasons);
+    }
+    let registered = |mut next: Specification| {
+        next.devices.insert(slot, Owner::Blocked);
+        if !next.handles.insert(slot) {
+            next.old_handles.insert(slot);
+        }
+        (Outcome::Done, next)
+    };
+    nexts.into_iter().map(registered).collect()
+}
+
+/// Whether an entry that translates for `guest` captures a stream of `slot`.
+fn shares_live(state: &Specification, slot: Slot, guest: Guest) -> bool {
+    Side::ALL.into_iter().any(|side| slot.ids(side).any(|(_, id)| state.reach(side, id.into()) == Some(guest)))
+}
+
+/// Every choice of new entries for the streams of `slot` that no entry captures yet.
+fn new_entries(state: &Specification, slot: Slot, side: Side) -> Vec<Vec<Cube>> {
+    let here = state.side(side);
+    let captured: BTreeSet<u32> = here.entries.iter().copied().flat_map(cover::ids).collect();
+    let wanted = slot.ids(side).map(|(_, id)| u32::from(id)).filter(|id| !captured.contains(id)).collect();
+    cover::least_covers(&wanted, here.part.mask_bits)
+}
+
+fn remove(state: &Specification, slot: Slot) -> Steps {
+    if !state.devices.contains_key(&slot) {
+        return refuse(state, BTreeSet::from([Refusal::NotFound]));
+    }
+    if state.devices.keys().any(|other| other.parent() == Some(slot)) {
+        return refuse(state, BTreeSet::from([Refusal::HasChildren]));
+    }
+    let mut next = state.clone();
+    let failed = block(&mut next, &BTreeSet::from([slot]), &Side::ALL);
+    next.devices.remove(&slot);
+    for side in Side::ALL {
+        next.side_mut(side).undrained.remove(&slot);
+        let used = next.side(side).entries.clone();
+        let used = used.into_iter().filter(|cube| next.users(side, *cube).next().is_some()).collect();
+        next.side_mut(side).entries = used;
+    }
+    if failed.is_empty() {
+        return done(next);
+    }
+    timeouts(&next, failed, After::Removed)
+}
+
+fn timeouts(next: &Specification, failed: Vec<Side>, after: After) -> Steps {
+    let outcome = |side| Outcome::Failed(Refusal::SyncTimeout(side), after);
+    failed.into_iter().map(|side| (outcome(side), next.clone())).collect()
+}
+
+// --- moves ---
+
+/// What an operation comes to without a handle to ask with, or with one that is of no use any more. `None`: the device is
+/// registered.
+fn missing(state: &Specification, slot: Slot, guest: Option<Guest>) -> Option<Steps> {
+    if !state.handles.contains(&slot) || guest.is_some_and(|guest| !state.guests.contains_key(&guest)) {
+        return Some(skip(state));
+    }
+    if state.devices.contains_key(&slot) {
+        return None;
+    }
+    let mut reasons = BTreeSet::from([Refusal::Gone]);
+    reasons.extend(guest.filter(|guest| is_ended(state, *guest)).map(|_| Refusal::DomainGone));
+    Some(refuse(state, reasons))
+}
+
+fn is_ended(state: &Specification, guest: Guest) -> bool {
+    state.guests.get(&guest).is_none_or(|running| !running.alive)
+}
+
+fn assign(state: &Specification, slot: Slot, guest: Guest, whole_group: bool) -> Steps {
+    if let Some(missing) = missing(state, slot, Some(guest)) {
+        return missing;
+    }
+    let (subjects, reasons) = assign_reasons(state, slot, guest, whole_group);
+    with_banks(state, &subjects, guest, reasons, |next| install(next, &subjects, guest))
+}
+
+fn test_assign(state: &Specification, slot: Slot, guest: Guest) -> Steps {
+    if let Some(missing) = missing(state, slot, Some(guest)) {
+        return missing;
+    }
+    let (subjects, reasons) = assign_reasons(state, slot, guest, false);
+    with_banks(state, &subjects, guest, reasons, |_| done(state.clone()))
+}
+
+fn assign_reasons(
+    state: &Specification,
+    slot: Slot,
+    guest: Guest,
+    whole_group: bool,
+) -> (BTreeSet<Slot>, BTreeSet<Refusal>) {
+    let named = if whole_group { state.group(slot) } else { BTreeSet::from([slot]) };
+    let subjects: BTreeSet<Slot> = named.into_iter().filter(|named| state.owner(*named).is_none()).collect();
+    let mut reasons = BTreeSet::new();
+    if subjects.is_empty() {
+        reasons.insert(Refusal::AlreadyAssigned);
+    }
+    if state.owners([slot]).iter().any(|owner| *owner != guest) {
+        reasons.insert(Refusal::GroupConflict);
+    }
+    if is_denied(state, &subjects, guest) {
+        reasons.insert(Refusal::Denied);
+    }
+    (subjects, reasons)
+}
+
+fn reassign(state: &Specification, slot: Slot, guest: Guest, whole_group: bool) -> Steps {
+    if let Some(missing) = missing(state, slot, Some(guest)) {
+        return missing;
+    }
+    let named = if whole_group { state.group(slot) } else { BTreeSet::from([slot]) };
+    let subjects: BTreeSet<Slot> = named.into_iter().filter(|named| state.owner(*named).is_some()).collect();
+    let mut reasons = BTreeSet::new();
+    if subjects.is_empty() {
+        reasons.insert(Refusal::NotAssigned);
+    }
+    if subjects.iter().any(|subject| state.owner(*subject) == Some(guest)) {
+        reasons.insert(Refusal::AlreadyAssigned);
+    }
+    let stays_elsewhere = |mate: &Slot| state.owner(*mate).is_some_and(|owner| owner != guest);
+    if state.group(slot).difference(&subjects).any(stays_elsewhere) {
+        reasons.insert(Refusal::GroupConflict);
+    }
+    if is_denied(state, &subjects, guest) {
+        reasons.insert(Refusal::Denied);
+    }
+    with_banks(state, &subjects, guest, reasons, |mut next| {
+        let failed = block(&mut next, &subjects, &Side::ALL);
+        if !failed.is_empty() {
+            settle(&mut next, &subjects, Owner::Quarantined);
+            return timeouts(&next, failed, After::Quarantined);
+        }
+        cleanse(next, &subjects, |next| install(next, &subjects, guest))
+    })
+}
+
+fn deassign(state: &Specification, slot: Slot, whole_group: bool) -> Steps {
+    if let Some(missing) = missing(state, slot, None) {
+        return missing;
+    }
+    let named = if whole_group { state.group(slot) } else { BTreeSet::from([slot]) };
+    let subjects: BTreeSet<Slot> = named.into_iter().filter(|named| state.owner(*named).is_some()).collect();
+    if subjects.is_empty() {
+        return refuse(state, BTreeSet::from([Refusal::NotAssigned]));
+    }
+    let mut next = state.clone();
+    let failed = block(&mut next, &subjects, &Side::ALL);
+    if !failed.is_empty() {
+        settle(&mut next, &subjects, Owner::Quarantined);
+        return timeouts(&next, failed, After::Quarantined);
+    }
+    cleanse(next, &subjects, |next| {
+        let sharers = subjects.iter().flat_map(|subject| next.sharers(*subject));
+        let still = sharers.filter(|sharer| next.owner(*sharer).is_some()).collect();
+        vec![(Outcome::Deassigned(still), next)]
+    })
+}
+
+/// The policy is asked about everyone whose DMA would reach the guest (contract A-11).
+fn is_denied(state: &Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> bool {
+    let sharers = subjects.iter().flat_map(|subject| state.sharers(*subject));
+    let along = sharers.filter(|sharer| !subjects.contains(sharer) && state.owner(*sharer).is_none());
+    subjects.iter().copied().chain(along).any(|slot| !guest.may_have(slot))
+}
+
+/// Goes on where nothing refuses and each SMMU has a bank (contract ).
+fn with_banks(
+    state: &Specification,
+    subjects: &BTreeSet<Slot>,
+    guest: Guest,
+    mut reasons: BTreeSet<Refusal>,
+    then: impl FnOnce(Specification) -> Steps,
+) -> Steps {
+    if is_ended(state, guest) {
+        reasons.insert(Refusal::DomainGone);
+    }
+    let mut may_be_lacking = BTreeSet::new();
+    for side in Side::ALL.into_iter().filter(|side| subjects.iter().any(|subject| is_on(*subject, *side))) {
+        let here = state.side(side);
+        let live = state.live_banks(side);
+        let frees_one = live.iter().any(|owner| {
+            let mut users =
+                state.devices.keys().filter(|slot| is_on(**slot, side) && state.owner(**slot) == Some(*owner));
+            users.all(|user| subjects.contains(user))
+        });
+        let lacking = Refusal::Exhausted(side, Lacking::Banks);
+        if live.contains(&guest) || live.len() < here.part.banks.saturating_sub(here.dirty.len()) || frees_one {
+            // There is one.
+        } else if here.dirty.is_empty() {
+            reasons.insert(lacking);
+        } else if here.is_sound() {
+            // A sync would show that a poisoned bank is clean; the contract does not say who starts it.
+            may_be_lacking.insert(lacking);
+        } else {
+            reasons.insert(lacking);
+            reasons.insert(Refusal::SyncTimeout(side));
+        }
+        if !here.is_sound() && here.undrained.iter().any(|slot| subjects.contains(slot)) {
+            // The plan may find out already that the device's drain cannot be confirmed (contract I-8).
+            may_be_lacking.insert(Refusal::SyncTimeout(side));
+        }
+    }
+    if !reasons.is_empty() {
+        reasons.extend(may_be_lacking);
+        return refuse(state, reasons);
+    }
+    let mut next = state.clone();
+    let mut steps = Steps::new();
+    for reason in may_be_lacking {
+        if let Refusal::Exhausted(side, _) = reason {
+            next.side_mut(side).sync();
+        }
+        steps.push((Outcome::refused(reason), state.clone()));
+    }
+    steps.extend(then(next));
+    steps
+}
+
+/// Puts devices in fault at some SMMUs, and drains. Returns where the drain was not confirmed.
+fn block(state: &mut Specification, subjects: &BTreeSet<Slot>, sides: &[Side]) -> Vec<Side> {
+    let before = state.clone();
+    settle(state, subjects, Owner::Blocked);
+    let mut failed = Vec::new();
+    for &side in sides {
+        let was_live = |cube: &&Cube| before.users(side, **cube).any(|user| before.owner(user).is_some());
+        let is_live = |cube: &Cube| state.users(side, *cube).any(|user| state.owner(user).is_some());
+        let cut = before.side(side).entries.iter().filter(was_live).any(|cube| !is_live(cube));
+        if !cut {
+            continue;
+        }
+        let live = state.live_banks(side);
+        let retired: Vec<Guest> = before.live_banks(side).difference(&live).copied().collect();
+        let here = state.side_mut(side);
+        if here.sync() {
+            here.stale.retain(|(guest, _)| !retired.contains(guest));
+        } else {
+            here.dirty.extend(retired);
+            here.undrained.extend(subjects.iter().filter(|subject| is_on(**subject, side)));
+            failed.push(side);
+        }
+    }
+    failed
+}
+
+/// Opens devices, which are in fault, to a guest.
+fn install(mut state: Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> Steps {
+    let mut installed = Vec::new();
+    for side in Side::ALL.into_iter().filter(|side| subjects.iter().any(|subject| is_on(*subject, *side))) {
+        let here = state.side_mut(side);
+        if here.undrained.iter().any(|slot| subjects.contains(slot)) && !here.sync() {
+            // What was opened already is put in fault again; the first failure is the one to tell.
+            settle(&mut state, subjects, Owner::Assigned(guest));
+            block(&mut state, subjects, &installed);
+            settle(&mut state, subjects, Owner::Quarantined);
+            return timeouts(&state, vec![side], After::Quarantined);
+        }
+        installed.push(side);
+    }
+    settle(&mut state, subjects, Owner::Assigned(guest));
+    done(state)
+}
+
+/// The sources' hooks, of which one may fail.
+fn cleanse(state: Specification, subjects: &BTreeSet<Slot>, then: impl FnOnce(Specification) -> Steps) -> Steps {
+    let broken: Vec<Slot> = state.broken.intersection(subjects).copied().collect();
+    if broken.is_empty() {
+        return then(state);
+    }
+    let fail = |slot| {
+        let mut next = state.clone();
+        next.broken.remove(&slot);
+        settle(&mut next, subjects, Owner::Quarantined);
+        (Outcome::Failed(Refusal::Hook, After::Quarantined), next)
+    };
+    broken.into_iter().map(fail).collect()
+}
+
+fn settle(state: &mut Specification, subjects: &BTreeSet<Slot>, owner: Owner) {
+    for subject in subjects {
+        state.devices.insert(*subject, owner);
+    }
+}
+
+// --- guests ---
+
+fn create(state: &Specification, guest: Guest) -> Steps {
+    if state.guests.get(&guest).is_some_and(|running| running.alive) {
+        return skip(state);
+    }
+    changed(state, |next| {
+        next.guests.insert(guest, Running { alive: true, second: None, last: false });
+    })
+}
+
+fn destroy(state: &Specification, guest: Guest) -> Steps {
+    let Some(running) = state.guests.get(&guest) else { return skip(state) };
+    if !running.alive {
+        return refuse(state, BTreeSet::from([Refusal::Gone]));
+    }
+    if state.devices.keys().any(|slot| state.owner(*slot) == Some(guest)) {
+        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    }
+    let end = |(outcome, mut next): (Outcome, Specification)| {
+        if outcome == Outcome::Done
+            && let Some(running) = next.guests.get_mut(&guest)
+        {
+            running.alive = false;
+        }
+        (outcome, next)
+    };
+    flush(state, guest).into_iter().map(end).collect()
+}
+
+fn flush_op(state: &Specification, guest: Guest) -> Steps {
+    match state.guests.get(&guest) {
+        None => skip(state),
+        Some(running) if running.alive => flush(state, guest),
+        Some(_) => vec![(Outcome::Done, state.clone()), (Outcome::refused(Refusal::Gone), state.clone())],
+    }
+}
+
+/// Makes every SMMU forget a guest's tables, also after one of them failed.
+fn flush(state: &Specification, guest: Guest) -> Steps {
+    let mut ways: Vec<(Option<Refusal>, Specification)> = vec![(None, state.clone())];
+    for side in Side::ALL {
+        let here = state.side(side);
+        let must = here.registered && (state.live_banks(side).contains(&guest) || here.dirty.contains(&guest));
+        let may = here.cleaned.contains(&guest) || here.dirty.contains(&guest);
+        ways = ways
+            .into_iter()
+            .flat_map(|(failed, next)| {
+                let mut synced = next.clone();
+                let complete = synced.side_mut(side).sync();
+                let told = failed.or(Some(Refusal::SyncTimeout(side)));
+                let mut ways = Vec::new();
+                if must || may {
+                    ways.push((if complete { failed } else { told }, synced));
+                }
+                if !must {
+                    ways.push((failed, next));
+                }
+                ways
+            })
+            .collect();
+    }
+    let end = |(failed, mut next): (Option<Refusal>, Specification)| {
+        if failed.is_none() {
+            for side in Side::ALL {
+                let here = next.side_mut(side);
+                here.dirty.retain(|dirty| *dirty != guest);
+                here.cleaned.remove(&guest);
+                here.stale.retain(|(stale, _)| *stale != guest);
+            }
+        }
+        (failed.map_or(Outcome::Done, Outcome::refused), next)
+    };
+    ways.into_iter().map(end).collect()
+}
+
+fn map(state: &Specification, guest: Guest) -> Steps {
+    let running = state.guests.get(&guest).filter(|running| running.alive && running.second.is_none());
+    let Some(running) = running else { return skip(state) };
+    let frame = !running.last;
+    changed(state, |next| {
+        next.guests.insert(guest, Running { alive: true, second: Some(frame), last: frame });
+    })
+}
+
+fn unmap(state: &Specification, guest: Guest) -> Steps {
+    let Some(running) = state.guests.get(&guest).filter(|running| running.alive) else { return skip(state) };
+    let Some(frame) = running.second else { return skip(state) };
+    changed(state, |next| {
+        next.guests.insert(guest, Running { second: None, ..*running });
+        for side in Side::ALL.into_iter().filter(|side| state.live_banks(*side).contains(&guest)) {
+            next.side_mut(side).stale.insert((guest, frame));
+        }
+    })
+}
+
+fn dma_second(state: &Specification, slot: Slot, choice: u8) -> Steps {
+    let Some((side, id)) = slot.stream_id(choice) else { return skip(state) };
+    let guest = state.reach(side, id.into());
+    let mapped = guest.and_then(|guest| state.guests.get(&guest)).and_then(|running| running.second);
+    // An addition is seen at once (contract I-9); what was unmapped may be seen until a flush.
+    let mut frames = BTreeSet::from([guest.zip(mapped)]);
+    if let Some(guest) = guest {
+        frames.extend(
+            [false, true]
+                .map(|frame| (guest, frame))
+                .into_iter()
+                .filter(|it| state.side(side).stale.contains(it))
+                .map(Some),
+        );
+    }
+    frames.into_iter().map(|frame| (Outcome::ReachedSecond(frame), state.clone())).collect()
+}
+
+// --- SMMUs ---
+
+fn unregister(state: &Specification, side: Side) -> Steps {
+    if !state.side(side).registered {
+        return refuse(state, BTreeSet::from([Refusal::NotFound]));
+    }
+    if state.devices.keys().any(|slot| is_on(*slot, side)) {
+        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    }
+    changed(state, |next| next.side_mut(side).registered = false)
+}
+
+fn register(state: &Specification, side: Side) -> Steps {
+    if state.side(side).registered {
+        return refuse(state, BTreeSet::from([Refusal::AlreadyRegistered]));
+    }
+    let mut next = state.clone();
+    if !next.side_mut(side).sync() {
+        return vec![(Outcome::refused(Refusal::Probe(side)), next)];
+    }
+    let here = next.side_mut(side);
+    here.registered = true;
+    // The reset has forgotten everything.
+    here.cleaned.clear();
+    here.stale.clear();
+    debug_assert!(here.entries.iter().all(|cube| Slot::ALL.iter().all(|slot| !meets_cube(*slot, side, *cube))));
+    done(next)
+}
