@@ -9,9 +9,9 @@ use super::error::{Cause, Error, Left, Operation};
 use super::identity::{DeviceKey, Label};
 use super::policy::HookContext;
 use super::service::Service;
-use super::transaction::Steps;
-use crate::sync::{Platform, Waiter};
+use super::steps::Steps;
 use crate::sync::order::{Held, Unlocked};
+use crate::sync::{Platform, Waiter};
 
 /// What became of a device when the claim on its group ended.
 #[derive(Debug)]

@@ -1,146 +1,19 @@
-//! Moves: plan on every IOMMU, commit on every IOMMU, or end in fault (contract A-1, I-13, I-14).
+//! Moves: a claimed group goes from fault into a domain, between domains, and back (contract I-13, I-14).
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 #[cfg(broken = "early_end")]
 use super::claim::Claim;
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
-use super::error::{Cause, ConflictReason, Error, Left, Operation};
-use super::identity::{DeviceId, DomainId, Label};
-use super::iommu::{Iommu, Prepared};
-use super::policy::{HookContext, PolicyRequest, Why};
+use super::error::{Cause, Error, Left, Operation};
+use super::identity::{DeviceId, Label};
+use super::policy::HookContext;
 use super::removal::Outcome;
 use super::service::{Deassigned, Service};
-use super::space::AddressSpace;
-use super::spec::IommuKey;
+use super::steps::Steps;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
-use crate::sync::outside::Outside;
-
-/// The devices of one operation, by the IOMMU that must act for them.
-pub(super) struct Steps(Vec<Step>);
-
-struct Step {
-    key: IommuKey,
-    iommu: Outside<Arc<dyn Iommu>>,
-    devices: Vec<DeviceId>,
-    prepared: Option<Prepared>,
-}
-
-impl Steps {
-    /// What `subjects` need, with all memory reserved (contract A-8).
-    pub(super) fn of(subjects: &[Device]) -> Result<Self, Cause> {
-        let mut steps: Vec<Step> = Vec::new();
-        for device in subjects {
-            for attachment in device.attachments() {
-                let at = match steps.iter().position(|step| step.key == attachment.key) {
-                    Some(at) => at,
-                    None => {
-                        let mut devices = Vec::new();
-                        devices.try_reserve_exact(subjects.len()).map_err(|_| Cause::OutOfMemory)?;
-                        steps.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
-                        steps.push(Step {
-                            key: attachment.key,
-                            iommu: attachment.iommu.clone(),
-                            devices,
-                            prepared: None,
-                        });
-                        steps.len().saturating_sub(1)
-                    }
-                };
-                if let Some(step) = steps.get_mut(at) {
-                    step.devices.push(device.id());
-                }
-            }
-        }
-        // Every operation visits IOMMUs in one order (contract A-9).
-        steps.sort_unstable_by_key(|step| step.key);
-        Ok(Self(steps))
-    }
-
-    /// Reserves on all IOMMUs, or on none.
-    fn plan(&mut self, held: &mut Held<'_, Unlocked>, space: &AddressSpace) -> Result<(), Cause> {
-        let mut failed = None;
-        for step in &mut self.0 {
-            match step.iommu.call(held).plan(&step.devices, space) {
-                Ok(prepared) => step.prepared = Some(prepared),
-                Err(error) => {
-                    failed = Some(Cause::Iommu { iommu: step.key, error });
-                    break;
-                }
-            }
-        }
-        failed.map_or(Ok(()), |cause| {
-            self.abandon(held);
-            Err(cause)
-        })
-    }
-
-    /// Gives back what is reserved still.
-    fn abandon(&mut self, held: &mut Held<'_, Unlocked>) {
-        for step in &mut self.0 {
-            if let Some(prepared) = step.prepared.take() {
-                step.iommu.call(held).abandon(&step.devices, prepared);
-            }
-        }
-    }
-
-    /// Moves on all IOMMUs, or ends with all of them in fault.
-    fn install(&mut self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
-        let mut failed = None;
-        for step in &mut self.0 {
-            if let Some(prepared) = step.prepared.take()
-                && let Err(error) = step.iommu.call(held).install(&step.devices, prepared)
-            {
-                failed = Some(Cause::Iommu { iommu: step.key, error });
-                break;
-            }
-        }
-        failed.map_or(Ok(()), |cause| {
-            self.abandon(held);
-            // The first failure is the one to tell; that one is in fault and what comes after it too.
-            let _ = self.block(held);
-            Err(cause)
-        })
-    }
-
-    /// Puts the devices in fault on every IOMMU, also after one of them failed. Returns who keeps a shared entry live,
-    /// and the first failure.
-    pub(super) fn block(&self, held: &mut Held<'_, Unlocked>) -> (Vec<DeviceId>, Option<Cause>) {
-        let mut sharers = Vec::new();
-        let mut failed = None;
-        for step in &self.0 {
-            match step.iommu.call(held).block(&step.devices) {
-                Ok(mut still) => sharers.append(&mut still),
-                Err(error) => {
-                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
-                }
-            }
-        }
-        (sharers, failed)
-    }
-
-    /// Forgets the devices on every IOMMU, also after one of them failed. Returns the first failure.
-    pub(super) fn withdraw(&self, held: &mut Held<'_, Unlocked>) -> Option<Cause> {
-        let mut failed = None;
-        for step in &self.0 {
-            for device in &step.devices {
-                if let Err(error) = step.iommu.call(held).withdraw(*device) {
-                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
-                }
-            }
-        }
-        failed
-    }
-
-    /// Puts the domain's flush list in order, before any context goes live (contract I-9).
-    fn join<P: Platform>(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
-        let joined = self.0.iter().all(|step| domain.join(held, step.key, &step.iommu));
-        if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
-    }
-}
 
 impl<P: Platform> Service<P> {
     /// Lets `domain`'s tables translate the DMA of `device`, and of that device alone.
@@ -200,32 +73,6 @@ impl<P: Platform> Service<P> {
         self.move_in(device, domain, Operation::Reassign, true)
     }
 
-    /// Whether [`assign`](Self::assign) would be refused now: the same checks and the same plan, given back at once.
-    ///
-    /// # Errors
-    ///
-    /// What `assign` would say.
-    ///
-    /// # Context
-    ///
-    /// Waiting context. Writes no register.
-    pub fn test_assign(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
-        let mut held = Held::enter();
-        let held = &mut held;
-        let (claim, mut subjects) = self.begin(held, device, Operation::Assign, false)?;
-        let tested = self.prepare(held, Operation::Assign, &mut subjects, domain);
-        let outcome = tested.map(|mut steps| {
-            steps.abandon(held);
-            self.unhold(held, domain);
-        });
-        match self.conclude(held, claim) {
-            Outcome::Removed(_) => Err(Error::unchanged(Operation::Assign, device.label().clone(), Cause::Removed)),
-            Outcome::Stays => {
-                outcome.map_err(|cause| Error::unchanged(Operation::Assign, device.label().clone(), cause))
-            }
-        }
-    }
-
     /// Takes `device` from its domain: its streams fault, and what was in flight has drained.
     ///
     /// # Errors
@@ -278,17 +125,9 @@ impl<P: Platform> Service<P> {
         let fail = |cause, left| Error { operation, subject: device.label().clone(), cause, left };
         let result = match self.prepare(held, operation, &mut subjects, domain) {
             Err(cause) => Err(fail(cause, Left::Unchanged)),
-            Ok(steps) => {
-                #[cfg(broken = "late_flush_list")]
-                let late = Steps::of(&subjects);
-                let moved = self.commit(held, operation, &subjects, steps);
-                #[cfg(broken = "late_flush_list")]
-                let _ = late.map(|late| late.join(held, domain));
-                let state = if moved.is_ok() { DeviceState::Assigned(domain.id()) } else { DeviceState::Quarantined };
-                self.settle(held, &subjects, state);
-                self.unhold(held, domain);
-                moved.map_err(|cause| fail(cause, Left::Quarantined))
-            }
+            Ok(steps) => self
+                .carry_out(held, operation, &subjects, domain, steps)
+                .map_err(|cause| fail(cause, Left::Quarantined)),
         };
         match self.conclude(held, claim) {
             Outcome::Stays => result,
@@ -341,7 +180,7 @@ impl<P: Platform> Service<P> {
 
     /// All that can fail without a register write: states, group, policy, the IOMMUs' plans. Holds the domain when it
     /// succeeds.
-    fn prepare(
+    pub(super) fn prepare(
         &self,
         held: &mut Held<'_, Unlocked>,
         operation: Operation,
@@ -373,92 +212,24 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// Refuses what the group's ownership forbids (contract I-11).
-    fn check_owner(
+    /// Everything after the plan: the register writes, the new state, the end of the hold on the domain.
+    pub(super) fn carry_out(
         &self,
         held: &mut Held<'_, Unlocked>,
         operation: Operation,
         subjects: &[Device],
         domain: &Domain<P>,
+        steps: Steps,
     ) -> Result<(), Cause> {
-        let registry = self.registry.lock(held);
-        let first = subjects.first().ok_or(Cause::Gone)?;
-        let record = registry.registration(first).ok_or(Cause::Gone)?;
-        let name = |id: DomainId| {
-            registry.domain(id).map_or_else(|| domain.label().clone(), |record| record.domain.label().clone())
-        };
-        let is_subject = |id: DeviceId| subjects.iter().any(|subject| subject.id() == id);
-        let owned = |state| match state {
-            DeviceState::Assigned(owner) => Some(owner),
-            _ => None,
-        };
-        let mut mates = registry.members(record).filter(|mate| !is_subject(mate.device.id()));
-        let mut states = subjects.iter().filter_map(|subject| registry.registration(subject));
-        match operation {
-            Operation::Reassign => {
-                if states.all(|record| owned(record.state.get()).is_none()) {
-                    return Err(Cause::NotAssigned);
-                }
-                if registry.owner(record).is_some_and(|(_, owner)| owner == domain.id()) {
-                    return Err(Cause::AlreadyAssigned { domain: domain.label().clone() });
-                }
-            }
-            _ => {
-                if states.all(|record| owned(record.state.get()).is_some())
-                    && let Some(owner) = owned(record.state.get())
-                {
-                    return Err(Cause::AlreadyAssigned { domain: name(owner) });
-                }
-            }
-        }
-        // Any mate that is to stay where it is must be where the subjects go.
-        let elsewhere =
-            |mate: &&super::registry::DeviceRecord| owned(mate.state.get()).is_some_and(|owner| owner != domain.id());
-        if let Some(mate) = mates.find(elsewhere) {
-            let reason = first.meets(&mate.device).unwrap_or(ConflictReason::SharedBus);
-            return Err(Cause::GroupConflict { with: mate.device.label().clone(), reason });
-        }
-        // A whole-group assign meets owned members among its own subjects.
-        if operation == Operation::Assign
-            && let Some((member, owner)) = registry.owner(record)
-            && owner != domain.id()
-        {
-            let reason = first.meets(&member.device).unwrap_or(ConflictReason::SharedBus);
-            return Err(Cause::GroupConflict { with: member.device.label().clone(), reason });
-        }
-        Ok(())
-    }
-
-    /// Asks the policy about every subject, and about every mate whose DMA would go along through a shared entry.
-    fn ask(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], domain: &Domain<P>) -> Result<(), Cause> {
-        let denied = || Cause::Denied { domain: domain.label().clone() };
-        for device in subjects {
-            let request = PolicyRequest { device, domain: domain.label(), why: Why::Assign };
-            if !self.policy.call(held).allows(&request) {
-                return Err(denied());
-            }
-        }
-        for with in subjects {
-            for attachment in with.attachments() {
-                for id in attachment.iommu.call(held).sharers(with.id()) {
-                    if subjects.iter().any(|subject| subject.id() == id) {
-                        continue;
-                    }
-                    let Some(device) = self.mate_in_fault(held, id) else { continue };
-                    let request = PolicyRequest { device: &device, domain: domain.label(), why: Why::Shares { with } };
-                    if !self.policy.call(held).allows(&request) {
-                        return Err(denied());
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn mate_in_fault(&self, held: &mut Held<'_, Unlocked>, id: DeviceId) -> Option<Device> {
-        let registry = self.registry.lock(held);
-        let record = registry.device_by_id(id)?;
-        (!matches!(record.state.get(), DeviceState::Assigned(_))).then(|| record.device.clone())
+        #[cfg(broken = "late_flush_list")]
+        let late = Steps::of(subjects);
+        let moved = self.commit(held, operation, subjects, steps);
+        #[cfg(broken = "late_flush_list")]
+        let _ = late.map(|late| late.join(held, domain));
+        let state = if moved.is_ok() { DeviceState::Assigned(domain.id()) } else { DeviceState::Quarantined };
+        self.settle(held, subjects, state);
+        self.unhold(held, domain);
+        moved
     }
 
     /// The register writes.
@@ -503,28 +274,6 @@ impl<P: Platform> Service<P> {
         for record in subjects.iter().filter_map(|device| registry.registration(device)) {
             registry.set_state(record, state);
         }
-    }
-
-    fn hold(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
-        let registry = self.registry.lock(held);
-        let record =
-            registry.domain(domain.id()).ok_or_else(|| Cause::DomainGone { domain: domain.label().clone() })?;
-        if record.destroying.get() {
-            return Err(Cause::Busy { running: Operation::DestroyDomain });
-        }
-        record.holds.set(record.holds.get().saturating_add(1));
-        Ok(())
-    }
-
-    fn unhold(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) {
-        if cfg!(broken = "forgotten_hold") {
-            return;
-        }
-        let registry = self.registry.lock(held);
-        if let Some(record) = registry.domain(domain.id()) {
-            record.holds.set(record.holds.get().saturating_sub(1));
-        }
-        // Whoever destroys the domain may wait for that; the claim's end, which follows, wakes.
     }
 
     fn labels(&self, held: &mut Held<'_, Unlocked>, ids: Vec<DeviceId>) -> Vec<Label> {

@@ -1,0 +1,138 @@
+//! One operation on all IOMMUs that it concerns: plan on all or on none, commit on all or end in fault (contract A-1).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::device::Device;
+use super::domain::Domain;
+use super::error::Cause;
+use super::identity::DeviceId;
+use super::iommu::{Iommu, Prepared};
+use super::space::AddressSpace;
+use super::spec::IommuKey;
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+use crate::sync::outside::Outside;
+
+/// The devices of one operation, by the IOMMU that must act for them.
+pub(super) struct Steps(Vec<Step>);
+
+struct Step {
+    key: IommuKey,
+    iommu: Outside<Arc<dyn Iommu>>,
+    devices: Vec<DeviceId>,
+    prepared: Option<Prepared>,
+}
+
+impl Steps {
+    /// What `subjects` need, with all memory reserved (contract A-8).
+    pub(super) fn of(subjects: &[Device]) -> Result<Self, Cause> {
+        let mut steps: Vec<Step> = Vec::new();
+        for device in subjects {
+            for attachment in device.attachments() {
+                let at = match steps.iter().position(|step| step.key == attachment.key) {
+                    Some(at) => at,
+                    None => {
+                        let mut devices = Vec::new();
+                        devices.try_reserve_exact(subjects.len()).map_err(|_| Cause::OutOfMemory)?;
+                        steps.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
+                        steps.push(Step {
+                            key: attachment.key,
+                            iommu: attachment.iommu.clone(),
+                            devices,
+                            prepared: None,
+                        });
+                        steps.len().saturating_sub(1)
+                    }
+                };
+                if let Some(step) = steps.get_mut(at) {
+                    step.devices.push(device.id());
+                }
+            }
+        }
+        // Every operation visits IOMMUs in one order (contract A-9).
+        steps.sort_unstable_by_key(|step| step.key);
+        Ok(Self(steps))
+    }
+
+    /// Reserves on all IOMMUs, or on none.
+    pub(super) fn plan(&mut self, held: &mut Held<'_, Unlocked>, space: &AddressSpace) -> Result<(), Cause> {
+        let mut failed = None;
+        for step in &mut self.0 {
+            match step.iommu.call(held).plan(&step.devices, space) {
+                Ok(prepared) => step.prepared = Some(prepared),
+                Err(error) => {
+                    failed = Some(Cause::Iommu { iommu: step.key, error });
+                    break;
+                }
+            }
+        }
+        failed.map_or(Ok(()), |cause| {
+            self.abandon(held);
+            Err(cause)
+        })
+    }
+
+    /// Gives back what is reserved still.
+    pub(super) fn abandon(&mut self, held: &mut Held<'_, Unlocked>) {
+        for step in &mut self.0 {
+            if let Some(prepared) = step.prepared.take() {
+                step.iommu.call(held).abandon(&step.devices, prepared);
+            }
+        }
+    }
+
+    /// Moves on all IOMMUs, or ends with all of them in fault.
+    pub(super) fn install(&mut self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
+        let mut failed = None;
+        for step in &mut self.0 {
+            if let Some(prepared) = step.prepared.take()
+                && let Err(error) = step.iommu.call(held).install(&step.devices, prepared)
+            {
+                failed = Some(Cause::Iommu { iommu: step.key, error });
+                break;
+            }
+        }
+        failed.map_or(Ok(()), |cause| {
+            self.abandon(held);
+            // The first failure is the one to tell; that one is in fault and what comes after it too.
+            let _ = self.block(held);
+            Err(cause)
+        })
+    }
+
+    /// Puts the devices in fault on every IOMMU, also after one of them failed. Returns who keeps a shared entry live,
+    /// and the first failure.
+    pub(super) fn block(&self, held: &mut Held<'_, Unlocked>) -> (Vec<DeviceId>, Option<Cause>) {
+        let mut sharers = Vec::new();
+        let mut failed = None;
+        for step in &self.0 {
+            match step.iommu.call(held).block(&step.devices) {
+                Ok(mut still) => sharers.append(&mut still),
+                Err(error) => {
+                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
+                }
+            }
+        }
+        (sharers, failed)
+    }
+
+    /// Forgets the devices on every IOMMU, also after one of them failed. Returns the first failure.
+    pub(super) fn withdraw(&self, held: &mut Held<'_, Unlocked>) -> Option<Cause> {
+        let mut failed = None;
+        for step in &self.0 {
+            for device in &step.devices {
+                if let Err(error) = step.iommu.call(held).withdraw(*device) {
+                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
+                }
+            }
+        }
+        failed
+    }
+
+    /// Puts the domain's flush list in order, before any context goes live (contract I-9).
+    pub(super) fn join<P: Platform>(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
+        let joined = self.0.iter().all(|step| domain.join(held, step.key, &step.iommu));
+        if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
+    }
+}
