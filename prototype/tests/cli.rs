@@ -1,0 +1,197 @@
+//! The prototype as a user meets it: what it prints, and with which status it ends.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::Path;
+
+use common::{fits, own, prototype, real_boards, scratch};
+
+fn command<'a>(name: &'a str, board: &'a Path) -> [&'a OsStr; 2] {
+    [name.as_ref(), board.as_ref()]
+}
+
+#[test]
+fn without_an_argument_the_scenario_is_played_and_all_of_it_holds() {
+    let run = prototype::<&str>([]).ended(0);
+    assert_eq!(run.err, "");
+    fits(&run.out, "showcase");
+    assert!(!run.out.contains("FAILED"), "{}", run.out);
+    let expected = [
+        "SMMUv2 r2p1, 128 match entries, 15-bit stream IDs",
+        "SMMUv1 r1p0, 32 match entries, 15-bit stream IDs",
+        // Assignments from both sources, and one that the policy does not allow.
+        "assign   display@20000000 to guest-1               assigned",
+        "assign   0000:00:01.0 to guest-1                   assigned",
+        "the policy does not allow it to go to guest-1; nothing changed",
+        // A member of a group: both are named, and nothing is written.
+        "assign   crypto@22010000 to guest-2                refused                         0      0",
+        "dma-controller@22000000 of the same group has another owner: their streams meet at",
+        "0000:01:00.0 of the same group has another owner: their bus does not isolate them",
+        "what it shares with crypto@22010000 stays translated",
+        // A move with DMA in the middle, a stale translation, a removal.
+        "dma      display@20000000 in quiesce, 2 IDs        faults",
+        "write of 0x40100000 by display@20000000, id 0x800, in guest-1",
+        "still reaches 0xa0000000",
+        "pull     0000:00:01.0                              reads all ones",
+        "0 differences",
+        "0 violations",
+    ];
+    for text in expected {
+        assert!(run.out.contains(text), "missing: {text}\n{}", run.out);
+    }
+    let last = run.out.lines().last().unwrap();
+    assert!(last.starts_with("All ") && last.ends_with(" expectations held."), "{last}");
+}
+
+#[test]
+fn the_same_run_prints_the_same() {
+    assert_eq!(prototype::<&str>([]).out, prototype::<&str>([]).out);
+}
+
+fn played_by_an_operator(name: &str) {
+    let run = prototype(command("run", &own(name))).ended(0);
+    fits(&run.out, name);
+    assert!(run.out.contains("the policy does not allow it to go to guest-1"), "{name}: {}", run.out);
+    assert!(run.out.contains("by the operator"), "{name}: {}", run.out);
+}
+
+#[test]
+fn any_board_can_be_played() {
+    played_by_an_operator("showcase");
+}
+
+#[test]
+#[ignore = "the driver reads SGFAR, FAR and TTBR0 with 64 bits, which AP806 answers with zero (quirk Q8)"]
+fn the_board_with_every_oddity_can_be_played() {
+    played_by_an_operator("oddities");
+}
+
+#[test]
+fn what_cannot_be_isolated_is_refused_with_its_reason() {
+    let run = prototype(command("run", &own("oddities")));
+    let lines = run.out.lines().collect::<Vec<_>>().join(" ");
+    let words = lines.split_whitespace().collect::<Vec<_>>().join(" ");
+    let expected = [
+        "usb@3000000 iommu@2200000, which its streams name, is not registered (disabled by firmware, or not probed yet)",
+        "display@3400000 an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it",
+        "0001:00:00.0 cannot be isolated: requester ID 00:00.0 is in no entry of the host bridge's map",
+    ];
+    for text in expected {
+        assert!(words.contains(text), "missing: {text}\n{}", run.out);
+    }
+}
+
+#[test]
+fn real_boards_are_inspected_and_played() {
+    for board in real_boards("real_boards_are_inspected_and_played") {
+        let name = board.file_stem().unwrap().to_string_lossy();
+        let (inspect, run) = (prototype(command("inspect", &board)), prototype(command("run", &board)));
+        match &*name {
+            "fvp-base-revc" => {
+                assert!(inspect.refused().ends_with("no SMMUv1 or SMMUv2 in this device tree"));
+                assert!(run.refused().ends_with("no SMMUv1 or SMMUv2 in this device tree"));
+            }
+            "armada-8040-mcbin" => {
+                fits(&inspect.ended(0).out, &name);
+                let error = run.refused();
+                assert!(error.contains("no SMMU is enabled: firmware disables /ap806/"), "{error}");
+            }
+            _ => {
+                fits(&inspect.ended(0).out, &name);
+                let run = run.ended(0);
+                fits(&run.out, &name);
+                assert!(!run.out.contains("FAILED"), "{name}: {}", run.out);
+            }
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for option in ["--help", "-h"] {
+        let run = prototype([option]).ended(0);
+        assert!(run.out.contains("prototype run BOARD.dtb") && run.err.is_empty(), "{}", run.out);
+        fits(&run.out, option);
+    }
+    assert_eq!(prototype(["--version"]).ended(0).out, format!("prototype {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn each_error_is_one_line_that_says_what_and_where() {
+    let blob = fs::read(own("showcase")).unwrap();
+    let (empty, truncated) = (scratch("empty.dtb", &[]), scratch("truncated.dtb", &blob[..blob.len() / 2]));
+    let text = scratch("text.dtb", b"/dts-v1/;\n\n/ { };\n#################################################");
+    let [empty, truncated, text, other] =
+        [empty, truncated, text, own("smmuv3")].map(|path| path.into_os_string().into_string().unwrap());
+    let cases: [(&[&str], &str); 14] = [
+        (&["run"], "`run` needs the file name of a device tree blob (see --help)"),
+        (&["inspect"], "`inspect` needs the file name of a device tree blob (see --help)"),
+        (&["inspect", "--json"], "`inspect` needs the file name of a device tree blob (see --help)"),
+        (&["--jason"], "unknown option `--jason` (see --help)"),
+        (&["inspect", "-x", "a"], "unknown option `-x` (see --help)"),
+        (&["run", "a", "b"], "unexpected argument `b` (see --help)"),
+        (&["board.dtb"], "unknown command `board.dtb` (see --help)"),
+        (&["run", "no/such.dtb"], "no/such.dtb: No such file or directory"),
+        (&["inspect", "no/such\nfile"], "no/such?file: No such file or directory"),
+        (&["run", env!("CARGO_MANIFEST_DIR")], "prototype: Is a directory"),
+        (&["run", &empty], "empty.dtb: device tree blob: "),
+        (&["run", &truncated], "truncated.dtb: device tree blob: "),
+        (&["inspect", "--json", &text], "text.dtb: device tree blob: "),
+        (&["inspect", "--json", &other], "smmuv3.dtb: no SMMUv1 or SMMUv2 in this device tree"),
+    ];
+    for (arguments, message) in cases {
+        let error = prototype(arguments).refused();
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_no_text_are_no_panic() {
+    use std::os::unix::ffi::OsStringExt;
+    let name = OsString::from_vec(b"bad\xffname\n.dtb".to_vec());
+    prototype([OsString::from("run"), name.clone()]).refused();
+    prototype([name]).refused();
+}
+
+/// Each damaged blob is played or refused; nothing in it makes the prototype panic, hang, or end in another way.
+#[test]
+fn damaged_blobs_are_played_or_refused() {
+    let blob = fs::read(own("showcase")).unwrap();
+    let judge = |arguments: &[&OsStr], what: &str| {
+        let run = prototype(arguments);
+        match run.status {
+            Some(0) => assert_eq!(run.err, "", "{what}"),
+            _ => drop(run.refused()),
+        }
+    };
+    for (number, at) in (0..blob.len()).step_by(23).enumerate() {
+        let mut damaged = blob.clone();
+        damaged[at] ^= [0xff, 0x01, 0x80, 0x20][number % 4];
+        let path = scratch("damaged.dtb", &damaged);
+        judge(&["inspect".as_ref(), "--json".as_ref(), path.as_ref()], &format!("byte {at}"));
+        if number % 5 == 0 {
+            judge(&["run".as_ref(), path.as_ref()], &format!("byte {at}, run"));
+        }
+    }
+    for length in (0..blob.len()).step_by(97) {
+        let path = scratch("damaged.dtb", &blob[..length]);
+        let _ = prototype(command("inspect", &path)).refused();
+    }
+}
+
+/// A reader that has seen enough closes the pipe; that is no error and no panic.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_error() {
+    use std::process::{Command, Stdio};
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_prototype")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &[][..]));
+}
