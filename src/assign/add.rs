@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use super::claim::Claim;
 use super::device::{Attachment, Device, DeviceSpec, DeviceState};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
+use super::event::Event;
 use super::identity::DeviceId;
 use super::policy::{PolicyRequest, Why};
 use super::registry::DeviceRecord;
@@ -135,10 +136,13 @@ impl<P: Platform> Service<P> {
             let enrolled = attachment.iommu.call(held).enrol(device.id());
             enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
         }
-        let registry = self.registry.lock(held);
-        if let Some(record) = registry.registration(device) {
-            registry.set_state(record, DeviceState::Blocked);
+        {
+            let registry = self.registry.lock(held);
+            if let Some(record) = registry.registration(device) {
+                registry.set_state(record, DeviceState::Blocked);
+            }
         }
+        self.tell(held, &Event::Added { device: device.label().clone() });
         Ok(())
     }
 

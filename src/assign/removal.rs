@@ -6,6 +6,7 @@
 use super::claim::Claim;
 use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
+use super::event::Event;
 use super::identity::{DeviceKey, Label};
 use super::policy::HookContext;
 use super::service::Service;
@@ -188,6 +189,7 @@ impl<P: Platform> Service<P> {
         };
         device.hooks().call(held).release(&HookContext { device });
         drop(record);
+        self.tell(held, &Event::Removed { device: device.label().clone() });
         let result = failed.map_or(Ok(()), |cause| {
             Err(Error { operation: Operation::Remove, subject: device.label().clone(), cause, left: Left::Removed })
         });

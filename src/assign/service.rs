@@ -8,6 +8,7 @@ use core::fmt;
 use super::device::{DeviceInfo, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Error, Operation};
+use super::event::{Event, EventSink, NoEvents};
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
 use super::iommu::{Difference, FaultLine, Iommu, RawFault};
 use super::levels;
@@ -29,6 +30,7 @@ use crate::sync::outside::Outside;
 pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
     pub(super) policy: Outside<Box<dyn Policy>>,
+    pub(super) events: Outside<Box<dyn EventSink>>,
     last_device: AtomicU64,
     last_domain: AtomicU64,
 }
@@ -106,10 +108,17 @@ impl fmt::Display for Finding {
 }
 
 impl<P: Platform> Service<P> {
-    /// A service without devices, domains or IOMMUs.
+    /// A service without devices, domains or IOMMUs, to whose events nobody listens.
     #[must_use]
     pub fn new(policy: Box<dyn Policy>) -> Self {
+        Self::with_events(policy, Box::new(NoEvents))
+    }
+
+    /// A service without devices, domains or IOMMUs.
+    #[must_use]
+    pub fn with_events(policy: Box<dyn Policy>, events: Box<dyn EventSink>) -> Self {
         Self {
+            events: Outside::new(events),
             registry: Lock::new(Registry::new()),
             policy: Outside::new(policy),
             last_device: AtomicU64::new(0),
@@ -142,11 +151,17 @@ impl<P: Platform> Service<P> {
         let key = iommu.key();
         let record = IommuRecord::new(iommu);
         let refused = self.registry.lock(&mut held).insert_iommu(record).err();
-        refused.map_or(Ok(()), |record| {
+        if let Some(record) = refused {
             drop(record);
             let label = iommu_label(key);
-            Err(Error::unchanged(Operation::RegisterIommu, label.clone(), Cause::AlreadyRegistered { by: label }))
-        })
+            return Err(Error::unchanged(
+                Operation::RegisterIommu,
+                label.clone(),
+                Cause::AlreadyRegistered { by: label },
+            ));
+        }
+        self.tell(&mut held, &Event::IommuRegistered { iommu: key });
+        Ok(())
     }
 
     /// Takes an IOMMU instance out of service. No device may be registered on it.
@@ -165,7 +180,9 @@ impl<P: Platform> Service<P> {
                 Some(devices) => Err(Cause::InUse { devices }),
             }
         };
-        taken.map(drop).map_err(refuse)
+        taken.map(drop).map_err(refuse)?;
+        self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
+        Ok(())
     }
 
     /// What tables every registered IOMMU can follow, for a hypervisor that builds a guest's tables before it knows
@@ -200,6 +217,7 @@ impl<P: Platform> Service<P> {
         let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
         let record = DomainRecord::new(domain.clone());
         self.registry.lock(&mut held).insert_domain(record);
+        self.tell(&mut held, &Event::DomainCreated { domain: domain.label().clone() });
         Ok(domain)
     }
 
@@ -245,6 +263,9 @@ impl<P: Platform> Service<P> {
             if drained.is_ok() { registry.take_domain(domain.id()) } else { None }
         };
         drop(record);
+        if drained.is_ok() {
+            self.tell(held, &Event::DomainDestroyed { domain: domain.label().clone() });
+        }
         P::wake();
         drained.map_err(refuse)
     }
@@ -387,6 +408,7 @@ impl<P: Platform> Service<P> {
             };
             log::warn!("{record}");
             sink(&record);
+            self.tell(&mut held, &Event::Fault(record));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::claim::Claim;
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Error, Left, Operation};
+use super::event::Event;
 use super::identity::{DeviceId, Label};
 use super::policy::HookContext;
 use super::removal::Outcome;
@@ -164,7 +165,7 @@ impl<P: Platform> Service<P> {
                     let state = if failed.is_none() { DeviceState::Blocked } else { DeviceState::Quarantined };
                     #[cfg(broken = "early_end")]
                     drop(self.conclude(held, Claim { device: device.clone() }));
-                    self.settle(held, &subjects, state);
+                    self.settle(held, &subjects, state, None);
                     failed.map_or_else(
                         || Ok(Deassigned { still_reachable: self.labels(held, sharers) }),
                         |cause| Err(fail(cause, Left::Quarantined)),
@@ -227,7 +228,7 @@ impl<P: Platform> Service<P> {
         #[cfg(broken = "late_flush_list")]
         let _ = late.map(|late| late.join(held, domain));
         let state = if moved.is_ok() { DeviceState::Assigned(domain.id()) } else { DeviceState::Quarantined };
-        self.settle(held, subjects, state);
+        self.settle(held, subjects, state, Some(domain.label()));
         self.unhold(held, domain);
         moved
     }
@@ -269,10 +270,20 @@ impl<P: Platform> Service<P> {
     }
 
     /// Ends a move: the subjects are in `state` now.
-    fn settle(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], state: DeviceState) {
-        let registry = self.registry.lock(held);
-        for record in subjects.iter().filter_map(|device| registry.registration(device)) {
-            registry.set_state(record, state);
+    fn settle(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], state: DeviceState, domain: Option<&Label>) {
+        {
+            let registry = self.registry.lock(held);
+            for record in subjects.iter().filter_map(|device| registry.registration(device)) {
+                registry.set_state(record, state);
+            }
+        }
+        for device in subjects.iter().map(|device| device.label().clone()) {
+            let event = match (state, domain) {
+                (DeviceState::Assigned(_), Some(domain)) => Event::Assigned { device, domain: domain.clone() },
+                (DeviceState::Quarantined, _) => Event::Quarantined { device },
+                _ => Event::Deassigned { device },
+            };
+            self.tell(held, &event);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! # Locking
 //!
-//! [`order`] has the rules; every floor above declares its levels with them. The whole order stands in
+//! `order.rs` has the rules; every floor above declares its levels with them. The whole order stands in
 //! `docs/locking.md`, which a test compares with the types.
 
 pub(crate) mod atomic;
