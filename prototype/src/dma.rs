@@ -77,13 +77,10 @@ impl Stage<'_> {
             return;
         }
         let (records, lines, cost) = self.take_faults(unit);
-        let Some(cause) = must.cause() else {
-            self.print_faults(unit, &records, cost, false, "no fault");
-            return;
-        };
-        let domain = if cause == FaultCause::Translation { owner.map(|(label, _)| label) } else { None };
+        let in_tables = must.allows(FaultCause::Translation);
+        let domain = if in_tables { owner.map(|(label, _)| label) } else { None };
         let told = |record: &FaultRecord| {
-            record.raw.cause == cause
+            must.allows(record.raw.cause)
                 && record.raw.stream == Some(id)
                 && record.raw.address == Some(address)
                 && record.domain == domain
@@ -95,7 +92,7 @@ impl Stage<'_> {
             &records,
             cost,
             held,
-            &format!("one report of {cause}, in the name of who has the stream"),
+            &format!("one report, in the name of who has the stream, {}", must.words()),
         );
     }
 
@@ -127,7 +124,7 @@ impl Stage<'_> {
             let (records, _, _) = self.take_faults(unit);
             reports = reports.saturating_add(records.len());
             let told = |record: &FaultRecord| {
-                must.cause() == Some(record.raw.cause)
+                must.allows(record.raw.cause)
                     && record.raw.stream == Some(id)
                     && record.raw.address == Some(PAGE)
                     && self.names_who_it_can(record, unit, id)

@@ -48,7 +48,7 @@ fn smmus(page: &mut Page, inspection: &Inspection) {
     }
     table.print(page, 2);
     page.gap();
-    page.text(2, "irqs: global + context. entries: stream-map entries, one for each specifier → merged.");
+    page.text(2, "on: enabled, with all ancestors. irqs: global + context. entries: one for each specifier → merged.");
 }
 
 fn devices(page: &mut Page, inspection: &Inspection, names: &BTreeMap<&str, String>) {
@@ -70,7 +70,9 @@ fn devices(page: &mut Page, inspection: &Inspection, names: &BTreeMap<&str, Stri
         let number = shared.iter().position(|group| *group == device.group);
         let group = number.map_or_else(String::new, |number| format!("g{}", number.saturating_add(1)));
         for (at, (smmu, streams)) in streams_by_smmu(device).into_iter().enumerate() {
+            let off = inspection.smmus.iter().any(|one| one.path == smmu && !one.enabled);
             let smmu = names.get(smmu).map_or_else(|| printable(smmu), Clone::clone);
+            let smmu = if off { smmu + " (off)" } else { smmu };
             let (path, on, group) = match at {
                 0 => (device.path.clone(), yes(device.enabled), group.clone()),
                 _ => Default::default(),

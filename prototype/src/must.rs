@@ -17,6 +17,8 @@ pub(crate) enum Must {
     /// Its device is in fault, but others of its group are not: where the entry that serves it serves one of theirs, it
     /// reaches their guest, else it is blocked.
     ReachOrFault(Label, u64),
+    /// It faults, as unknown, or as blocked where the group that its device has left keeps an entry that captures it.
+    Forgotten,
 }
 
 impl Must {
@@ -24,7 +26,7 @@ impl Must {
     pub(crate) fn agrees(&self, reached: Option<Reached>) -> bool {
         match (self, reached) {
             (Self::Reach(_, backing) | Self::ReachOrFault(_, backing), Some(Reached::Memory(at))) => at == *backing,
-            (Self::Fault(_) | Self::ReachOrFault(..), Some(Reached::Fault)) => true,
+            (Self::Fault(_) | Self::ReachOrFault(..) | Self::Forgotten, Some(Reached::Fault)) => true,
             _ => false,
         }
     }
@@ -33,16 +35,17 @@ impl Must {
     pub(crate) fn guest(&self) -> Option<(&Label, u64)> {
         match self {
             Self::Reach(guest, backing) | Self::ReachOrFault(guest, backing) => Some((guest, *backing)),
-            Self::Fault(_) => None,
+            Self::Fault(_) | Self::Forgotten => None,
         }
     }
 
-    /// Why it must fault, if it does.
-    pub(crate) const fn cause(&self) -> Option<FaultCause> {
+    /// Whether a fault may have this cause.
+    pub(crate) fn allows(&self, cause: FaultCause) -> bool {
         match self {
-            Self::Reach(..) => None,
-            Self::Fault(cause) => Some(*cause),
-            Self::ReachOrFault(..) => Some(FaultCause::Blocked),
+            Self::Reach(..) => false,
+            Self::Fault(only) => cause == *only,
+            Self::ReachOrFault(..) => cause == FaultCause::Blocked,
+            Self::Forgotten => matches!(cause, FaultCause::Blocked | FaultCause::UnknownStream),
         }
     }
 
@@ -52,6 +55,7 @@ impl Must {
             Self::Reach(guest, _) => format!("reach {guest}"),
             Self::Fault(cause) => format!("fault: {cause}"),
             Self::ReachOrFault(guest, _) => format!("reach {guest} or fault"),
+            Self::Forgotten => "fault".to_owned(),
         }
     }
 
@@ -61,6 +65,7 @@ impl Must {
             Self::Reach(guest, backing) => format!("to reach {guest} at {backing:#x}"),
             Self::Fault(cause) => format!("to fault: {cause}"),
             Self::ReachOrFault(guest, backing) => format!("to reach {guest} at {backing:#x}, or to fault as blocked"),
+            Self::Forgotten => "to fault as unknown, or as blocked by an entry of its old group".to_owned(),
         }
     }
 }
@@ -72,9 +77,16 @@ impl Stage<'_> {
             Some((guest, backing)) => Must::Reach(guest, backing),
             None => match self.users_of(unit, id).next() {
                 Some(user) => self.companion_of(unit, &user),
+                None if self.was_anyones(unit, id) => Must::Forgotten,
                 None => Must::Fault(FaultCause::UnknownStream),
             },
         }
+    }
+
+    /// Whether a device had the stream ID that is not registered now.
+    fn was_anyones(&self, unit: IommuKey, id: StreamId) -> bool {
+        let mut added = self.world.subjects.iter().filter(|subject| subject.refused.is_none());
+        added.any(|subject| subject.spec.streams.iter().any(|stream| holds(*stream, unit, id)))
     }
 
     /// What a device in fault comes to, by those that may share entries with it.

@@ -95,8 +95,8 @@ pub(crate) const fn kind(class: u32) -> &'static str {
 }
 
 impl Bridge {
-    /// Plugs cards in behind `bridge` and looks for them.
-    pub(crate) fn plug(bridge: &dt::HostBridge, number: u16, segment: u16) -> Self {
+    /// Plugs cards in behind `bridge` and looks for them. `twin` has buses of the same numbers in the same segment.
+    pub(crate) fn plug(bridge: &dt::HostBridge, number: u16, segment: u16, twin: Option<&str>) -> Self {
         let host = HostBridge {
             number: HostBridgeNumber(number),
             segment: Segment(segment),
@@ -114,6 +114,10 @@ impl Bridge {
         };
         if !bridge.is_pci {
             plugged.remarks.push("no PCI host bridge: nothing is plugged in".to_owned());
+            return plugged;
+        }
+        if let Some(twin) = twin {
+            plugged.remarks.push(format!("{twin} has the same buses: nothing is plugged in"));
             return plugged;
         }
         plugged.cards = Plan::of(&plugged.host, bridge.buses.clone()).0;

@@ -152,15 +152,21 @@ pub(crate) fn width(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The text in at most `room` characters: what is too long loses its beginning, at a `/` if there is one in reach.
+/// The text in at most `room` characters. A path that is too long keeps its first component and as many of the last
+/// ones as fit, other text its end.
 pub(crate) fn shortened(text: &str, room: usize) -> String {
     let length = width(text);
     if length <= room {
         return text.to_owned();
     }
-    let kept: String = text.chars().skip(length.saturating_sub(room.saturating_sub(1))).collect();
-    let whole = kept.find('/').and_then(|slash| kept.get(slash..)).filter(|whole| width(whole) >= room / 2);
-    format!("…{}", whole.unwrap_or(&kept))
+    let tails = || text.match_indices('/').skip(1).filter_map(|(slash, _)| text.get(slash..));
+    let first =
+        text.match_indices('/').nth(1).and_then(|(slash, _)| text.get(..slash)).filter(|_| text.starts_with('/'));
+    let both = first.and_then(|first| tails().map(|tail| format!("{first}/…{tail}")).find(|both| width(both) <= room));
+    both.or_else(|| tails().map(|tail| format!("…{tail}")).find(|tail| width(tail) <= room)).unwrap_or_else(|| {
+        let kept: String = text.chars().skip(length.saturating_sub(room.saturating_sub(1))).collect();
+        format!("…{kept}")
+    })
 }
 
 /// The text in lines of at most `room` characters, broken between words where words are not too long.
@@ -211,6 +217,8 @@ mod tests {
     #[test]
     fn what_is_too_long_keeps_its_tail() {
         assert_eq!(shortened("/soc/a@1", 8), "/soc/a@1");
+        assert_eq!(shortened("/soc@0/bus@1/bridge@3/device@2", 20), "/soc@0/…/device@2");
+        assert_eq!(shortened("/soc@0/bus@1/bridge@3/device@2", 29), "/soc@0/…/bridge@3/device@2");
         assert_eq!(shortened("/soc@0/bus@1/device@2", 12), "…/device@2");
         assert_eq!(shortened("a-name-without-any-slash", 8), "…y-slash");
     }

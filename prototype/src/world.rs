@@ -181,7 +181,14 @@ impl World {
             let segment = bridge.segment.or_else(|| (0..=u16::MAX).find(|segment| !taken.contains(segment)));
             let segment = segment.unwrap_or(number);
             taken.push(segment);
-            self.bridges.push(Bridge::plug(bridge, number, segment));
+            let same_place = |other: &&Bridge| {
+                let buses = &other.host.buses;
+                other.host.segment.0 == segment
+                    && buses.start().0 <= *bridge.buses.end()
+                    && *bridge.buses.start() <= buses.end().0
+            };
+            let twin = self.bridges.iter().find(same_place).map(|other| other.path.clone());
+            self.bridges.push(Bridge::plug(bridge, number, segment, twin.as_deref()));
         }
     }
 
