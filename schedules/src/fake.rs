@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_assign::assign::{
-    AddressSpace, DeviceId, Difference, DomainId, FaultLine, Granules, Iommu, IommuError, IommuKey, Prepared, RawFault,
-    Resource, Stage2Limits, Stream, StreamId,
+    AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultLine, Granules, Iommu, IommuError, IommuKey,
+    Prepared, RawFault, Resource, Stage2Limits, Stream, StreamId,
 };
 use iommu_assign::sync::ExploredLock;
 
@@ -259,7 +259,7 @@ impl Iommu for FakeIommu {
         Ok(())
     }
 
-    fn take_faults(&self, _: FaultLine, report: &mut dyn FnMut(RawFault)) {
+    fn take_faults(&self, _: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
         report(RawFault {
             iommu: self.key,
             bank: None,
@@ -270,6 +270,7 @@ impl Iommu for FakeIommu {
             cause: iommu_assign::assign::FaultCause::Blocked,
             more_lost: false,
         });
+        FaultAnswer::Done
     }
 
     fn owner_of(&self, stream: StreamId) -> Option<DeviceId> {

@@ -97,18 +97,121 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// [`IommuError::SyncTimeout`]: stale translations may still be in use.
     fn flush(&self, domain: DomainId) -> Result<(), IommuError>;
 
-    /// Reads, clears and reports what faulted on `line`.
+    /// [`flush`](Self::flush) of part of the domain's addresses, by page where the hardware can and it is worth it, with
+    /// the bound on polls that the caller's context allows.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::SyncTimeout`]: stale translations may still be in use.
     ///
     /// # Context
     ///
-    /// Interrupt handlers may call it, where the platform's lock is interrupt-safe; it takes no lock of its own.
-    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault));
+    /// With [`Patience::Atomic`] atomic context, and interrupts where the platform's lock masks them.
+    fn flush_range(&self, domain: DomainId, range: &FlushRange, patience: Patience) -> Result<(), IommuError> {
+        let _ = (range, patience);
+        self.flush(domain)
+    }
+
+    /// Reads, clears and reports what faulted on `line`, and says whether the line should be masked.
+    ///
+    /// Records beyond a stream's limit are counted, not reported.
+    ///
+    /// # Context
+    ///
+    /// Interrupt handlers call it: it takes no lock, allocates and frees nothing (contract C-16). `report` runs in the
+    /// same context.
+    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer;
 
     /// Who owns a stream ID here: the device whose streams contain it.
     fn owner_of(&self, stream: StreamId) -> Option<DeviceId>;
 
     /// Compares what the driver believes with the registers and with its own counts. Changes nothing.
     fn audit(&self, report: &mut dyn FnMut(Difference));
+
+    // --- faults, beyond one record ---
+
+    /// Lets faults raise interrupts: the integrator's handlers stand on all of the instance's lines (contract S-4).
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::Unsupported`], [`IommuError::ProviderGone`].
+    fn enable_reports(&self) -> Result<(), IommuError> {
+        Err(IommuError::Unsupported)
+    }
+
+    /// The worker's part of fault handling: names every stream that has stormed since the last call with its number
+    /// of faults, and starts all streams' counts anew. What it names should be quarantined before its line is unmasked.
+    fn tend_faults(&self, storming: &mut dyn FnMut(StreamId, u32)) {
+        let _ = storming;
+    }
+
+    /// What was counted instead of being reported.
+    fn fault_counts(&self) -> FaultCounts {
+        FaultCounts::default()
+    }
+
+    /// Streams that no entry matched, with how often they came. At most as many as the instance has room for; further
+    /// ones are in [`FaultCounts::unknown_elsewhere`].
+    fn unknown_streams(&self, report: &mut dyn FnMut(StreamId, u32)) {
+        let _ = report;
+    }
+
+    /// The domains whose live contexts report on `line`: with more than one, a storm of one is heard by all.
+    fn coupled(&self, line: FaultLine, report: &mut dyn FnMut(DomainId)) {
+        let _ = (line, report);
+    }
+
+    // --- limits, power, end of life ---
+
+    /// Who uses what there is a fixed number of (contract A-5).
+    fn usage(&self, report: &mut dyn FnMut(Usage)) {
+        let _ = report;
+    }
+
+    /// The instance is about to lose its power: from now on its registers are not touched, and what changes is kept for
+    /// [`resume`](Self::resume). All of its masters must have been stopped (contract S-5).
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::Busy`] while a call is in flight.
+    fn suspend(&self) -> Result<(), IommuError> {
+        Err(IommuError::Unsupported)
+    }
+
+    /// Resets the instance and brings back what it translated, with what changed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::NotResumed`]: it stays suspended, and every stream faults or the instance is not enabled.
+    fn resume(&self) -> Result<(), IommuError> {
+        Err(IommuError::Unsupported)
+    }
+
+    /// Takes the instance out of service for good: every stream faults, with clients enabled, and no register is
+    /// touched afterwards. What acquires or flushes gets [`IommuError::ProviderGone`] from now on; what releases is done
+    /// in software and says the same (contract C-9, S-8).
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::Busy`] while a call is in flight, [`IommuError::SyncTimeout`]: nothing new gets in and every stream
+    /// faults, but the instance is not out of service yet: call again.
+    fn close(&self) -> Result<(), IommuError> {
+        Err(IommuError::Unsupported)
+    }
+
+    /// Every stream to fault, for a hypervisor that is crashing: takes no lock, minds no other call, and polls a
+    /// bounded number of times (contract S-8). The driver's own state is not kept: nothing but this may follow.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::SyncTimeout`]: every stream faults, but what was in flight may not have drained.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    fn crash(&self) -> Result<(), IommuError> {
+        Err(IommuError::Unsupported)
+    }
 
     /// In which domain `device` is here, as the driver believes; `None` when in fault.
     ///
@@ -126,6 +229,61 @@ pub struct Prepared {
     pub space: AddressSpace,
     /// The driver's own number for what it reserved.
     pub ticket: u64,
+}
+
+/// Part of a domain's addresses whose translation was removed or narrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushRange {
+    /// The first guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that one changed entry of the tables translated: a page, or a block. A power of two, 4 KiB or more.
+    pub leaf: u64,
+    /// What was changed.
+    pub changed: Changed,
+}
+
+/// What of the tables was changed (contract I-9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// Entries that translate. The tables that they stand in stay.
+    Leaf,
+    /// Entries that name tables too: the memory of tables is about to be given to someone else.
+    TablesFreed,
+}
+
+/// How long a caller can wait for the hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Waiting context: the full bound.
+    Waiting,
+    /// Atomic context: a bound of its own, much smaller.
+    Atomic,
+}
+
+/// Domains that are the service's own (contract I-2). No guest has these numbers.
+pub mod own_space {
+    use super::DomainId;
+
+    /// The empty root, without reports: where a storming stream ends.
+    pub const EMPTY: DomainId = DomainId::new(u64::MAX);
+    /// The integrator's scratch page, without reports: for devices that do not bear faults.
+    pub const SCRATCH: DomainId = DomainId::new(u64::MAX - 1);
+    /// What the streams that firmware reserved may reach.
+    pub const RESERVED: DomainId = DomainId::new(u64::MAX - 2);
+
+    /// Whether it is one of these.
+    #[must_use]
+    pub const fn is_own(domain: DomainId) -> bool {
+        domain.number() >= RESERVED.number()
+    }
+
+    /// Whether its faults are to be heard by nobody.
+    #[must_use]
+    pub const fn is_quiet(domain: DomainId) -> bool {
+        domain.number() >= SCRATCH.number()
+    }
 }
 
 /// What an IOMMU can run out of.
@@ -175,6 +333,12 @@ pub enum IommuError {
     /// The device is published already.
     #[error("the device is registered here already")]
     Known,
+    /// The instance has no power, and could not get it.
+    #[error("the IOMMU has no power: {0}")]
+    NoPower(&'static str),
+    /// The instance could not be brought back.
+    #[error("the IOMMU did not come back: {0}")]
+    NotResumed(&'static str),
     /// The instance was taken out of service.
     #[error("the IOMMU is gone")]
     ProviderGone,
@@ -200,6 +364,50 @@ pub enum IommuError {
     /// The device was never published, or was withdrawn.
     #[error("the device is not registered here")]
     Unknown,
+    /// The driver has no such function.
+    #[error("this IOMMU's driver cannot do that")]
+    Unsupported,
+    /// A register does not hold what was written to it (contract A-7; found in read-back mode).
+    #[error("a write to {register} did not hold")]
+    WriteLost {
+        /// The manual's name of the register.
+        register: &'static str,
+    },
+}
+
+/// One of something scarce that is in use, by whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// What it is one of.
+    pub resource: Resource,
+    /// Its number.
+    pub index: u8,
+    /// A device that uses it; reported once for each.
+    pub device: Option<DeviceId>,
+    /// The domain that it serves now.
+    pub domain: Option<DomainId>,
+}
+
+/// What a fault handler should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a storm goes on until its line is masked"]
+pub enum FaultAnswer {
+    /// Return from the interrupt.
+    Done,
+    /// Mask this line at the interrupt controller, and wake the worker, which has it unmasked when it has ended the
+    /// storm.
+    Mask(FaultLine),
+}
+
+/// Faults that were not reported, since the instance was probed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultCounts {
+    /// At least this many came while a record stood, and were never recorded by the hardware.
+    pub lost: u64,
+    /// Recorded, and beyond their stream's limit.
+    pub limited: u64,
+    /// By unknown streams for which there was no room to count them one by one.
+    pub unknown_elsewhere: u64,
 }
 
 /// An interrupt line of an IOMMU.

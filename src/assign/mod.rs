@@ -39,7 +39,10 @@ pub use domain::Domain;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
 pub use event::{Event, EventSink, NoEvents};
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
-pub use iommu::{Access, Difference, FaultCause, FaultLine, Iommu, IommuError, Prepared, RawFault, Resource};
+pub use iommu::{
+    Access, Changed, Difference, FaultAnswer, FaultCause, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
+    Patience, Prepared, RawFault, Resource, Usage, own_space,
+};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use removal::Removal;
 pub use reservation::Reservation;

@@ -394,7 +394,7 @@ impl<P: Platform> Service<P> {
             registry.iommu(iommu).map(|record| record.iommu.clone()).ok_or(Cause::NotFound)?
         };
         let mut faults: Vec<RawFault> = Vec::new();
-        driver.call(&mut held).take_faults(line, &mut |fault| faults.push(fault));
+        let _ = driver.call(&mut held).take_faults(line, &mut |fault| faults.push(fault));
         for raw in faults {
             let owner = raw.stream.and_then(|stream| driver.call(&mut held).owner_of(stream));
             let record = {

@@ -9,6 +9,7 @@ use super::instance::Smmu;
 use super::mmio::Registers;
 use super::probe;
 use super::registers::{S2cr, Scr0, Sctlr, cb, gr0, gr1, smr};
+use super::stream_map::one;
 use crate::assign::Difference;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -24,7 +25,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 report(Difference { iommu, what, index: index.into(), expected, found });
             }
         };
-        let control = probe::control(&self.geometry);
+        if self.registers.is_dark() {
+            return;
+        }
+        let control = probe::control(&self.geometry, false);
         let guarding = Scr0::CLIENTPD | Scr0::USFCFG | Scr0::SMCFCFG | Scr0::EXIDENABLE | Scr0::VMID16EN;
         let found = Scr0::from_bits_retain(self.registers.read32(gr0::SCR0)) & guarding;
         differing(0, &[("sCR0", u64::from((control & guarding).bits()), u64::from(found.bits()))]);
@@ -43,22 +47,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let none = ("entry", 0, 0);
         let Some(entry) = map.entry(index) else { return [none; 4] };
         let (mut registered, mut assigned) = (0_usize, 0_usize);
-        for used in map.uses() {
-            let pairs = used.with_entries(|entries| {
-                entries.iter().filter(|used| used.entry == index).map(|used| used.pairs).sum::<usize>()
-            });
+        for used in map.uses().filter(|used| used.entries.get() & one(index) != 0) {
+            let pairs = entry.cube.map_or(0, |cube| used.pairs_with(cube));
             registered = registered.saturating_add(pairs);
             if used.bank.get().is_some() {
                 assigned = assigned.saturating_add(pairs);
             }
         }
         let extended = self.geometry.extended_ids;
-        let valid = entry.cube.is_some();
+        let valid = entry.cube.is_some() && entry.armed;
         let s2cr = u64::from(self.registers.read32(gr0::s2cr(index)) & S2cr::COMPARED);
-        let expected_s2cr = u64::from(entry.action.encode(extended && valid && self.geometry.matching));
+        let expected_s2cr = u64::from(self.spelling.read(entry.action, valid));
         let smr = if self.geometry.matching {
             let (found_valid, id, mask) = smr::decode(self.registers.read32(gr0::smr(index)), extended);
-            match entry.cube {
+            match entry.cube.filter(|_| valid) {
                 // ID bits under the mask need not be kept.
                 Some(cube) => (
                     "SMR",
@@ -89,7 +91,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let users = ("users of bank", users as u64, bank.users as u64);
         match bank.state {
             BankState::Live(space) => {
-                let image = context::image(&self.geometry, index, &space.stage2);
+                let (vmid, interrupt) = (self.vmids.of(index), self.interrupt_of(index));
+                let image = context::image(&self.geometry, vmid, interrupt, &space.stage2);
                 let read = |register| u64::from(self.registers.read32(register));
                 [
                     users,

@@ -36,6 +36,31 @@ pub enum Implementation {
     QualcommMmu500,
 }
 
+/// A chip whose firmware keeps context banks to itself (quirk Q15), as its SMMU's compatible names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Chip {
+    /// None of those below.
+    Unnamed,
+    /// Qualcomm MSM8998.
+    Msm8998,
+    /// Qualcomm SDM630 and SDM660.
+    Sdm630,
+}
+
+impl Chip {
+    /// The chip that one of an SMMU's compatibles names.
+    #[must_use]
+    pub fn of(compatibles: &[&str]) -> Self {
+        let names = |compatible: &&str| match *compatible {
+            "qcom,msm8998-smmu-v2" => Some(Self::Msm8998),
+            "qcom,sdm630-smmu-v2" | "qcom,sdm660-smmu-v2" => Some(Self::Sdm630),
+            _ => None,
+        };
+        compatibles.iter().find_map(names).unwrap_or(Self::Unnamed)
+    }
+}
+
 /// Zeroed memory that a retired context bank is pointed to: a walk from it finds nothing (contract I-7, S-6).
 ///
 /// The integrator keeps `address..address + size` zero, readable by the walker, and never reuses it.
@@ -66,12 +91,39 @@ pub struct SmmuConfig {
     pub empty_root: EmptyRoot,
     /// How often a status register is read before the hardware is taken for stuck.
     pub polls: u32,
+    /// The same for a flush in atomic context and for a hypervisor that is crashing.
+    pub atomic_polls: u32,
+    /// The chip, where its compatible matters.
+    pub chip: Chip,
+    /// Firmware says `calxeda,smmu-secure-config-access` (quirk Q1).
+    pub secure_config_access: bool,
+    /// It is a Qualcomm GPU's (`qcom,adreno-smmu`; quirk Q16).
+    pub adreno: bool,
+    /// Where context bank 0 is, in bytes from the base, on boards where IDR1 does not tell (quirk Q20).
+    pub bank_base: Option<u32>,
+    /// Every write that isolates is read back (contract A-7). Costs a read for each.
+    pub read_back: bool,
+    /// When a stream faults too often.
+    pub fault_limits: FaultLimits,
+}
+
+/// How many faults of one stream are reported, and when it is taken for a storm, between two calls of the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultLimits {
+    /// Records of one stream that are reported; further ones are counted.
+    pub records: u32,
+    /// Records of one stream after which the handler asks for its line to be masked. Not below `records`.
+    pub storm: u32,
 }
 
 impl SmmuConfig {
     /// Reads of a status register before a sync counts as timed out. A read of device memory takes on the order of
     /// 100 ns, a sync of a loaded unit up to milliseconds.
     pub const DEFAULT_POLLS: u32 = 1_000_000;
+    /// The same in atomic context: some milliseconds.
+    pub const DEFAULT_ATOMIC_POLLS: u32 = 20_000;
+    /// Enough to see what goes wrong, and no storm for a device that is being stopped.
+    pub const DEFAULT_FAULT_LIMITS: FaultLimits = FaultLimits { records: 10, storm: 100 };
 
     /// An instance with the bound on polls that suits hardware, one context interrupt line, and walks that are not
     /// coherent.
@@ -86,6 +138,13 @@ impl SmmuConfig {
             context_lines: 1,
             empty_root,
             polls: Self::DEFAULT_POLLS,
+            atomic_polls: Self::DEFAULT_ATOMIC_POLLS,
+            chip: Chip::Unnamed,
+            secure_config_access: false,
+            adreno: false,
+            bank_base: None,
+            read_back: false,
+            fault_limits: Self::DEFAULT_FAULT_LIMITS,
         }
     }
 }

@@ -5,12 +5,13 @@
 //! 1. A bank that an S2CR names is `Live`, fully programmed, with M = 1 (contract I-2, I-4).
 //! 2. A bank is `Free` only when M = 0, no S2CR names it, and a sync after the last invalidation of its VMID has
 //!    completed (contract I-7). A bank whose sync timed out stays `Poisoned` until one completes (contract I-8).
-//! 3. A bank's VMID is its index + 1: unique on the instance, and as clean as the bank itself.
+//! 3. A bank's VMID is its index above the instance's first VMID, which is at least 1: unique where caches are shared,
+//!    and as clean as the bank itself. A poisoned bank keeps its VMID to itself.
 
 use super::geometry::Geometry;
 use super::registers::Sctlr;
 use crate::assign::{
-    AddressSpace, DomainId, Granule, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory,
+    AddressSpace, DomainId, Granule, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory, own_space,
 };
 
 /// The index of a context bank, 0..=127.
@@ -21,13 +22,28 @@ pub(super) type BankIndex = u8;
 pub(super) struct Vmid(u16);
 
 impl Vmid {
-    /// The VMID of a bank (invariant 3).
-    pub(super) const fn of(bank: BankIndex) -> Self {
-        Self((bank as u16).wrapping_add(1))
-    }
-
     pub(super) const fn value(self) -> u32 {
         self.0 as u32
+    }
+}
+
+/// The VMIDs of an instance's banks (invariant 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vmids {
+    first: u16,
+}
+
+impl Vmids {
+    /// Those of an instance whose caches are its own.
+    pub(super) const OWN: Self = Self { first: 1 };
+
+    /// As many as there are banks, from `first` on.
+    pub(super) const fn from(first: u16) -> Self {
+        Self { first }
+    }
+
+    pub(super) const fn of(self, bank: BankIndex) -> Vmid {
+        Vmid(self.first.wrapping_add(bank as u16))
     }
 }
 
@@ -37,14 +53,17 @@ pub(super) enum BankState {
     /// Nothing names it and nothing is cached under its VMID.
     Free,
     /// Planned for a domain, not yet programmed.
-    Reserved(DomainId),
+    Reserved(AddressSpace),
     /// Translating.
     Live(AddressSpace),
     /// Its last user has left; the drain is running.
     Draining(DomainId),
-    /// The drain was not confirmed. Becomes free when the sync of this number has completed.
+    /// The drain was not confirmed. Becomes free when the sync of this number has completed; [`NEVER`] is none.
     Poisoned(DomainId, u64),
 }
+
+/// The number of a sync that never completes: an entry that does not take FAULT may name the bank for good.
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// A context bank as the driver believes it to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +76,7 @@ pub(super) struct Bank {
     /// Plans that will use it.
     pub(super) reserved: usize,
     /// The domain that gets the bank when its users, who are being moved, have left (contract A-1).
-    pub(super) promised: Option<DomainId>,
+    pub(super) promised: Option<AddressSpace>,
 }
 
 impl Bank {
@@ -67,9 +86,19 @@ impl Bank {
     pub(super) const fn domain(&self) -> Option<DomainId> {
         match self.state {
             BankState::Free => None,
-            BankState::Reserved(domain) | BankState::Draining(domain) | BankState::Poisoned(domain, _) => Some(domain),
-            BankState::Live(space) => Some(space.domain),
+            BankState::Draining(domain) | BankState::Poisoned(domain, _) => Some(domain),
+            BankState::Live(space) | BankState::Reserved(space) => Some(space.domain),
         }
+    }
+
+    /// Whether it belongs to a space of the service's own.
+    pub(super) fn is_own(&self) -> bool {
+        self.domain().is_some_and(own_space::is_own)
+    }
+
+    /// Whether it is, or will be, exactly this space's.
+    pub(super) fn is_for(&self, space: &AddressSpace) -> bool {
+        matches!(self.state, BankState::Live(theirs) | BankState::Reserved(theirs) if theirs == *space)
     }
 }
 
@@ -81,31 +110,31 @@ pub(super) struct BankImage {
     pub(super) cbar: u32,
     pub(super) tcr: u32,
     pub(super) ttbr0: u64,
-    pub(super) sctlr: Sctlr,
 }
 
-/// SCTLR of a live bank: faults are reported and terminate, one by one; nothing stalls (quirks Q6, Q7).
-pub(super) const LIVE: Sctlr =
-    Sctlr::M.union(Sctlr::TRE).union(Sctlr::AFE).union(Sctlr::CFRE).union(Sctlr::CFIE).union(Sctlr::HUPCF);
+/// SCTLR of a live bank: faults terminate, one by one; nothing stalls (quirks Q6, Q7). Where `reports` is set they raise
+/// the bank's interrupt; in a quiet bank they are not even aborts on the bus.
+pub(super) fn control(reports: bool, domain: DomainId) -> Sctlr {
+    let mut control = Sctlr::M | Sctlr::TRE | Sctlr::AFE | Sctlr::HUPCF;
+    let quiet = own_space::is_quiet(domain);
+    control.set(Sctlr::CFRE, !quiet);
+    control.set(Sctlr::CFIE, reports && !quiet);
+    control
+}
 
 /// What `bank` is programmed with for `stage2`, which [`check`] has found compatible.
-pub(super) fn image(geometry: &Geometry, bank: BankIndex, stage2: &Stage2) -> BankImage {
+pub(super) fn image(geometry: &Geometry, vmid: Vmid, interrupt: u8, stage2: &Stage2) -> BankImage {
     const CBA2R_VA64: u32 = 1;
-    let vmid = Vmid::of(bank).value();
+    let vmid = vmid.value();
     let long = is_long(geometry, stage2.granule);
     let (vmid_in_cbar, vmid_in_cba2r) = if geometry.vmid16 { (0, vmid << 16) } else { (vmid, 0) };
     // CBAR.TYPE 0 is stage 2 only. IRPTNDX is there in version 1 and fixed to zero in version 2.
-    let interrupt = if geometry.cba2r && !matches!(geometry.architecture, super::Architecture::V1) {
-        0
-    } else {
-        u32::from(bank.checked_rem(geometry.context_interrupts).unwrap_or(0)) << 24
-    };
+    let interrupt = u32::from(interrupt) << 24;
     BankImage {
         cba2r: geometry.cba2r.then_some(if long { CBA2R_VA64 } else { 0 } | vmid_in_cba2r),
         cbar: interrupt | vmid_in_cbar,
         tcr: tcr(stage2, long),
         ttbr0: stage2.root.value(),
-        sctlr: LIVE,
     }
 }
 

@@ -1,20 +1,19 @@
-//! A device's way into the stream map and out of it: publish, claim entries in fault, withdraw.
+//! A device's way into the instance and out of it: publish, withdraw, and whom it meets.
 //!
 //! # Locking
 //!
 //! `publish` and `withdraw` change the tree of masters and the stream map in one step: `Masters`, then `StreamMap`
-//! inside it. Claiming entries takes `StreamMap` alone, once to look and once to write; the least cover is searched for
-//! with nothing locked.
+//! inside it.
 
 use alloc::vec::Vec;
 
-use super::cover::{CoverError, CoverOptions, Cube, IdSet, least_cover};
+use super::cover::Cube;
 use super::instance::Smmu;
-use super::master::Master;
+use super::master::{Master, Tree};
 use super::mmio::Registers;
-use super::registers::{S2cr, gr0, smr};
-use super::stream_map::{Entry, EntryIndex, EntryUse, StreamMap, Use};
-use crate::assign::{DeviceId, IommuError, Resource, Stream};
+use super::reserved;
+use super::stream_map::{StreamMap, Use, each};
+use crate::assign::{DeviceId, IommuError, Stream, StreamId};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -34,11 +33,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let wanted = {
                 let mut guard = self.masters.tree.lock(held);
                 let (tree, held) = guard.split();
-                if tree.of(self.config.key).any(|master| master.device == device) {
+                let mut map = self.map.lock(held);
+                if map.used_by(device).is_some() {
                     return Err(IommuError::Known);
                 }
-                let mut map = self.map.lock(held);
-                let met = || met_by(tree.of(self.config.key), &map, &cubes);
+                let met = || self.met_by(tree, &map, &cubes);
                 let wanted = met().count();
                 if wanted <= room {
                     meets.extend(met());
@@ -59,187 +58,70 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// The streams as the hardware would hold them, or the one that it cannot hold (contract A-6).
-    fn admit(&self, streams: &[Stream]) -> Result<Vec<Cube>, IommuError> {
+    pub(super) fn admit(&self, streams: &[Stream]) -> Result<Vec<Cube>, IommuError> {
         let mut cubes = Vec::new();
         cubes.try_reserve_exact(streams.len()).map_err(|_| IommuError::OutOfMemory)?;
+        let (id_bits, mask_bits) = (self.widths.id_bits, self.widths.mask_bits);
         for &stream in streams {
             let (id, mask) = (stream.id().value(), stream.mask().value());
-            if (id | mask) & !self.widths.id_bits != 0 {
-                let (id_bits, mask_bits) = (self.widths.id_bits, self.widths.mask_bits);
+            // Q22: a bit that no SMR compares is ignored whether the mask says so or not; one that no stream carries
+            // here cannot be meant.
+            if id & !id_bits != 0 || mask & !self.widths.carried != 0 {
                 return Err(IommuError::TooWide { stream, id_bits, mask_bits });
             }
-            cubes.push(Cube::new(id, mask));
+            cubes.push(Cube::new(id, mask & id_bits));
         }
         cubes.sort_unstable();
         cubes.dedup();
         Ok(cubes)
     }
 
-    /// Takes entries for `device`: those that its group has already, and new ones for the rest of its IDs.
-    pub(super) fn claim_entries(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<usize, IommuError> {
-        let mut streams: Vec<Cube> = Vec::new();
-        let mut shared: Vec<Cube> = Vec::new();
-        shared.try_reserve_exact(self.geometry.entries.into()).map_err(|_| IommuError::OutOfMemory)?;
-        loop {
-            let (wanted, generation) = {
-                let map = self.map.lock(held);
-                let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-                let enrolled = used.with_entries(<[EntryUse]>::len);
-                if enrolled > 0 {
-                    return Ok(enrolled);
-                }
-                shared.clear();
-                if used.streams.len() <= streams.capacity() {
-                    streams.clear();
-                    streams.extend_from_slice(&used.streams);
-                    shared.extend(map.matching().map(|(_, cube)| cube).filter(|cube| used.pairs_with(*cube) > 0));
-                    (0, map.generation)
-                } else {
-                    (used.streams.len(), map.generation)
-                }
-            };
-            if wanted > 0 {
-                streams.try_reserve_exact(wanted).map_err(|_| IommuError::OutOfMemory)?;
-                continue;
-            }
-            let fresh = self.cover(&streams, &shared)?;
-            let mut entries: Vec<EntryUse> = Vec::new();
-            let all = shared.len().saturating_add(fresh.len());
-            entries.try_reserve_exact(all).map_err(|_| IommuError::OutOfMemory)?;
-            let mut map = self.map.lock(held);
-            if map.generation != generation {
-                // Someone else's entries changed meanwhile: what was planned may overlap them now.
-                continue;
-            }
-            let old = self.write_entries(&mut map, device, &fresh, entries)?;
-            drop(map);
-            drop(old);
-            return Ok(all);
-        }
-    }
-
-    /// The least new entries for what `shared` does not capture of `streams` already.
-    fn cover(&self, streams: &[Cube], shared: &[Cube]) -> Result<Vec<Cube>, IommuError> {
-        let options = CoverOptions::new(self.widths.id_bits, self.widths.mask_bits);
-        let plan = || {
-            let rest = IdSet::from_cubes(streams)?.minus(&IdSet::from_cubes(shared)?)?;
-            least_cover(rest.cubes(), &options)
-        };
-        plan().map(|cover| cover.cubes).map_err(|error| match error {
-            CoverError::OutOfMemory => IommuError::OutOfMemory,
-            _ => IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: usize::from(self.geometry.entries).saturating_add(1),
-                free: 0,
-                total: self.geometry.entries.into(),
-            },
-        })
-    }
-
-    /// Writes `fresh` entries in fault and counts the device's pairs. All or nothing.
-    fn write_entries(
-        &self,
-        map: &mut StreamMap,
-        device: DeviceId,
-        fresh: &[Cube],
-        mut entries: Vec<EntryUse>,
-    ) -> Result<Vec<EntryUse>, IommuError> {
-        let free = map.free_entries().count();
-        // Where a stream ID is the index of its entry, the entry that is needed is either free or the group's own.
-        if self.geometry.matching && free < fresh.len() {
-            return Err(IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: fresh.len().saturating_sub(free),
-                free,
-                total: map.entries.len(),
-            });
-        }
-        for &cube in fresh {
-            let index = if self.geometry.matching { map.free_entries().next() } else { u8::try_from(cube.id()).ok() };
-            let Some(index) = index else { continue };
-            if let Some(entry) = map.entry_mut(index) {
-                *entry = Entry { cube: Some(cube), action: S2cr::Fault, registered: 0, assigned: 0 };
-            }
-            self.write_new_entry(index, cube);
-        }
-        let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-        entries.extend(map.matching().filter_map(|(entry, cube)| {
-            let pairs = used.pairs_with(cube);
-            (pairs > 0).then_some(EntryUse { entry, pairs })
-        }));
-        let counts: &[EntryUse] = &entries;
-        for used in counts {
-            if let Some(entry) = map.entries.get_mut(usize::from(used.entry)) {
-                entry.registered = entry.registered.saturating_add(used.pairs);
-            }
-        }
-        map.generation = map.generation.wrapping_add(1);
-        Ok(map.used_by(device).map_or_else(Vec::new, |used| used.replace_entries(entries)))
-    }
-
-    /// Makes an entry match, in fault (contract I-5).
-    fn write_new_entry(&self, index: EntryIndex, cube: Cube) {
-        let extended = self.geometry.extended_ids;
-        let fault = S2cr::Fault.encode(extended);
-        if !self.geometry.matching {
-            self.registers.write32(gr0::s2cr(index), fault);
-            return;
-        }
-        let matches = smr::encode(cube.id(), cube.mask(), extended);
-        if extended {
-            // Validity is in the S2CR: a stale SMR must be replaced before it can match.
-            self.registers.write32(gr0::smr(index), matches);
-            self.registers.write32(gr0::s2cr(index), fault);
-        } else {
-            self.registers.write32(gr0::s2cr(index), fault);
-            self.registers.write32(gr0::smr(index), matches);
-        }
-    }
-
-    /// Makes an entry, which is in fault, match nothing (contract I-5).
-    fn write_free_entry(&self, index: EntryIndex) {
-        if !self.geometry.matching {
-            // The S2CR faults already, and an index cannot be taken away.
-        } else if self.geometry.extended_ids {
-            self.registers.write32(gr0::s2cr(index), S2cr::Fault.encode(false));
-        } else {
-            self.registers.write32(gr0::smr(index), 0);
-        }
+    /// Devices whose streams, or whose entries, meet `cubes`: of those that share an entry, and so are one group, one.
+    fn met_by<'a>(
+        &'a self,
+        tree: &'a Tree,
+        map: &'a StreamMap,
+        cubes: &'a [Cube],
+    ) -> impl Iterator<Item = DeviceId> + 'a {
+        let entries = map.meeting_any(cubes);
+        let by_entry = each(entries).filter_map(|number| map.entry(number).and_then(|entry| entry.user));
+        // A device without entries (not yet enrolled, or added lazily) is met by its streams.
+        let last = cubes.iter().map(|cube| cube.last()).max().unwrap_or(0);
+        let bare = move |device: DeviceId| map.used_by(device).is_none_or(|used| used.entries.get() == 0);
+        let by_stream = tree
+            .up_to(self.config.key, StreamId::new(last))
+            .filter(move |master| bare(master.device) && master.meets(cubes))
+            .map(|master| master.device);
+        by_entry.chain(by_stream)
     }
 
     pub(super) fn withdraw_master(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<(), IommuError> {
-        let gone = {
+        let (gone, left) = {
             let mut guard = self.masters.tree.lock(held);
             let (tree, held) = guard.split();
             let mut map = self.map.lock(held);
             let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-            if used.bank.get().is_some() || used.planned.get() {
+            if used.planned.get() {
                 return Err(IommuError::Busy);
             }
-            let used = map.take_use(device);
-            if let Some(used) = &used {
-                let entries = used.replace_entries(Vec::new());
-                for used in &entries {
-                    self.release_entry(&mut map, *used);
-                }
-                if !entries.is_empty() {
-                    map.generation = map.generation.wrapping_add(1);
-                }
-                let _ = used.replace_entries(entries);
+            if used.bank.get().is_some() {
+                return Err(IommuError::Busy);
             }
-            (tree.take(self.config.key, device), used)
+            let lowest = super::master::lowest(&used.streams);
+            let used = map.take_use(device);
+            let mut left = None;
+            for number in each(used.as_ref().map_or(0, |used| used.entries.get())) {
+                self.release(&mut map, number);
+                let entry = map.entry(number);
+                left = left.or(entry.filter(|entry| entry.assigned == 0).and_then(|entry| entry.user));
+            }
+            ((tree.take(self.config.key, lowest, device), used), left)
         };
         drop(gone);
-        Ok(())
-    }
-
-    fn release_entry(&self, map: &mut StreamMap, used: EntryUse) {
-        let Some(entry) = map.entry_mut(used.entry) else { return };
-        entry.registered = entry.registered.saturating_sub(used.pairs);
-        if entry.registered == 0 {
-            entry.cube = None;
-            self.write_free_entry(used.entry);
+        if let Some(mate) = left.filter(|mate| !reserved::is_reserved(*mate)) {
+            self.tidy(held, mate);
         }
+        Ok(())
     }
 
     pub(super) fn sharers_of(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Vec<DeviceId> {
@@ -260,25 +142,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
         }
     }
-}
 
-/// The devices whose streams, or whose entries, meet `cubes`.
-fn met_by<'a>(
-    masters: impl Iterator<Item = &'a Master> + 'a,
-    map: &'a StreamMap,
-    cubes: &'a [Cube],
-) -> impl Iterator<Item = DeviceId> + 'a {
-    let by_stream = masters.filter(|master| master.meets(cubes)).map(|master| master.device);
-    // An entry may still capture IDs of a device that has left a group which keeps the entry.
-    let by_entry = map.uses().filter(|used| {
-        used.with_entries(|entries| {
-            entries.iter().any(|used| {
-                let cube = map.entry(used.entry).and_then(|entry| entry.cube);
-                cube.is_some_and(|cube| cubes.iter().any(|wanted| wanted.meets(cube)))
-            })
-        })
-    });
-    by_stream.chain(by_entry.map(|used| used.device))
+    /// Whose stream it is: through the entry that matches it, else by the streams of devices without entries.
+    pub(super) fn find_owner(&self, held: &mut Held<'_, Unlocked>, stream: StreamId) -> Option<DeviceId> {
+        let id = stream.value() & self.widths.id_bits;
+        {
+            let map = self.map.lock(held);
+            if let Some(user) = map.matching(id).and_then(|entry| entry.user) {
+                let owns = |used: &&Use| used.holds(id) && !reserved::is_reserved(used.device);
+                let owner = map.used_by(user).filter(owns).or_else(|| map.uses().find(owns));
+                return owner.map(|used| used.device);
+            }
+        }
+        let wanted = [Cube::point(id)];
+        let tree = self.masters.tree.lock(held);
+        tree.up_to(self.config.key, StreamId::new(id)).find(|master| master.meets(&wanted)).map(|master| master.device)
+    }
 }
 
 fn copy(cubes: &[Cube]) -> Result<Vec<Cube>, IommuError> {

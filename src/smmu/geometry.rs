@@ -4,10 +4,11 @@ use core::fmt;
 
 use thiserror::Error;
 
-use super::config::{Architecture, Implementation, SmmuConfig};
+use super::config::{Architecture, SmmuConfig};
 use super::mmio::Registers;
+use super::quirks::{self, Effects};
 use super::registers::{bit, field, gr0};
-use crate::assign::{Granules, IommuKey, Stage2Limits};
+use crate::assign::{Granules, IommuError, IommuKey, Stage2Limits};
 
 /// What an instance is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Geometry {
     pub ipa_bits: u8,
     /// Bits of an output address.
     pub output_bits: u8,
+    /// Bytes of registers, as far as IDR1 tells.
+    pub register_bytes: u64,
 }
 
 /// Why an instance cannot be driven.
@@ -111,6 +114,29 @@ pub enum ProbeError {
     /// Memory could not be reserved.
     #[error("{0}: out of memory")]
     OutOfMemory(IommuKey),
+    /// There is no power for it.
+    #[error("{iommu}: no power: {reason}")]
+    NoPower {
+        /// The instance.
+        iommu: IommuKey,
+        /// What the power hook says.
+        reason: &'static str,
+    },
+    /// Every entry of a live unit matches a reserved stream: none is left to find out what entries keep.
+    #[error("{0}: reserved streams take every stream-map entry")]
+    NoSpareEntry(IommuKey),
+    /// The SMMUs of the chip share one space of VMIDs, and it is used up (quirk Q2).
+    #[error("{0}: no VMIDs are left on this chip")]
+    NoVmids(IommuKey),
+    /// A reserved stream could not be given its restricted translation. The unit is not enabled, or is still live with
+    /// all but reserved streams in fault.
+    #[error("{iommu}: reserved streams: {error}")]
+    Reserved {
+        /// The instance.
+        iommu: IommuKey,
+        /// Why not.
+        error: IommuError,
+    },
 }
 
 impl Geometry {
@@ -140,14 +166,17 @@ impl Geometry {
             return Err(ProbeError::NoStage2(iommu));
         }
         let page_shift = if bit(idr1, 31) { 16 } else { 12 };
+        let effects = quirks::effects_of(config, low_byte(idr7));
         let pages = 2_u32 << field(idr1, 30, 28);
-        let bank_base = pages << page_shift;
-        let banks = field(idr1, 7, 0);
+        let bank_base = config.bank_base.unwrap_or(pages << page_shift);
+        let counted = field(idr1, 7, 0);
+        let hides = effects.contains(Effects::HIDDEN_BANKS);
+        let banks = if hides { quirks::usable_banks(config.chip, counted) } else { counted };
         let stage2_banks = field(idr1, 23, 16);
         if banks == 0 || banks > 128 {
             return contradiction("the number of context banks (NUMCB) is 0 or above 128");
         }
-        if stage2_banks > banks {
+        if stage2_banks > counted {
             return contradiction("more stage-2 banks (NUMS2CB) than banks (NUMCB)");
         }
         let needed = u64::from(bank_base).saturating_add(u64::from(banks) << page_shift);
@@ -162,18 +191,19 @@ impl Geometry {
         if matching && groups == 0 {
             return contradiction("stream matching (SMS) without a stream-mapping group (NUMSMRG)");
         }
-        if groups > 128 {
+        if groups > 128 && !effects.contains(Effects::CLAMP_GROUPS) {
             return contradiction("more than 128 stream-mapping groups (NUMSMRG)");
         }
 
-        let mmu401 = config.implementation == Implementation::Mmu401;
-        let long_granules = match (version2, mmu401) {
-            // Q8: 64-bit registers cannot be written whole, so that AArch64 formats are left alone.
-            (true, _) if config.implementation == Implementation::MarvellAp806 => NO_GRANULES,
-            (true, _) => Granules { kib4: bit(idr2, 12), kib16: bit(idr2, 13), kib64: bit(idr2, 14) },
-            // Q25: version 1 with AArch64 tables of 64 KiB pages.
-            (false, true) => Granules { kib4: false, kib16: false, kib64: true },
-            (false, false) => NO_GRANULES,
+        let kib64_on_v1 = effects.contains(Effects::AARCH64_KIB64);
+        let long_granules = match version2 {
+            true if effects.contains(Effects::NO_AARCH64) => NO_GRANULES,
+            true => Granules {
+                kib4: bit(idr2, 12),
+                kib16: bit(idr2, 13) && !effects.contains(Effects::NO_KIB16),
+                kib64: bit(idr2, 14),
+            },
+            false => Granules { kib64: kib64_on_v1, ..NO_GRANULES },
         };
         let aarch32_long = if version2 { field(idr0, 25, 24) != 2 } else { true };
         if long_granules == NO_GRANULES && !aarch32_long {
@@ -196,10 +226,11 @@ impl Geometry {
             conflicts_detected: bit(idr1, 15),
             revision: low_byte(idr7),
             long_granules,
-            cba2r: version2 || mmu401,
+            cba2r: version2 || kib64_on_v1,
             aarch32_long,
             ipa_bits: address_bits(field(idr2, 3, 0)),
             output_bits: address_bits(field(idr2, 7, 4)),
+            register_bytes: u64::from(bank_base).saturating_mul(2),
         })
     }
 

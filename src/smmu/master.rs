@@ -13,9 +13,11 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
+use super::context::Vmids;
 use super::cover::Cube;
 use super::levels;
 use crate::assign::{DeviceId, IommuKey, StreamId};
@@ -58,6 +60,8 @@ impl Master {
 /// One for a machine; every instance is made with a share of it.
 pub struct Masters<P: Platform> {
     pub(super) tree: Lock<levels::Masters, Tree, P::Lock>,
+    /// The last VMID that was given to an instance of a chip whose SMMUs share one space of them (quirk Q2).
+    last_vmid: AtomicU32,
 }
 
 /// The tree itself, as seen under the lock.
@@ -67,7 +71,16 @@ impl<P: Platform> Masters<P> {
     /// No masters.
     #[must_use]
     pub const fn new() -> Self {
-        Self { tree: Lock::new(Tree(RBTree::new(ByStream::NEW))) }
+        Self { tree: Lock::new(Tree(RBTree::new(ByStream::NEW))), last_vmid: AtomicU32::new(0) }
+    }
+
+    /// As many VMIDs as there are `banks`, of which no other instance has any; none above `highest`.
+    ///
+    /// They are not given back: what another instance has cached under them is not known.
+    pub(super) fn take_vmids(&self, banks: u8, highest: u16) -> Option<Vmids> {
+        let take = |last: u32| last.checked_add(banks.into()).filter(|last| *last <= highest.into());
+        let last = self.last_vmid.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        u16::try_from(last.saturating_add(1)).ok().map(Vmids::from)
     }
 }
 
@@ -84,12 +97,12 @@ impl<P: Platform> fmt::Debug for Masters<P> {
 }
 
 impl Tree {
-    /// The masters of one instance, by lowest stream.
-    pub(super) fn of(&self, iommu: IommuKey) -> impl Iterator<Item = &Master> {
+    /// The masters of one instance that can meet an ID up to `last`: those whose lowest ID is not above it.
+    pub(super) fn up_to(&self, iommu: IommuKey, last: StreamId) -> impl Iterator<Item = &Master> {
         let first: Key = (iommu, StreamId::new(0), DeviceId::new(0));
         let mut cursor = self.0.lower_bound(Bound::Included(&first));
         core::iter::from_fn(move || {
-            let master = cursor.get().filter(|master| master.iommu == iommu)?;
+            let master = cursor.get().filter(|master| master.iommu == iommu && lowest(&master.streams) <= last)?;
             cursor.move_next();
             Some(master)
         })
@@ -100,12 +113,12 @@ impl Tree {
     }
 
     /// Takes a device's master out; the caller drops it when the lock is free.
-    pub(super) fn take(&mut self, iommu: IommuKey, device: DeviceId) -> Option<Box<Master>> {
-        let lowest = self.of(iommu).find(|master| master.device == device).map(|master| lowest(&master.streams))?;
+    pub(super) fn take(&mut self, iommu: IommuKey, lowest: StreamId, device: DeviceId) -> Option<Box<Master>> {
         self.0.find_mut(&(iommu, lowest, device)).remove()
     }
 }
 
-fn lowest(streams: &[Cube]) -> StreamId {
+/// The lowest ID of a device: its place in the tree.
+pub(super) fn lowest(streams: &[Cube]) -> StreamId {
     StreamId::new(streams.iter().map(|cube| cube.id()).min().unwrap_or(0))
 }

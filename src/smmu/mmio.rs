@@ -24,6 +24,26 @@ pub trait Registers: Send + Sync + fmt::Debug {
 
     /// Writes a 64-bit register in one access.
     fn write64(&self, offset: u32, value: u64);
+
+    /// How many instances stand behind it that are programmed alike (quirk Q9).
+    fn members(&self) -> usize {
+        1
+    }
+
+    /// Reads a 32-bit register of one of the [`members`](Self::members).
+    fn read32_of(&self, _member: usize, offset: u32) -> u32 {
+        self.read32(offset)
+    }
+
+    /// Reads a 64-bit register of one of the [`members`](Self::members).
+    fn read64_of(&self, _member: usize, offset: u32) -> u64 {
+        self.read64(offset)
+    }
+
+    /// Writes a 32-bit register of one of the [`members`](Self::members).
+    fn write32_of(&self, _member: usize, offset: u32, value: u32) {
+        self.write32(offset, value);
+    }
 }
 
 /// Registers mapped into the hypervisor's address space as device memory.

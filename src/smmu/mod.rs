@@ -15,25 +15,41 @@
 //!
 //! [`docs/locking.md`]: https://docs.rs/crate/iommu-assign/latest/source/docs/locking.md
 
+mod access;
 mod audit;
+mod banks;
+mod claims;
 mod config;
 mod context;
 pub mod cover;
 mod entries;
 mod fault;
+mod flush;
+mod gate;
 mod geometry;
+mod index;
 mod instance;
 pub(crate) mod levels;
+mod lifecycle;
+mod lines;
+mod lockstep;
 mod master;
 mod mmio;
 mod moves;
 mod probe;
+mod provider;
+mod quirks;
 mod registers;
+mod reserved;
+mod setup;
 mod stream_map;
 mod tlb;
 
-pub use config::{Architecture, EmptyRoot, Implementation, SmmuConfig};
+pub use config::{Architecture, Chip, EmptyRoot, FaultLimits, Implementation, SmmuConfig};
 pub use geometry::{Geometry, ProbeError};
-pub use instance::Smmu;
+pub use instance::{Notes, Smmu};
+pub use lockstep::Lockstep;
 pub use master::Masters;
 pub use mmio::{Mmio, Registers};
+pub use quirks::{Effects, Quirk, Remedy, quirks, quirks_of};
+pub use setup::{AlwaysOn, Power, PowerError, Reserved, Setup};

@@ -55,9 +55,14 @@ pub(super) mod cb {
     pub(in crate::smmu) const ACTLR: u32 = 0x004;
     pub(in crate::smmu) const TTBR0: u32 = 0x020;
     pub(in crate::smmu) const TCR: u32 = 0x030;
+    pub(in crate::smmu) const RESUME: u32 = 0x008;
     pub(in crate::smmu) const FSR: u32 = 0x058;
     pub(in crate::smmu) const FAR: u32 = 0x060;
     pub(in crate::smmu) const FSYNR0: u32 = 0x068;
+    pub(in crate::smmu) const TLBIIPAS2: u32 = 0x630;
+    pub(in crate::smmu) const TLBIIPAS2L: u32 = 0x638;
+    pub(in crate::smmu) const TLBSYNC: u32 = 0x7f0;
+    pub(in crate::smmu) const TLBSTATUS: u32 = 0x7f4;
 }
 
 /// Written where the value is ignored: never zero, which some hypervisors below mis-decode (quirk Q14).
@@ -161,18 +166,56 @@ pub(super) enum S2cr {
 }
 
 impl S2cr {
-    const TYPE_FAULT: u32 = 2 << 16;
-    const EXIDVALID: u32 = 1 << 10;
     /// TYPE and CBNDX: what an audit compares. The rest is implementation-defined or attributes that stay zero.
-    pub(super) const COMPARED: u32 = 3 << 16 | Self::EXIDVALID | 0xff;
+    pub(super) const COMPARED: u32 = 3 << 16 | 1 << 10 | 0xff;
 
-    /// The register's value; `exid_valid` says that the entry matches, where validity stands here (extended IDs).
-    pub(super) const fn encode(self, exid_valid: bool) -> u32 {
-        let valid = if exid_valid { Self::EXIDVALID } else { 0 };
-        valid
-            | match self {
-                Self::Fault => Self::TYPE_FAULT,
-                Self::Translate(bank) => bank as u32,
+    /// TYPE of what was read, and the bank that it names.
+    pub(super) const fn decode(value: u32) -> Option<Self> {
+        match (value >> 16) & 3 {
+            0 => Some(Self::Translate(value.to_le_bytes()[0])),
+            1 => None,
+            _ => Some(Self::Fault),
+        }
+    }
+}
+
+/// How S2CR is spelled on a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spelling {
+    /// TYPE as it must be written for a stream to fault (quirk Q12).
+    pub(super) fault: u32,
+    /// Validity stands in the S2CR (extended IDs with stream matching).
+    pub(super) validity: bool,
+}
+
+impl Spelling {
+    /// TYPE 2, as the manual has it, and as it is read everywhere.
+    pub(super) const FAULT: u32 = 2 << 16;
+    /// TYPE 1.
+    pub(super) const BYPASS: u32 = 1 << 16;
+    const EXIDVALID: u32 = 1 << 10;
+
+    /// What is written for an entry that matches (`valid`) or not.
+    pub(super) const fn write(self, action: S2cr, valid: bool) -> u32 {
+        self.spell(action, valid, self.fault)
+    }
+
+    /// What is read from it then.
+    pub(super) const fn read(self, action: S2cr, valid: bool) -> u32 {
+        self.spell(action, valid, Self::FAULT)
+    }
+
+    /// Whether an S2CR that was read says that its entry matches, where it is the S2CR that says so.
+    pub(super) const fn is_valid(self, s2cr: u32) -> bool {
+        s2cr & Self::EXIDVALID != 0
+    }
+
+    const fn spell(self, action: S2cr, valid: bool, fault: u32) -> u32 {
+        let validity = if self.validity && valid { Self::EXIDVALID } else { 0 };
+        validity
+            | match action {
+                S2cr::Fault => fault,
+                S2cr::Translate(bank) => bank as u32,
             }
     }
 }

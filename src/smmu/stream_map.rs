@@ -11,8 +11,9 @@
 //! 2. `registered` of an entry is the number of (device, canonical stream) pairs that meet it; 0 exactly when the entry
 //!    does not match. `assigned` is the part of them whose device is in a space; 0 exactly when the entry faults
 //!    (contract I-12).
-//! 3. Devices that share an entry and are in a space are in the same one: the caller keeps groups (contract I-11), and
+//! 3. Devices that share an entry and are in a domain are in the same one: the caller keeps groups (contract I-11), and
 //!    [`StreamMap::conflicts`] refuses a caller that does not.
+//! 4. A device either uses every entry that meets its streams, or none: then it is not enrolled.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -22,12 +23,26 @@ use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
 use super::context::{Bank, BankIndex};
 use super::cover::Cube;
+use super::index::Index;
 use super::registers::S2cr;
 use super::tlb::Ticket;
 use crate::assign::DeviceId;
 
 /// The index of an entry, 0..=127.
 pub(super) type EntryIndex = u8;
+
+/// A set of entries, or of banks: bit `n` stands for number `n`.
+pub(super) type Set = u128;
+
+/// The set with one member.
+pub(super) const fn one(number: u8) -> Set {
+    (1 as Set).wrapping_shl(number as u32)
+}
+
+/// The members of a set, lowest first.
+pub(super) fn each(set: Set) -> impl Iterator<Item = u8> {
+    (0..128_u8).filter(move |number| set & one(*number) != 0)
+}
 
 /// A stream-map entry as the driver believes it to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,21 +51,19 @@ pub(super) struct Entry {
     pub(super) cube: Option<Cube>,
     /// What it does.
     pub(super) action: S2cr,
+    /// It is in the registers, not only allotted to a device that was added lazily.
+    pub(super) armed: bool,
     /// Pairs that meet it.
     pub(super) registered: usize,
     /// Pairs whose device is in a space.
     pub(super) assigned: usize,
+    /// One of the devices that use it.
+    pub(super) user: Option<DeviceId>,
 }
 
 impl Entry {
-    const FREE: Self = Self { cube: None, action: S2cr::Fault, registered: 0, assigned: 0 };
-}
-
-/// One entry of a device, and how many of the device's streams meet it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct EntryUse {
-    pub(super) entry: EntryIndex,
-    pub(super) pairs: usize,
+    pub(super) const FREE: Self =
+        Self { cube: None, action: S2cr::Fault, armed: false, registered: 0, assigned: 0, user: None };
 }
 
 /// What a device uses of the map.
@@ -58,7 +71,8 @@ pub(super) struct Use {
     link: RBTreeLink,
     pub(super) device: DeviceId,
     pub(super) streams: Vec<Cube>,
-    entries: Cell<Vec<EntryUse>>,
+    /// The entries that meet its streams; none: it is not enrolled.
+    pub(super) entries: Cell<Set>,
     /// The bank that translates for it.
     pub(super) bank: Cell<Option<BankIndex>>,
     /// A move is planned.
@@ -73,24 +87,11 @@ impl Use {
             link: RBTreeLink::new(),
             device,
             streams,
-            entries: Cell::new(Vec::new()),
+            entries: Cell::new(0),
             bank: Cell::new(None),
             planned: Cell::new(false),
             undrained: Cell::new(None),
         })
-    }
-
-    /// Looks at the entries of the device. An empty list: it is not enrolled.
-    pub(super) fn with_entries<T>(&self, look: impl FnOnce(&[EntryUse]) -> T) -> T {
-        let entries = self.entries.take();
-        let seen = look(&entries);
-        self.entries.set(entries);
-        seen
-    }
-
-    /// Sets the entries of the device and returns the list's old memory, to be dropped when the lock is free.
-    pub(super) fn replace_entries(&self, entries: Vec<EntryUse>) -> Vec<EntryUse> {
-        self.entries.replace(entries)
     }
 
     /// How many of the device's streams meet `cube`.
@@ -98,8 +99,9 @@ impl Use {
         self.streams.iter().filter(|stream| stream.meets(cube)).count()
     }
 
-    fn uses(&self, entry: EntryIndex) -> bool {
-        self.with_entries(|entries| entries.iter().any(|used| used.entry == entry))
+    /// Whether `id` is one of the device's.
+    pub(super) fn holds(&self, id: u32) -> bool {
+        self.streams.iter().any(|stream| stream.holds(id))
     }
 }
 
@@ -115,17 +117,20 @@ impl<'a> KeyAdapter<'a> for ByDevice {
 
 /// The stream map and the context banks of one instance: its shadow, which is the truth (rule O21).
 pub(super) struct StreamMap {
-    pub(super) entries: Vec<Entry>,
+    entries: Vec<Entry>,
     pub(super) banks: Vec<Bank>,
+    index: Index,
     uses: RBTree<ByDevice>,
-    /// Changes whenever an entry starts or stops to match.
+    /// Changes whenever an entry starts or stops to match, or matches something else.
     pub(super) generation: u64,
 }
 
 impl StreamMap {
     /// All entries free, all banks free. `None` when memory could not be reserved.
     pub(super) fn new(entries: u8, banks: u8) -> Option<Self> {
-        let mut map = Self { entries: Vec::new(), banks: Vec::new(), uses: RBTree::new(ByDevice::NEW), generation: 0 };
+        let index = Index::new(entries)?;
+        let mut map =
+            Self { entries: Vec::new(), banks: Vec::new(), index, uses: RBTree::new(ByDevice::NEW), generation: 0 };
         map.entries.try_reserve_exact(entries.into()).ok()?;
         map.entries.resize(entries.into(), Entry::FREE);
         map.banks.try_reserve_exact(banks.into()).ok()?;
@@ -147,42 +152,119 @@ impl StreamMap {
         self.uses.insert(used);
     }
 
+    /// Takes a device's use out, with the entries that it used counted without it.
     pub(super) fn take_use(&mut self, device: DeviceId) -> Option<Box<Use>> {
-        self.uses.find_mut(&device).remove()
+        let used = self.uses.find_mut(&device).remove()?;
+        for entry in each(used.entries.get()) {
+            self.recount(entry);
+        }
+        Some(used)
     }
 
-    /// The devices other than `device` that use one of its entries.
+    /// The devices other than `used`'s that use one of its entries.
     pub(super) fn sharers<'a>(&'a self, used: &'a Use) -> impl Iterator<Item = &'a Use> {
-        self.uses.iter().filter(move |other| {
-            other.device != used.device
-                && used.with_entries(|entries| entries.iter().any(|mine| other.uses(mine.entry)))
+        let mine = used.entries.get();
+        self.uses.iter().filter(move |other| other.device != used.device && other.entries.get() & mine != 0)
+    }
+
+    /// Whether an entry of `used` translates to another domain's bank for a device outside `moving`.
+    ///
+    /// A space of the service's own is no domain: devices leave it when a group-mate is moved.
+    pub(super) fn conflicts(&self, used: &Use, bank: BankIndex, moving: &[DeviceId]) -> bool {
+        self.sharers(used).any(|other| {
+            let theirs = other.bank.get().filter(|theirs| !self.bank(*theirs).is_some_and(Bank::is_own));
+            !moving.contains(&other.device) && theirs.is_some_and(|theirs| theirs != bank)
         })
     }
 
-    /// Whether an entry of `used` translates to another bank than `bank` for a device outside `moving`.
-    pub(super) fn conflicts(&self, used: &Use, bank: BankIndex, moving: &[DeviceId]) -> bool {
-        self.sharers(used)
-            .any(|other| !moving.contains(&other.device) && other.bank.get().is_some_and(|theirs| theirs != bank))
+    /// The entries of all devices that are connected with `start` through shared entries, `start` included.
+    pub(super) fn connected(&self, start: Set) -> Set {
+        let mut reached = start;
+        loop {
+            let shared = self.uses.iter().map(|used| used.entries.get()).filter(|entries| entries & reached != 0);
+            let grown = shared.fold(reached, |all, entries| all | entries);
+            if grown == reached {
+                return reached;
+            }
+            reached = grown;
+        }
     }
 
     // --- entries ---
 
-    pub(super) fn entry(&self, index: EntryIndex) -> Option<&Entry> {
-        self.entries.get(usize::from(index))
+    pub(super) fn entry(&self, number: EntryIndex) -> Option<&Entry> {
+        self.entries.get(usize::from(number))
     }
 
-    pub(super) fn entry_mut(&mut self, index: EntryIndex) -> Option<&mut Entry> {
-        self.entries.get_mut(usize::from(index))
+    pub(super) fn entry_mut(&mut self, number: EntryIndex) -> Option<&mut Entry> {
+        self.entries.get_mut(usize::from(number))
     }
 
-    /// The entries that match, with what they match.
-    pub(super) fn matching(&self) -> impl Iterator<Item = (EntryIndex, Cube)> {
-        (0..=u8::MAX).zip(&self.entries).filter_map(|(index, entry)| Some((index, entry.cube?)))
+    pub(super) fn cube(&self, number: EntryIndex) -> Option<Cube> {
+        self.entry(number).and_then(|entry| entry.cube)
+    }
+
+    /// How many of a device's streams meet what an entry matches.
+    pub(super) fn pairs(&self, device: DeviceId, number: EntryIndex) -> usize {
+        self.used_by(device).zip(self.cube(number)).map_or(0, |(used, cube)| used.pairs_with(cube))
+    }
+
+    pub(super) fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// All entries.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (EntryIndex, &Entry)> {
+        (0..=u8::MAX).zip(&self.entries)
     }
 
     /// The free entries, lowest first.
     pub(super) fn free_entries(&self) -> impl Iterator<Item = EntryIndex> {
-        (0..=u8::MAX).zip(&self.entries).filter(|(_, entry)| entry.cube.is_none()).map(|(index, _)| index)
+        self.entries().filter(|(_, entry)| entry.cube.is_none()).map(|(number, _)| number)
+    }
+
+    /// The entry that matches a stream ID.
+    pub(super) fn matching(&self, id: u32) -> Option<&Entry> {
+        self.index.matching(id).and_then(|number| self.entry(number))
+    }
+
+    /// The entries that match some ID of `wanted`.
+    pub(super) fn meeting(&self, wanted: Cube) -> impl Iterator<Item = (EntryIndex, Cube)> {
+        self.index.meeting(wanted)
+    }
+
+    /// The entries that match some ID of `streams`.
+    pub(super) fn meeting_any(&self, streams: &[Cube]) -> Set {
+        streams.iter().flat_map(|stream| self.index.meeting(*stream)).fold(0, |all, (number, _)| all | one(number))
+    }
+
+    /// Makes an entry match `cube`, or something else than before, or nothing. Who uses it is counted later.
+    pub(super) fn set_cube(&mut self, number: EntryIndex, cube: Option<Cube>) {
+        self.index.remove(number);
+        if let Some(cube) = cube {
+            self.index.insert(cube, number);
+        }
+        if let Some(entry) = self.entry_mut(number) {
+            entry.cube = cube;
+        }
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Finds out anew who of the devices uses an entry (invariants 2 and 4).
+    pub(super) fn recount(&mut self, number: EntryIndex) {
+        let Some(cube) = self.cube(number) else { return };
+        let (mut registered, mut assigned, mut user) = (0_usize, 0_usize, None);
+        for used in self.uses.iter().filter(|used| used.entries.get() & one(number) != 0) {
+            let pairs = used.pairs_with(cube);
+            registered = registered.saturating_add(pairs);
+            if used.bank.get().is_some() {
+                assigned = assigned.saturating_add(pairs);
+            }
+            user = user.or(Some(used.device));
+        }
+        if let Some(entry) = self.entry_mut(number) {
+            *entry = Entry { registered, assigned, user, ..*entry };
+        }
     }
 
     // --- banks ---
@@ -195,8 +277,18 @@ impl StreamMap {
         self.banks.get_mut(usize::from(index))
     }
 
+    /// The bank that translates for a device.
+    pub(super) fn bank_of(&self, used: &Use) -> Option<&Bank> {
+        used.bank.get().and_then(|bank| self.bank(bank))
+    }
+
     /// The first bank that `wanted` accepts. Banks that can only do stage 2 come first (quirk Q24).
     pub(super) fn find_bank(&self, wanted: impl Fn(&Bank) -> bool) -> Option<BankIndex> {
-        (0..=u8::MAX).zip(&self.banks).find(|(_, bank)| wanted(bank)).map(|(index, _)| index)
+        self.banks().find(|(_, bank)| wanted(bank)).map(|(index, _)| index)
+    }
+
+    /// All banks.
+    pub(super) fn banks(&self) -> impl Iterator<Item = (BankIndex, &Bank)> {
+        (0..=u8::MAX).zip(&self.banks)
     }
 }

@@ -1,4 +1,7 @@
-//! Post and synchronise: invalidations, and the one global sync in flight.
+//! Post and synchronise: invalidations, and the one sync in flight of a sync register.
+//!
+//! An instance has a global sync, which completes everything, and in version 2 one in each bank, which completes what
+//! was posted in that bank. Each is a [`Tlb`] of its own.
 //!
 //! # Locking
 //!
@@ -11,10 +14,11 @@
 //! 2. Sync `n` was started after every invalidation whose ticket is at most `n` was written, so that its completion
 //!    completes them (IHI 0062D, TLB maintenance).
 
-
+use super::access::Access;
+use super::geometry::Geometry;
 use super::levels::TlbSync;
 use super::mmio::Registers;
-use super::registers::{ANY_VALUE, gr0};
+use super::registers::{ANY_VALUE, cb, gr0};
 use crate::sync::Platform;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
@@ -32,9 +36,12 @@ pub(super) struct SyncTimeout {
     pub(super) polls: u32,
 }
 
-/// The invalidation side of one instance.
+/// One sync register and what was posted for it.
 #[derive(Debug)]
 pub(super) struct Tlb<P: Platform> {
+    /// Offsets of the register that starts a sync and of its status.
+    sync: u32,
+    status: u32,
     state: Lock<TlbSync, State, P::Lock>,
     /// Copies that can be read without the lock; written under it.
     issued: AtomicU64,
@@ -47,16 +54,27 @@ struct State {
 }
 
 impl<P: Platform> Tlb<P> {
-    pub(super) fn new() -> Self {
-        Self { state: Lock::new(State { in_flight: false }), issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
+    /// The instance's global sync.
+    pub(super) fn global() -> Self {
+        Self::at(gr0::STLBGSYNC, gr0::STLBGSTATUS)
+    }
+
+    /// The sync of one bank (version 2).
+    pub(super) fn of_bank(geometry: &Geometry, bank: u8) -> Self {
+        Self::at(geometry.bank(bank, cb::TLBSYNC), geometry.bank(bank, cb::TLBSTATUS))
+    }
+
+    fn at(sync: u32, status: u32) -> Self {
+        let state = Lock::new(State { in_flight: false });
+        Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
     }
 
     /// Writes invalidations, and a sync behind them where none is in flight.
     pub(super) fn post<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
-        registers: &R,
-        invalidate: impl FnOnce(&R),
+        registers: &Access<R>,
+        invalidate: impl FnOnce(&Access<R>),
     ) -> Ticket {
         let mut state = self.state.lock(held);
         // Table writes are visible to the walker before the invalidation is (O11, contract S-1).
@@ -74,11 +92,11 @@ impl<P: Platform> Tlb<P> {
     pub(super) fn wait<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
-        registers: &R,
+        registers: &Access<R>,
         ticket: Ticket,
         polls: u32,
     ) -> Result<(), SyncTimeout> {
-        const GSACTIVE: u32 = 1;
+        const ACTIVE: u32 = 1;
         let mut polled = 0_u32;
         while !self.is_complete(ticket) {
             if polled == polls {
@@ -88,7 +106,7 @@ impl<P: Platform> Tlb<P> {
             // Which sync the status is about must be known before it is read: afterwards another may be in flight.
             let about = self.issued.load(Ordering::Acquire);
             polled = polled.saturating_add(1);
-            if registers.read32(gr0::STLBGSTATUS) & GSACTIVE != 0 {
+            if registers.status(self.status) & ACTIVE != 0 {
                 core::hint::spin_loop();
                 continue;
             }
@@ -115,9 +133,9 @@ impl<P: Platform> Tlb<P> {
         self.state.lock(held).in_flight = false;
     }
 
-    fn start<R: Registers>(&self, state: &mut State, registers: &R) -> u64 {
+    fn start<R: Registers>(&self, state: &mut State, registers: &Access<R>) -> u64 {
         let number = self.issued.load(Ordering::Relaxed).saturating_add(1);
-        registers.write32(gr0::STLBGSYNC, ANY_VALUE);
+        registers.write32(self.sync, ANY_VALUE);
         self.issued.store(number, Ordering::Release);
         state.in_flight = true;
         number

@@ -1,0 +1,187 @@
+//! The `Iommu` trait over an instance: who may call what now, and with power.
+
+use alloc::vec::Vec;
+
+use super::claims::Arming;
+use super::context::{BankIndex, BankState};
+use super::gate::{Mode, Purpose};
+use super::instance::Smmu;
+use super::mmio::Registers;
+use super::reserved;
+use super::stream_map::{StreamMap, one};
+use crate::assign::{
+    AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
+    IommuKey, Patience, Prepared, RawFault, Resource, Stage2Limits, Stream, StreamId, Usage, own_space,
+};
+use crate::sync::Platform;
+use crate::sync::order::Held;
+
+impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
+    fn key(&self) -> IommuKey {
+        self.config.key
+    }
+
+    fn limits(&self) -> Stage2Limits {
+        self.table_limits()
+    }
+
+    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
+        let _inside = self.enter(Purpose::Acquire)?;
+        self.publish_master(&mut Held::enter(), device, streams)
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<usize, IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.claim_entries(held, device, Arming::Now))
+    }
+
+    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
+        self.sharers_of(&mut Held::enter(), device)
+    }
+
+    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+        let _inside = self.enter(Purpose::Acquire)?;
+        self.plan_move(&mut Held::enter(), devices, space)
+    }
+
+    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
+        let abandoned = self.powered(&mut Held::enter(), Purpose::Release, |held| {
+            self.abandon_move(held, devices, &prepared);
+            Ok(())
+        });
+        if let Err(error @ (IommuError::NoPower(_) | IommuError::Busy)) = abandoned {
+            log::warn!("{}: a plan could not be given back: {error}", self.config.key);
+        }
+    }
+
+    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
+        let mut held = Held::enter();
+        let mut tried = false;
+        let installed = self.powered(&mut held, Purpose::Acquire, |held| {
+            tried = true;
+            self.install_move(held, devices, &prepared)
+        });
+        if !tried {
+            self.abandon(devices, prepared);
+        }
+        installed
+    }
+
+    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.block_devices(held, devices))
+    }
+
+    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.withdraw_master(held, device))
+    }
+
+    fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.flush_domain(held, domain, Patience::Waiting))
+    }
+
+    fn flush_range(&self, domain: DomainId, range: &FlushRange, patience: Patience) -> Result<(), IommuError> {
+        let mut held = Held::enter();
+        if patience == Patience::Waiting {
+            return self.powered(&mut held, Purpose::Acquire, |held| self.flush_pages(held, domain, range, patience));
+        }
+        // Atomic context cannot wait for power.
+        let inside = self.gate.enter(Purpose::Acquire, self.config.atomic_polls)?;
+        if inside.mode == Mode::Running && !self.power.call(&mut held).is_on() {
+            return Err(IommuError::NoPower("it is off, and atomic context cannot switch it on"));
+        }
+        self.flush_pages(&mut held, domain, range, patience)
+    }
+
+    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
+        self.intake(line, report)
+    }
+
+    fn owner_of(&self, stream: StreamId) -> Option<DeviceId> {
+        self.find_owner(&mut Held::enter(), stream)
+    }
+
+    fn audit(&self, report: &mut dyn FnMut(Difference)) {
+        let _ = self.powered(&mut Held::enter(), Purpose::Acquire, |held| {
+            self.audit_all(held, report);
+            Ok(())
+        });
+    }
+
+    fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError> {
+        let mut held = Held::enter();
+        let map = self.map.lock(&mut held);
+        let used = map.used_by(device).ok_or(IommuError::Unknown)?;
+        let domain = map.bank_of(used).and_then(super::context::Bank::domain);
+        Ok(domain.filter(|domain| !own_space::is_own(*domain)))
+    }
+
+    fn enable_reports(&self) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| {
+            self.start_reports(held);
+            Ok(())
+        })
+    }
+
+    fn tend_faults(&self, storming: &mut dyn FnMut(StreamId, u32)) {
+        self.counters.tend(self.config.fault_limits, storming);
+    }
+
+    fn fault_counts(&self) -> FaultCounts {
+        self.counters.totals()
+    }
+
+    fn unknown_streams(&self, report: &mut dyn FnMut(StreamId, u32)) {
+        self.counters.unknown(report);
+    }
+
+    fn coupled(&self, line: FaultLine, report: &mut dyn FnMut(DomainId)) {
+        self.coupled_on(line, report);
+    }
+
+    fn usage(&self, report: &mut dyn FnMut(Usage)) {
+        let mut held = Held::enter();
+        for index in 0..self.geometry.entries {
+            let mut after = None;
+            loop {
+                let next = entry_use(&self.map.lock(&mut held), index, after);
+                let Some((device, domain)) = next else { break };
+                after = Some(device);
+                let device = Some(device).filter(|device| !reserved::is_reserved(*device));
+                report(Usage { resource: Resource::StreamMapEntries, index, device, domain });
+            }
+        }
+        for index in 0..self.geometry.banks {
+            let domain = bank_use(&self.map.lock(&mut held), index);
+            if let Some(domain) = domain {
+                report(Usage { resource: Resource::ContextBanks, index, device: None, domain: Some(domain) });
+            }
+        }
+    }
+
+    fn suspend(&self) -> Result<(), IommuError> {
+        self.go_dark()
+    }
+
+    fn resume(&self) -> Result<(), IommuError> {
+        self.come_back(&mut Held::enter())
+    }
+
+    fn close(&self) -> Result<(), IommuError> {
+        self.go_away(&mut Held::enter())
+    }
+
+    fn crash(&self) -> Result<(), IommuError> {
+        self.stop_now()
+    }
+}
+
+/// The next device after `after` that uses an entry, and its domain.
+fn entry_use(map: &StreamMap, index: u8, after: Option<DeviceId>) -> Option<(DeviceId, Option<DomainId>)> {
+    let uses = |used: &&super::stream_map::Use| used.entries.get() & one(index) != 0 && Some(used.device) > after;
+    let used = map.uses().find(uses)?;
+    Some((used.device, map.bank_of(used).and_then(super::context::Bank::domain)))
+}
+
+fn bank_use(map: &StreamMap, index: BankIndex) -> Option<DomainId> {
+    let bank = map.bank(index)?;
+    if matches!(bank.state, BankState::Free) { None } else { bank.domain() }
+}
