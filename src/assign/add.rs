@@ -6,12 +6,12 @@ use super::claim::Claim;
 use super::device::{Attachment, Device, DeviceSpec, DeviceState};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
-use super::identity::DeviceId;
+use super::identity::{DeviceId, Label};
 use super::policy::{PolicyRequest, Why};
 use super::registry::DeviceRecord;
 use super::removal::Outcome;
 use super::service::Service;
-use super::spec::Stream;
+use super::spec::{IommuKey, Stream};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -123,14 +123,15 @@ impl<P: Platform> Service<P> {
 
     /// Publishes the device's streams, joins the groups that they meet, and takes entries in fault.
     fn join(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> Result<(), Cause> {
-        let mut meets: Vec<DeviceId> = Vec::new();
+        let mut meets: Vec<Met> = Vec::new();
         for attachment in device.attachments() {
             let met = attachment.iommu.call(held).publish(device.id(), &attachment.streams);
-            meets.append(&mut met.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?);
+            let met = met.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
+            meets.try_reserve(met.len()).map_err(|_| Cause::OutOfMemory)?;
+            meets.extend(met.into_iter().map(|device| Met { device, iommu: attachment.key }));
         }
-        let owned = self.join_groups(held, device, &meets)?;
-        if let Some((domain, owner)) = owned {
-            self.ask_to_share(held, device, &domain, &owner)?;
+        if let Some(shared) = self.join_groups(held, device, &meets)? {
+            self.ask_to_share(held, device, &shared)?;
         }
         for attachment in device.attachments() {
             let enrolled = attachment.iommu.call(held).enrol(device.id());
@@ -146,21 +147,22 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Claims the groups that the device meets and makes one group of them. Returns the owner's name and the member
-    /// that it owns, if there is one.
+    /// Claims the groups that the device meets and makes one group of them. Returns whose live entry it would share, if
+    /// there is one.
     fn join_groups(
         &self,
         held: &mut Held<'_, Unlocked>,
         device: &Device,
-        meets: &[DeviceId],
-    ) -> Result<Option<(super::Label, Device)>, Cause> {
+        meets: &[Met],
+    ) -> Result<Option<Shared>, Cause> {
         let registry = self.registry.lock(held);
         let record = registry.registration(device).ok_or(Cause::Gone)?;
         let same_bus =
             |other: &DeviceRecord| device.isolation().is_some() && other.device.isolation() == device.isolation();
         let met = || {
             registry.devices().filter(|other| {
-                other.device.id() != device.id() && (meets.contains(&other.device.id()) || same_bus(other))
+                let by_stream = meets.iter().any(|met| met.device == other.device.id());
+                other.device.id() != device.id() && (by_stream || same_bus(other))
             })
         };
         // First only looks: a refusal must leave the groups as they are (contract I-11).
@@ -182,28 +184,36 @@ impl<P: Platform> Service<P> {
         for other in met() {
             registry.merge_groups(record, other);
         }
-        Ok(owner.and_then(|(member, domain)| {
-            let domain = registry.domain(domain)?;
-            Some((domain.domain.label().clone(), member.device.clone()))
+        // Whoever meets the device at an IOMMU and is assigned keeps the entry live that the device would share; members
+        // that only their bus brings into the group share none.
+        Ok(meets.iter().find_map(|met| {
+            let member = registry.device_by_id(met.device)?;
+            let DeviceState::Assigned(domain) = member.state.get() else { return None };
+            let domain = registry.domain(domain)?.domain.label().clone();
+            Some(Shared { with: member.device.clone(), domain, iommu: met.iommu })
         }))
     }
 
     /// A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
-    fn ask_to_share(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: &Device,
-        domain: &super::Label,
-        owner: &Device,
-    ) -> Result<(), Cause> {
-        let Some(reason) = device.meets(owner) else { return Ok(()) };
-        if !matches!(reason, ConflictReason::SharedStream(_)) {
-            return Ok(());
-        }
-        let request = PolicyRequest { device, domain, why: Why::Shares { with: owner } };
+    fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, device: &Device, shared: &Shared) -> Result<(), Cause> {
+        let Shared { with, domain, iommu } = shared;
+        let request = PolicyRequest { device, domain, why: Why::Shares { with } };
         if self.policy.call(held).allows(&request) {
             return Ok(());
         }
-        Err(Cause::GroupConflict { with: owner.label().clone(), reason })
+        Err(Cause::GroupConflict { with: with.label().clone(), reason: ConflictReason::SharedStream(*iommu) })
     }
+}
+
+/// A device that a new one meets, and where.
+struct Met {
+    device: DeviceId,
+    iommu: IommuKey,
+}
+
+/// An assigned device whose entry a new one would share.
+struct Shared {
+    with: Device,
+    domain: Label,
+    iommu: IommuKey,
 }

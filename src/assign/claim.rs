@@ -12,10 +12,22 @@ use alloc::vec::Vec;
 
 use super::device::Device;
 use super::error::{Cause, Error, Operation};
+use super::identity::DeviceId;
 use super::removal::Outcome;
 use super::service::Service;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+
+/// Two devices of one group that use the same entry.
+pub(super) type Sharing = (DeviceId, DeviceId);
+
+/// What stands between a claim and its end.
+enum Step {
+    /// Members have left; of those that stay, this many, some may share an entry.
+    FindSharing(usize),
+    /// This device was asked to go.
+    Unregister(Device),
+}
 
 /// A claimed group, by one of its members.
 #[derive(Debug)]
@@ -68,24 +80,38 @@ impl<P: Platform> Service<P> {
         let subject = claim.device;
         let mut outcome = Outcome::Stays;
         let mut via = Some(subject.clone());
+        let mut sharing = None;
         while let Some(member) = via.take() {
-            let pending = {
+            let step = {
                 let registry = self.registry.lock(held);
                 let Some(record) = registry.registration(&member) else { break };
-                let pending = registry.members(record).find(|member| member.may_go());
-                if pending.is_none() {
-                    registry.release(record);
+                let leaving = registry.members(record).find(|member| member.may_go());
+                match (leaving, &sharing) {
+                    (Some(leaving), _) => Step::Unregister(leaving.device.clone()),
+                    (None, None) if registry.has_shrunk(record) => Step::FindSharing(registry.group_size(record)),
+                    (None, sharing) => {
+                        registry.release(record, sharing.as_deref().unwrap_or_default());
+                        break;
+                    }
                 }
-                pending.map(|record| record.device.clone())
             };
-            let Some(leaving) = pending else { break };
-            let (survivor, result) = self.unregister(held, &leaving);
-            if leaving.id() == subject.id() {
-                outcome = Outcome::Removed(result);
-            } else if let Err(error) = result {
-                log::warn!("{error}");
+            match step {
+                Step::FindSharing(size) => {
+                    sharing = Some(self.sharing(held, &member, size));
+                    via = Some(member);
+                }
+                Step::Unregister(leaving) => {
+                    // Who shares with whom is asked again when one more has left.
+                    sharing = None;
+                    let (survivor, result) = self.unregister(held, &leaving);
+                    if leaving.id() == subject.id() {
+                        outcome = Outcome::Removed(result);
+                    } else if let Err(error) = result {
+                        log::warn!("{error}");
+                    }
+                    via = survivor.or_else(|| self.claim_parent(held, &leaving));
+                }
             }
-            via = survivor.or_else(|| self.claim_parent(held, &leaving));
         }
         P::wake();
         outcome
@@ -97,5 +123,28 @@ impl<P: Platform> Service<P> {
         let parent = registry.device(removed.parent()?)?;
         // Whoever has claimed it already sees the mark when it concludes.
         (parent.may_go() && registry.claim(parent, Operation::Remove).is_ok()).then(|| parent.device.clone())
+    }
+
+    /// The pairs of the claimed group that use one entry, whether or not their streams meet: an entry outlives the
+    /// device for which it was made while another uses it, and must not be in two groups (contract I-15).
+    fn sharing(&self, held: &mut Held<'_, Unlocked>, member: &Device, size: usize) -> Vec<Sharing> {
+        let mut members: Vec<Device> = Vec::new();
+        if members.try_reserve_exact(size).is_ok() {
+            let registry = self.registry.lock(held);
+            if let Some(record) = registry.registration(member) {
+                // The claim froze the membership, so that the reserved room suffices.
+                members.extend(registry.members(record).map(|member| member.device.clone()));
+            }
+        }
+        let mut pairs = Vec::new();
+        for one in &members {
+            for attachment in one.attachments() {
+                let sharers = attachment.iommu.call(held).sharers(one.id());
+                if pairs.try_reserve(sharers.len()).is_ok() {
+                    pairs.extend(sharers.into_iter().map(|other| (one.id(), other)));
+                }
+            }
+        }
+        pairs
     }
 }

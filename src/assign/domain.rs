@@ -23,9 +23,12 @@ struct DomainObject<P: Platform> {
     flush_list: Lock<FlushList, Vec<Provider>, P::Lock>,
 }
 
-struct Provider {
-    key: IommuKey,
-    iommu: Outside<Arc<dyn Iommu>>,
+/// One place of the list for each name, so that whoever walks the list by index misses nobody.
+#[derive(Clone)]
+pub(super) struct Provider {
+    pub(super) key: IommuKey,
+    /// `None` when the instance went out of service: its registers may be another driver's by now (contract C-9).
+    pub(super) iommu: Option<Outside<Arc<dyn Iommu>>>,
 }
 
 impl<P: Platform> Domain<P> {
@@ -53,13 +56,16 @@ impl<P: Platform> Domain<P> {
 
     /// Puts `iommu` on the flush list, before a context there goes live (contract I-9).
     ///
-    /// It stays there until the domain ends: an IOMMU without a context of the domain answers a flush at no cost.
-    /// Returns `false` when memory could not be reserved.
+    /// It stays there until it goes out of service or the domain ends: an IOMMU without a context of the domain answers a
+    /// flush at no cost. Returns `false` when memory could not be reserved.
     pub(super) fn join(&self, held: &mut Held<'_, Unlocked>, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
-        let known = |list: &Vec<Provider>| list.iter().any(|provider| provider.key == key);
         let wanted = {
-            let list = self.0.flush_list.lock(held);
-            if known(&list) {
+            let mut list = self.0.flush_list.lock(held);
+            if let Some(provider) = list.iter_mut().find(|provider| provider.key == key) {
+                let old = provider.stand_in(iommu);
+                drop(list);
+                drop(old);
+                P::barrier();
                 return true;
             }
             list.len().saturating_add(1)
@@ -70,15 +76,12 @@ impl<P: Platform> Domain<P> {
             return false;
         }
         let mut list = self.0.flush_list.lock(held);
-        if known(&list) {
-            return true;
-        }
-        if grown.capacity() <= list.len() {
+        if grown.capacity() <= list.len() || list.iter().any(|provider| provider.key == key) {
             drop(list);
             return self.join(held, key, iommu);
         }
         grown.append(&mut list);
-        grown.push(Provider { key, iommu: iommu.clone() });
+        grown.push(Provider { key, iommu: Some(iommu.clone()) });
         let old = core::mem::replace(&mut *list, grown);
         drop(list);
         drop(old);
@@ -86,13 +89,26 @@ impl<P: Platform> Domain<P> {
         true
     }
 
-    /// The `index`th IOMMU of the flush list.
-    pub(super) fn provider(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        index: usize,
-    ) -> Option<(IommuKey, Outside<Arc<dyn Iommu>>)> {
-        self.0.flush_list.lock(held).get(index).map(|provider| (provider.key, provider.iommu.clone()))
+    /// Takes `iommu`, which went out of service and has forgotten the domain, from the flush list.
+    pub(super) fn leave(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
+        let mut list = self.0.flush_list.lock(held);
+        let same = |provider: &&mut Provider| provider.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
+        let old = list.iter_mut().find(same).and_then(|provider| provider.iommu.take());
+        drop(list);
+        drop(old);
+    }
+
+    /// The `index`th place of the flush list.
+    pub(super) fn provider(&self, held: &mut Held<'_, Unlocked>, index: usize) -> Option<Provider> {
+        self.0.flush_list.lock(held).get(index).cloned()
+    }
+}
+
+impl Provider {
+    /// Puts `iommu` in this place. Returns who stood there, to be dropped when the lock is free.
+    fn stand_in(&mut self, iommu: &Outside<Arc<dyn Iommu>>) -> Option<Outside<Arc<dyn Iommu>>> {
+        let known = self.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
+        if known { None } else { self.iommu.replace(iommu.clone()) }
     }
 }
 

@@ -21,6 +21,7 @@ use core::cell::Cell;
 
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
+use super::claim::Sharing;
 use super::device::{Device, DeviceInfo, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Operation};
@@ -312,11 +313,17 @@ impl<P: Platform> Registry<P> {
         self.device(record.leader.get()).and_then(|leader| leader.claim.get())
     }
 
-    /// Ends the claim on the group of `record`. Where members have left, what is left splits into what still meets.
-    pub(super) fn release(&self, record: &DeviceRecord) {
+    /// Whether a member has left the claimed group of `record`.
+    pub(super) fn has_shrunk(&self, record: &DeviceRecord) -> bool {
+        self.device(record.leader.get()).is_some_and(|leader| leader.shrunk.get())
+    }
+
+    /// Ends the claim on the group of `record`. Where members have left, what is left splits into what still meets, or
+    /// is one of the pairs of `sharing`.
+    pub(super) fn release(&self, record: &DeviceRecord, sharing: &[Sharing]) {
         let Some(leader) = self.device(record.leader.get()) else { return };
         if leader.shrunk.replace(false) {
-            self.regroup(leader);
+            self.regroup(leader, sharing);
         } else {
             leader.claim.set(None);
         }
@@ -372,8 +379,8 @@ impl<P: Platform> Registry<P> {
         survivor
     }
 
-    /// Makes the groups anew in which the members of `leader`'s group meet, all of them unclaimed.
-    fn regroup(&self, leader: &DeviceRecord) {
+    /// Makes the groups anew in which the members of `leader`'s group meet or share, all of them unclaimed.
+    fn regroup(&self, leader: &DeviceRecord, sharing: &[Sharing]) {
         for member in self.members(leader) {
             member.regrouping.set(true);
         }
@@ -384,7 +391,8 @@ impl<P: Platform> Registry<P> {
         }
         for one in self.regrouping() {
             for other in self.regrouping() {
-                if one.device.meets(&other.device).is_some() {
+                let share = sharing.contains(&(one.device.id(), other.device.id()));
+                if share || one.device.meets(&other.device).is_some() {
                     self.merge_groups(one, other);
                 }
             }
@@ -402,6 +410,11 @@ impl<P: Platform> Registry<P> {
 
     pub(super) fn domain(&self, id: DomainId) -> Option<&DomainRecord<P>> {
         self.domains.find(&id).get()
+    }
+
+    /// The first domain whose number is above `after`.
+    pub(super) fn next_domain(&self, after: Option<DomainId>) -> Option<&DomainRecord<P>> {
+        self.domains.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded)).get()
     }
 
     pub(super) fn insert_domain(&mut self, record: Box<DomainRecord<P>>) {

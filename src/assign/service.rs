@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::device::{DeviceInfo, DeviceState};
-use super::domain::Domain;
+use super::domain::{Domain, Provider};
 use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
@@ -20,7 +20,7 @@ use crate::sync::Platform;
 use crate::sync::Waiter;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
-use crate::sync::order::Held;
+use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
 
 /// The assignment service: one for a machine.
@@ -164,14 +164,17 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Takes an IOMMU instance out of service. No device may be registered on it.
+    /// Takes an IOMMU instance out of service. No device may be registered on it. Afterwards none of its registers is
+    /// touched.
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`], [`Cause::InUse`].
+    /// [`Cause::NotFound`], [`Cause::InUse`], and [`Cause::Iommu`] when an earlier drain has still not been confirmed: it
+    /// stays in service, since nobody could find out later when the tables of that domain are free (contract I-8).
     pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
         let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, iommu_label(key), cause);
+        self.settle_iommu(&mut held, key).map_err(refuse)?;
         let taken = {
             let mut registry = self.registry.lock(&mut held);
             match registry.iommu(key).map(|record| record.devices.get()) {
@@ -180,9 +183,39 @@ impl<P: Platform> Service<P> {
                 Some(devices) => Err(Cause::InUse { devices }),
             }
         };
-        taken.map(drop).map_err(refuse)?;
+        if let Some(record) = taken.map_err(refuse)? {
+            self.revoke_iommu(&mut held, &record.iommu);
+        }
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         Ok(())
+    }
+
+    /// Has an instance without devices forget every domain: at no cost where all drains were confirmed.
+    fn settle_iommu(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Result<(), Cause> {
+        let mut after = None;
+        loop {
+            let (iommu, domain) = {
+                let registry = self.registry.lock(held);
+                let idle = registry.iommu(key).filter(|record| record.devices.get() == 0);
+                let domain = registry.next_domain(after).map(|record| record.domain.id());
+                // Who is not idle, or not there, is refused by the caller.
+                let (Some(record), Some(domain)) = (idle, domain) else { return Ok(()) };
+                (record.iommu.clone(), domain)
+            };
+            iommu.call(held).flush(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
+            after = Some(domain);
+        }
+    }
+
+    /// Takes an instance, which is out of service, from every domain's flush list (contract C-9).
+    fn revoke_iommu(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
+        let mut after = None;
+        loop {
+            let next = self.registry.lock(held).next_domain(after).map(|record| record.domain.clone());
+            let Some(domain) = next else { break };
+            domain.leave(held, iommu);
+            after = Some(domain.id());
+        }
     }
 
     /// What tables every registered IOMMU can follow, for a hypervisor that builds a guest's tables before it knows
@@ -236,7 +269,7 @@ impl<P: Platform> Service<P> {
         result
     }
 
-    fn destroy_in(&self, held: &mut Held<'_, crate::sync::order::Unlocked>, domain: &Domain<P>) -> Result<(), Error> {
+    fn destroy_in(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Error> {
         let refuse = |cause| Error::unchanged(Operation::DestroyDomain, domain.label().clone(), cause);
         {
             let registry = self.registry.lock(held);
@@ -285,14 +318,16 @@ impl<P: Platform> Service<P> {
         result
     }
 
-    fn flush_in(&self, held: &mut Held<'_, crate::sync::order::Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
+    fn flush_in(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
         // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
         // joins the list from here on reads the new tables (C-17).
         P::barrier();
         let mut failed = None;
         let mut index = 0_usize;
-        while let Some((key, iommu)) = domain.provider(held, index) {
-            if let Err(error) = iommu.call(held).flush(domain.id()) {
+        while let Some(Provider { key, iommu }) = domain.provider(held, index) {
+            if let Some(iommu) = iommu
+                && let Err(error) = iommu.call(held).flush(domain.id())
+            {
                 failed.get_or_insert(Cause::Iommu { iommu: key, error });
             }
             index = index.saturating_add(1);
