@@ -144,8 +144,8 @@ impl Stage<'_> {
 
     /// Whether the hardware's streams have so many bits: what is wider cannot be on its bus.
     pub(crate) fn carries(&self, unit: IommuKey, id: StreamId) -> bool {
-        let geometry = self.world.in_service().find(|(one, _)| one.key == unit).map(|(_, geometry)| *geometry);
-        geometry.is_some_and(|geometry| id.value() >> u32::from(geometry.stream_id_bits).min(31) == 0)
+        let service = self.world.in_service().find(|(one, _)| one.key == unit).map(|(_, service)| service);
+        service.is_some_and(|service| id.value() >> u32::from(service.geometry.stream_id_bits).min(31) == 0)
     }
 }
 

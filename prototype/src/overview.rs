@@ -35,9 +35,15 @@ fn smmus(page: &mut Page, world: &World) {
         match &unit.state {
             State::Disabled => said(page, "state", "disabled by firmware: not touched"),
             State::Unusable(why) => said(page, "state", &format!("not in service: {why}")),
-            State::InService(geometry, cost) => {
-                said(page, "part", &part(geometry));
-                said(page, "banks", &banks(geometry));
+            State::InService(service) => {
+                said(page, "part", &part(&service.geometry));
+                said(page, "banks", &banks(&service.geometry));
+                let quirks = service.quirks.iter().map(|quirk| format!("Q{} {}", quirk.number, quirk.what));
+                let quirks: Vec<String> = quirks.collect();
+                if !quirks.is_empty() {
+                    said(page, "quirks", &quirks.join("; "));
+                }
+                let cost = service.cost;
                 said(page, "probe", &format!("{} reads, {} writes; every stream faults", cost.reads, cost.writes));
             }
         }

@@ -7,11 +7,23 @@ use std::collections::BTreeSet;
 
 use iommu_assign::assign::PhysicalAddress;
 use iommu_assign::dt::SmmuNode;
-use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, SmmuConfig};
+use iommu_assign::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
 use smmu_model::{Config, PageSize, Quirks, Wiring};
 
 /// Where the machine keeps zeros for banks that nobody uses.
 pub(crate) const EMPTY_ROOT: EmptyRoot = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+
+/// What firmware does on Qualcomm's chips.
+const QUALCOMM: Quirks = Quirks {
+    bypass_becomes_fault: true,
+    fault_write_ignored: true,
+    zero_maintenance_lost: true,
+    reported_groups: Some(255),
+    ..Quirks::NONE
+};
+
+/// The same around an MMU-500.
+const QUALCOMM_MMU500: Quirks = Quirks { cache_lock: true, ..QUALCOMM };
 
 /// The modelled part for a node.
 pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
@@ -19,22 +31,31 @@ pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
     let mut part = match node.implementation {
         // A quarter of a megabyte and more is what parts with many banks have; ZynqMP's is the best known small one.
         Implementation::Mmu500 if size <= 0x2_0000 => Config::mmu500_zynqmp(),
-        Implementation::Mmu500 | Implementation::QualcommMmu500 => Config::mmu500_layerscape(),
+        Implementation::Mmu500 => Config::mmu500_layerscape(),
+        Implementation::QualcommMmu500 => Config::mmu500_layerscape().quirks(QUALCOMM_MMU500),
+        Implementation::Mmu400 if node.secure_config_access => Config::calxeda(),
         Implementation::Mmu400 => Config::mmu400(),
         // Juno's have 1 to 4 banks, and no register of the device tree says which.
         Implementation::Mmu401 => Config::mmu401_juno_large(),
         Implementation::Cavium => Config::cn88xx(),
         Implementation::MarvellAp806 => Config::ap806(),
         Implementation::Nvidia => Config::tegra194(),
-        // The bare part: what Qualcomm's firmware does to some writes depends on the chip.
-        Implementation::Qualcomm => Config::qualcomm().quirks(Quirks::NONE),
+        Implementation::Qualcomm => Config::qualcomm().quirks(QUALCOMM),
         _ if node.architecture == Architecture::V1 => Config::generic_v1(),
         _ => Config::generic_v2(),
     };
     fit(&mut part, size);
+    if Chip::of(&node.compatibles) == Chip::Sdm630 && part.banks == 21 {
+        part.quirks.hidden_banks_from = Some(7);
+    }
     part.coherent_walk = node.coherent;
     let lines = context_lines(node);
-    part.wiring = if lines >= u32::from(part.banks) { Wiring::Separate } else { Wiring::Combined };
+    part.wiring = match node.architecture {
+        // The driver chooses a line for each bank.
+        Architecture::V1 => Wiring::Separate,
+        _ if lines >= u32::from(part.banks) => Wiring::Separate,
+        _ => Wiring::Combined,
+    };
     if node.architecture == Architecture::V1 {
         part.context_interrupts = u8::try_from(lines).unwrap_or(u8::MAX).max(1);
     }
@@ -48,6 +69,9 @@ pub(crate) fn described(node: &SmmuNode<'_>) -> SmmuConfig {
     config.implementation = node.implementation;
     config.coherent = node.coherent;
     config.context_lines = context_lines(node);
+    config.chip = Chip::of(&node.compatibles);
+    config.secure_config_access = node.secure_config_access;
+    config.adreno = node.adreno;
     // The model completes a sync after two reads; a run must not hang where it does not.
     config.polls = 1000;
     config

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use iommu_assign::assign::{DeviceKey, DeviceSpec, IommuKey, Label, Service, Source};
+use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service, Source};
 use iommu_assign::dt::{Board, DtDevice, SmmuNode};
 use iommu_assign::pci::{FunctionKind, PciKey, Sbdf};
-use iommu_assign::smmu::{Geometry, Masters, Smmu};
+use iommu_assign::smmu::{Geometry, Lockstep, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
 use iommu_assign::sync::Spin;
 use machine::Machine;
 use smmu_model::Counters;
@@ -52,8 +52,20 @@ pub(crate) enum State {
     Disabled,
     /// It cannot be driven, in the driver's words.
     Unusable(String),
-    /// In service; probing took so many accesses.
-    InService(Box<Geometry>, Counters),
+    /// In service.
+    InService(Box<InService>),
+}
+
+/// An SMMU in service.
+#[derive(Debug)]
+pub(crate) struct InService {
+    pub(crate) geometry: Geometry,
+    /// The quirks for which the driver does something on this part.
+    pub(crate) quirks: Vec<&'static Quirk>,
+    /// What bringing it up cost.
+    pub(crate) cost: Counters,
+    /// For the worker that tends faults.
+    pub(crate) driver: Arc<dyn Iommu>,
 }
 
 /// A device that was offered to the service.
@@ -103,9 +115,9 @@ impl World {
     }
 
     /// The SMMUs that are in service.
-    pub(crate) fn in_service(&self) -> impl Iterator<Item = (&Unit, &Geometry)> {
+    pub(crate) fn in_service(&self) -> impl Iterator<Item = (&Unit, &InService)> {
         self.units.iter().filter_map(|unit| match &unit.state {
-            State::InService(geometry, _) => Some((unit, &**geometry)),
+            State::InService(service) => Some((unit, &**service)),
             _ => None,
         })
     }
@@ -124,16 +136,41 @@ impl World {
     }
 
     fn probe(&self, node: &SmmuNode<'_>, masters: &Arc<Masters<Spin>>) -> State {
-        let registers = self.machine.add_smmu(node.key, presets::part(node));
-        let smmu = match Smmu::<Spin, _>::probe(presets::described(node), registers, masters.clone()) {
-            Ok(smmu) => smmu,
-            Err(error) => return State::Unusable(error.to_string()),
+        let registers = |key| self.machine.add_smmu(key, presets::part(node));
+        let before = self.machine.all_counters();
+        let mirrors: Vec<IommuKey> = node.mirrors.iter().map(|region| IommuKey::new(region.base())).collect();
+        let started = match *mirrors {
+            [] => self.start(node, registers(node.key), masters),
+            [second] => self.start(node, Lockstep::new([registers(node.key), registers(second)]), masters),
+            [second, third] => self.start(node, Lockstep::new([node.key, second, third].map(registers)), masters),
+            _ => Err(format!("{} register regions in step, and three are known of", mirrors.len().saturating_add(1))),
         };
-        let geometry = Box::new(*smmu.geometry());
-        match self.service.register_iommu(Arc::new(smmu)) {
-            Ok(()) => State::InService(geometry, self.machine.counters(node.key)),
-            Err(error) => State::Unusable(error.to_string()),
+        match started {
+            Ok((geometry, driver)) => {
+                let config = presets::described(node);
+                let does = |quirk: &&Quirk| matches!(quirk.remedy, Remedy::Effect(_));
+                let quirks = quirks_of(&config, geometry.revision).filter(does).collect();
+                let cost = between(before, self.machine.all_counters());
+                State::InService(Box::new(InService { geometry, quirks, cost, driver }))
+            }
+            Err(why) => State::Unusable(why),
         }
+    }
+
+    /// Brings an SMMU up. Handlers stand on all lines: from then on it reports faults.
+    fn start<R: Registers + 'static>(
+        &self,
+        node: &SmmuNode<'_>,
+        registers: R,
+        masters: &Arc<Masters<Spin>>,
+    ) -> Result<(Geometry, Arc<dyn Iommu>), String> {
+        let smmu = Smmu::<Spin, R>::probe(presets::described(node), registers, masters.clone());
+        let smmu = smmu.map_err(|error| error.to_string())?;
+        let geometry = *smmu.geometry();
+        let driver: Arc<dyn Iommu> = Arc::new(smmu);
+        self.service.register_iommu(driver.clone()).map_err(|error| error.to_string())?;
+        driver.enable_reports().map_err(|error| error.to_string())?;
+        Ok((geometry, driver))
     }
 
     fn refuse_without_smmu(&self, name: &str) -> Result<(), Failure> {

@@ -65,7 +65,6 @@ fn any_board_can_be_played() {
 }
 
 #[test]
-#[ignore = "the driver reads SGFAR, FAR and TTBR0 with 64 bits, which AP806 answers with zero (quirk Q8)"]
 fn the_board_with_every_oddity_can_be_played() {
     played_by_an_operator("oddities");
 }
