@@ -2,12 +2,16 @@
 //!
 //! Built with `--cfg loom` or `--cfg shuttle` by `cargo xtask schedules`; as an ordinary program it only says so.
 
+#[cfg(loom)]
+mod driver;
 #[cfg(any(loom, shuttle))]
 mod fake;
 #[cfg(loom)]
 mod pairs;
 #[cfg(all(shuttle, not(loom)))]
 mod threads;
+#[cfg(any(loom, shuttle))]
+mod universe;
 #[cfg(any(loom, shuttle))]
 mod world;
 

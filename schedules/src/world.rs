@@ -10,6 +10,7 @@ use iommu_assign::assign::{
 use iommu_assign::sync::Explored;
 
 use crate::fake::FakeIommu;
+use crate::universe::{Answer, Op, Relation, Universe};
 
 /// The IOMMU of the universe.
 pub(crate) const IOMMU: IommuKey = IommuKey::new(0x1000);
@@ -23,90 +24,6 @@ impl Policy for Anyone {
     }
 }
 
-/// How two devices stand to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Relation {
-    /// Both operations are about one device.
-    SameDevice,
-    /// The two devices share a stream.
-    SameGroup,
-    /// The second stands behind the first.
-    ParentChild,
-    /// They share nothing but their IOMMU.
-    SameIommu,
-}
-
-impl Relation {
-    pub(crate) const ALL: [Self; 4] = [Self::SameDevice, Self::SameGroup, Self::ParentChild, Self::SameIommu];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::SameDevice => "same device",
-            Self::SameGroup => "same group",
-            Self::ParentChild => "parent, child",
-            Self::SameIommu => "same IOMMU",
-        }
-    }
-}
-
-/// An operation on device 0 or 1 of the universe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
-    Add,
-    Remove,
-    RemoveTree,
-    Assign,
-    Deassign,
-    Reassign,
-    DestroyDomain,
-    Flush,
-    Fault,
-    UnregisterIommu,
-}
-
-impl Op {
-    pub(crate) const ALL: [Self; 10] = [
-        Self::Add,
-        Self::Remove,
-        Self::RemoveTree,
-        Self::Assign,
-        Self::Deassign,
-        Self::Reassign,
-        Self::DestroyDomain,
-        Self::Flush,
-        Self::Fault,
-        Self::UnregisterIommu,
-    ];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Add => "add",
-            Self::Remove => "remove",
-            Self::RemoveTree => "remove tree",
-            Self::Assign => "assign",
-            Self::Deassign => "deassign",
-            Self::Reassign => "reassign",
-            Self::DestroyDomain => "destroy",
-            Self::Flush => "flush",
-            Self::Fault => "fault",
-            Self::UnregisterIommu => "unregister",
-        }
-    }
-}
-
-/// What an operation answered, as far as a sequential history can tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// It was done, or will be by the operation that it met (a pending removal).
-    Done,
-    /// It met a claim and did nothing.
-    Busy,
-    /// A removal overtook it: done, then undone.
-    Removed,
-    /// It was refused; the text names the cause.
-    Refused(String),
-}
-
 /// A service over a fake IOMMU, with two devices that come and go and two domains.
 pub(crate) struct World {
     service: Service<Explored>,
@@ -115,8 +32,11 @@ pub(crate) struct World {
     specs: [DeviceSpec; 2],
 }
 
-impl World {
-    pub(crate) fn new(relation: Relation, sources: [Source; 2]) -> Self {
+impl Universe for World {
+    const NAME: &'static str = "service";
+    const OPS: &'static [Op] = &Op::ALL;
+
+    fn new(relation: Relation, sources: [Source; 2]) -> Self {
         let service = Service::new(Box::new(Anyone));
         let fake = Arc::new(FakeIommu::new(IOMMU, 4, 2));
         let shared: Arc<dyn Iommu> = fake.clone();
@@ -143,8 +63,7 @@ impl World {
         Self { service, fake, domains, specs }
     }
 
-    /// Brings the universe to where `op` on device `n` makes sense.
-    pub(crate) fn prepare(&self, op: Op, n: usize) {
+    fn prepare(&self, op: Op, n: usize) {
         let needs_device = op != Op::Add;
         if n == 1 && self.specs[1].parent.is_some() {
             let _ = self.run(Op::Add, 0);
@@ -157,8 +76,7 @@ impl World {
         }
     }
 
-    /// Runs one operation.
-    pub(crate) fn run(&self, op: Op, n: usize) -> Answer {
+    fn run(&self, op: Op, n: usize) -> Answer {
         let spec = &self.specs[n];
         let handle = || self.service.find(spec.key).map(|info| info.device);
         let [one, two] = &self.domains;
@@ -190,8 +108,7 @@ impl World {
         }
     }
 
-    /// The whole state in words that do not depend on the order of registrations.
-    pub(crate) fn state(&self) -> String {
+    fn state(&self) -> String {
         let mut text = String::new();
         for info in self.service.devices() {
             let state = match info.state {
@@ -208,8 +125,7 @@ impl World {
         text
     }
 
-    /// Whether nothing is left claimed: every device can be removed and every domain destroyed.
-    pub(crate) fn is_clean(&self) {
+    fn take_down(&self) {
         for n in [1, 0] {
             let answer = self.run(Op::Remove, n);
             assert!(

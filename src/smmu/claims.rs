@@ -301,8 +301,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         arming: Arming,
     ) -> Result<Option<usize>, IommuError> {
         let mut map = self.map.lock(held);
-        if map.generation != survey.generation {
-            // What was planned may overlap with others now.
+        if map.used_by(device).is_none() {
+            // Withdrawn since the survey: entries would belong to nobody.
+            return Err(IommuError::Unknown);
+        }
+        let went_live = each(layout.dropped).any(|number| map.entry(number).is_some_and(is_live));
+        if map.generation != survey.generation || went_live {
+            // What was planned may overlap with others now, or would take an entry that translates (I-15).
             return Ok(None);
         }
         let free = map.free_entries().count().saturating_add(count(layout.dropped));

@@ -101,7 +101,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let (tree, held) = guard.split();
             let mut map = self.map.lock(held);
             let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-            if used.planned.get() {
+            if used.planned.get() || used.draining.get() {
                 return Err(IommuError::Busy);
             }
             if used.bank.get().is_some() {

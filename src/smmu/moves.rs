@@ -110,7 +110,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         if cut.retiring != 0 {
             // A timeout poisons the bank, which is all that can be done about it here.
-            let _ = self.drain(held, cut, &[]);
+            let _ = self.drain(held, cut);
         }
     }
 
@@ -120,7 +120,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         devices: &[DeviceId],
         prepared: &Prepared,
     ) -> Result<(), IommuError> {
-        let ready = self.leave_own_spaces(held, devices).and_then(|()| self.settle_drains(held, devices));
+        let ready = self.leave_own_spaces(held, devices).and_then(|()| self.settle_drains(held));
         let installed = ready.map_err(timed_out).and_then(|()| self.turn(held, devices, prepared));
         if let Err(error) = installed {
             if matches!(error, IommuError::WriteLost { .. }) {
@@ -136,6 +136,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     fn turn(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) -> Result<(), IommuError> {
         let bank = bank_of(prepared);
         let mut map = self.map.lock(held);
+        // Who came in between since the plan, with no claim to keep others off, is seen here.
+        let ready =
+            |used: &Use| used.bank.get().is_none() && !used.draining.get() && !map.conflicts(used, bank, devices);
+        if !devices.iter().all(|device| map.used_by(*device).is_some_and(ready)) {
+            return Err(IommuError::Busy);
+        }
         let state = map.bank(bank).map(|bank| bank.state).ok_or(IommuError::Unknown)?;
         match state {
             BankState::Live(live) if live == prepared.space => {}
@@ -159,24 +165,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(())
     }
 
-    /// Sees to it that nothing of an earlier owner is in flight any more (contract I-8).
-    fn settle_drains(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), SyncTimeout> {
-        let pending = {
-            let map = self.map.lock(held);
-            let undrained = devices.iter().filter_map(|device| map.used_by(*device)?.undrained.get());
-            undrained.max_by_key(|ticket| ticket.0)
-        };
-        let Some(mut ticket) = pending else { return Ok(()) };
-        if !self.tlb.is_complete(ticket) {
-            // The invalidation was posted then; what is missing is a sync behind it that completes.
-            ticket = self.tlb.post(held, &self.registers, |_| ());
+    /// Sees to it that nothing of an earlier owner is in flight any more, where a sync has timed out (contract I-8).
+    ///
+    /// The invalidations were posted then; what is missing is a sync behind them that completes.
+    fn settle_drains(&self, held: &mut Held<'_, Unlocked>) -> Result<(), SyncTimeout> {
+        if !self.tlb.is_behind() {
+            return Ok(());
         }
-        self.tlb.wait(held, &self.registers, ticket, self.config.polls)?;
-        let map = self.map.lock(held);
-        for used in devices.iter().filter_map(|device| map.used_by(*device)) {
-            used.undrained.set(None);
-        }
-        Ok(())
+        let ticket = self.tlb.post(held, &self.registers, |_| ());
+        self.tlb.wait(held, &self.registers, ticket, self.config.polls)
     }
 
     /// Puts devices in fault that are in a space of the service's own, with whoever shares their entries there: who
@@ -202,16 +199,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             self.park_unused(&mut map, &mut cut);
         }
-        if cut.banks == 0 { Ok(()) } else { self.drain(held, cut, devices) }
+        if cut.banks == 0 { Ok(()) } else { self.drain(held, cut) }
     }
 
     /// Counts the device in, and turns the entries that nobody else had turned. Says whether they hold.
     fn attach(&self, map: &mut StreamMap, device: DeviceId, bank: BankIndex) -> bool {
         let Some(used) = map.used_by(device) else { return true };
         used.planned.set(false);
-        if used.bank.replace(Some(bank)).is_some() {
-            return true;
-        }
+        used.bank.set(Some(bank));
         let mut holds = true;
         for number in each(used.entries.get()) {
             let pairs = map.pairs(device, number);
@@ -241,9 +236,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 self.detach(&mut map, device, &mut cut);
             }
             self.park_unused(&mut map, &mut cut);
+            if cut.banks != 0 {
+                // Nobody moves or forgets them before the drain has ended. Where nothing was cut, another block may still
+                // be draining them.
+                for used in devices.iter().filter_map(|device| map.used_by(*device)) {
+                    used.draining.set(true);
+                }
+            }
         }
         if cut.banks != 0 {
-            self.drain(held, cut, devices).map_err(timed_out)?;
+            let drained = self.drain(held, cut);
+            let map = self.map.lock(held);
+            for used in devices.iter().filter_map(|device| map.used_by(*device)) {
+                used.draining.set(false);
+            }
+            drop(map);
+            drained.map_err(timed_out)?;
         }
         if cut.lost {
             return Err(IommuError::WriteLost { register: "S2CR" });
@@ -274,28 +282,18 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Invalidates the banks' VMIDs and waits until it is done; then switches off those that are retired.
-    pub(super) fn drain(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        cut: Cut,
-        devices: &[DeviceId],
-    ) -> Result<(), SyncTimeout> {
+    pub(super) fn drain(&self, held: &mut Held<'_, Unlocked>, cut: Cut) -> Result<(), SyncTimeout> {
         let mut drained = Ok(());
         let mut ticket = Ticket(0);
         for _ in 0..self.drains_for(cut) {
             ticket = self.post_vmids(held, cut.banks);
             drained = drained.and_then(|()| self.tlb.wait(held, &self.registers, ticket, self.config.polls));
         }
-        if cut.retiring != 0 || drained.is_err() {
+        if cut.retiring != 0 {
             let mut map = self.map.lock(held);
             let sync = if cut.lost { Ticket(context::NEVER) } else { ticket };
             for bank in each(cut.retiring) {
                 self.retire(&mut map, bank, drained.is_ok() && !cut.lost, sync);
-            }
-            if drained.is_err() {
-                for used in devices.iter().filter_map(|device| map.used_by(*device)) {
-                    used.undrained.set(Some(ticket));
-                }
             }
         }
         drained

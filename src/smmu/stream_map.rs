@@ -25,7 +25,6 @@ use super::context::{Bank, BankIndex};
 use super::cover::Cube;
 use super::index::Index;
 use super::registers::S2cr;
-use super::tlb::Ticket;
 use crate::assign::DeviceId;
 
 /// The index of an entry, 0..=127.
@@ -77,8 +76,8 @@ pub(super) struct Use {
     pub(super) bank: Cell<Option<BankIndex>>,
     /// A move is planned.
     pub(super) planned: Cell<bool>,
-    /// The sync after its last block that has not been confirmed.
-    pub(super) undrained: Cell<Option<Ticket>>,
+    /// It was put in fault, and the drain behind that is running.
+    pub(super) draining: Cell<bool>,
 }
 
 impl Use {
@@ -90,7 +89,7 @@ impl Use {
             entries: Cell::new(0),
             bank: Cell::new(None),
             planned: Cell::new(false),
-            undrained: Cell::new(None),
+            draining: Cell::new(false),
         })
     }
 

@@ -46,6 +46,7 @@ pub(super) struct Tlb<P: Platform> {
     /// Copies that can be read without the lock; written under it.
     issued: AtomicU64,
     completed: AtomicU64,
+    given_up: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -66,7 +67,7 @@ impl<P: Platform> Tlb<P> {
 
     fn at(sync: u32, status: u32) -> Self {
         let state = Lock::new(State { in_flight: false });
-        Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
+        Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0), given_up: AtomicU64::new(0) }
     }
 
     /// Writes invalidations, and a sync behind them where none is in flight.
@@ -100,7 +101,7 @@ impl<P: Platform> Tlb<P> {
         let mut polled = 0_u32;
         while !self.is_complete(ticket) {
             if polled == polls {
-                self.give_up(held);
+                self.give_up(held, ticket);
                 return Err(SyncTimeout { polls });
             }
             // Which sync the status is about must be known before it is read: afterwards another may be in flight.
@@ -129,8 +130,15 @@ impl<P: Platform> Tlb<P> {
 
     /// Lets the next post start a sync of its own: the one in flight may be stuck for good. Whoever waits for it is
     /// served by the later one, which covers all that came before.
-    fn give_up<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>) {
-        self.state.lock(held).in_flight = false;
+    fn give_up<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, ticket: Ticket) {
+        let mut state = self.state.lock(held);
+        state.in_flight = false;
+        self.given_up.store(ticket.0.max(self.given_up.load(Ordering::Relaxed)), Ordering::Release);
+    }
+
+    /// Whether a sync was given up and none has completed since: what it was to drain may be in flight still.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.is_complete(Ticket(self.given_up.load(Ordering::Acquire)))
     }
 
     fn start<R: Registers>(&self, state: &mut State, registers: &Access<R>) -> u64 {
