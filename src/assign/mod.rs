@@ -25,6 +25,7 @@ mod iommu;
 pub(crate) mod levels;
 mod ownership;
 mod policy;
+mod provider;
 mod registry;
 mod removal;
 mod reservation;
@@ -44,6 +45,7 @@ pub use iommu::{
     Patience, Prepared, RawFault, Resource, Usage, own_space,
 };
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
+pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};
 pub use removal::Removal;
 pub use reservation::Reservation;
 pub use service::{Deassigned, FaultRecord, Finding, Service};

@@ -270,7 +270,13 @@ impl<P: Platform> Service<P> {
     }
 
     /// Ends a move: the subjects are in `state` now.
-    fn settle(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], state: DeviceState, domain: Option<&Label>) {
+    pub(super) fn settle(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        subjects: &[Device],
+        state: DeviceState,
+        domain: Option<&Label>,
+    ) {
         {
             let registry = self.registry.lock(held);
             for record in subjects.iter().filter_map(|device| registry.registration(device)) {

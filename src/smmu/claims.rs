@@ -261,9 +261,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         set().map_err(|error| self.uncovered(error))
     }
 
-    /// What entries may capture besides, for loose merging: not what any entry captures already.
+    /// What entries may capture besides, for loose merging: not what any entry captures already, or a device has.
     fn unused_of(&self, survey: &Survey) -> Result<IdSet, IommuError> {
-        self.minus(&self.unused, survey.others.iter().copied())
+        let had = survey.group.iter().map(|(_, cube)| *cube);
+        self.minus(&self.unused, survey.others.iter().copied().chain(had))
     }
 
     fn cover(&self, ids: &[Cube], unused: &mut IdSet) -> Result<Cover, IommuError> {

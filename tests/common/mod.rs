@@ -12,6 +12,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of the bench")]
 
 pub(crate) mod oracle;
+pub(crate) mod parts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use iommu_assign::assign::{
     Deassigned, Device, DeviceKey, DeviceSpec, Domain, Error, Finding, IommuKey, Label, Left, PhysicalAddress, Policy,
     PolicyRequest, Removal, Service, Source, Stream, StreamId, StreamMask,
 };
-use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Registers, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
 use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
 use smmu_model::Config;
@@ -125,6 +126,27 @@ impl Bench {
         let registers = self.machine.add_smmu(config.key, model);
         let key = config.key;
         let smmu = Arc::new(Smmu::probe(config, registers, self.masters.clone()).expect("probe"));
+        self.oracle.watch(&self.machine, key, PAGE);
+        self.service.register_iommu(smmu.clone()).expect("register");
+        smmu
+    }
+
+    /// Probes one of the model's parts and puts it into service.
+    pub(crate) fn part(&self, part: parts::Part) -> Arc<Smmu<Spin, ModelRegisters>> {
+        self.smmu_as(part.config, part.model)
+    }
+
+    /// The same, through registers that a test has put in between, and with a setup of its own.
+    pub(crate) fn smmu_through<R: Registers + 'static>(
+        &self,
+        config: SmmuConfig,
+        setup: Setup,
+        model: Config,
+        through: impl FnOnce(ModelRegisters) -> R,
+    ) -> Arc<Smmu<Spin, R>> {
+        let registers = self.machine.add_smmu(config.key, model);
+        let key = config.key;
+        let smmu = Arc::new(Smmu::probe_with(config, setup, through(registers), self.masters.clone()).expect("probe"));
         self.oracle.watch(&self.machine, key, PAGE);
         self.service.register_iommu(smmu.clone()).expect("register");
         smmu

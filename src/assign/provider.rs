@@ -1,0 +1,415 @@
+//! IOMMU instances as the integrator deals with them: flushes of a range, fault lines, quarantine, power, end of life.
+//!
+//! # Locking
+//!
+//! Level `Registry` for look-ups; nothing is held over a driver. An [`IommuHandle`] reaches its driver without the
+//! registry, so that interrupt handlers and a crashing hypervisor can use it (contract C-16, C-17, S-8).
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use super::device::{Device, DeviceState};
+use super::domain::{Domain, Provider};
+use super::error::{Cause, Error, Left, Operation};
+use super::event::Event;
+use super::identity::Label;
+use super::iommu::{
+    FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, Patience, RawFault, Resource, Usage, own_space,
+};
+use super::removal::Outcome;
+use super::service::Service;
+use super::space::{AddressSpace, Stage2};
+use super::spec::{IommuKey, StreamId};
+use super::steps::Steps;
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+use crate::sync::outside::Outside;
+
+/// An IOMMU instance, pinned: its memory lives as long as a handle does, its service may end before.
+#[derive(Clone)]
+pub struct IommuHandle {
+    key: IommuKey,
+    iommu: Outside<Arc<dyn Iommu>>,
+}
+
+/// Where a quarantined device's DMA ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quarantine {
+    /// In faults, which are reported.
+    Faults,
+    /// Nowhere, and nobody hears of it: the tables are empty, and the integrator supplies their root. For a device that
+    /// storms.
+    Silence(Stage2),
+    /// In a scratch page of the integrator's tables, for a device that does not bear faults. Nobody hears of what misses
+    /// the page.
+    Scratch(Stage2),
+}
+
+/// A stream that faulted too often.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Storm {
+    /// The stream.
+    pub stream: StreamId,
+    /// How many faults were taken of it.
+    pub faults: u32,
+    /// The device that was quarantined, or why that failed; `None` for a stream that no device has.
+    pub ended: Option<Result<Device, Error>>,
+}
+
+/// One of something scarce that is in use, with the names that the service knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageRecord {
+    /// What it is one of.
+    pub resource: Resource,
+    /// Its number.
+    pub index: u8,
+    /// A device that uses it.
+    pub device: Option<Label>,
+    /// The domain that it serves.
+    pub domain: Option<Label>,
+}
+
+impl IommuHandle {
+    /// The instance's name.
+    #[must_use]
+    pub const fn key(&self) -> IommuKey {
+        self.key
+    }
+
+    /// Reads, clears and reports what faulted on `line`, and says whether the line should be masked.
+    ///
+    /// # Context
+    ///
+    /// Interrupt handlers: it takes no lock, allocates and frees nothing (contract C-16). So must `report`.
+    pub fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
+        self.iommu.call(&mut Held::enter()).take_faults(line, report)
+    }
+
+    /// What was counted instead of being reported.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    #[must_use]
+    pub fn fault_counts(&self) -> FaultCounts {
+        self.iommu.call(&mut Held::enter()).fault_counts()
+    }
+
+    /// Streams that no entry matched, with how often they came.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    pub fn unknown_streams(&self, report: &mut dyn FnMut(StreamId, u32)) {
+        self.iommu.call(&mut Held::enter()).unknown_streams(report);
+    }
+
+    /// Every stream to fault, for a hypervisor that is crashing: no lock, a bounded number of polls, and nothing of the
+    /// instance may be used afterwards (contract S-8).
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Iommu`] when what was in flight may not have drained.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    pub fn crash(&self) -> Result<(), Cause> {
+        let stopped = self.iommu.call(&mut Held::enter()).crash();
+        stopped.map_err(|error| Cause::Iommu { iommu: self.key, error })
+    }
+}
+
+impl fmt::Debug for IommuHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IommuHandle({})", self.key)
+    }
+}
+
+impl<P: Platform> Service<P> {
+    /// The instance with this name, for its fault handlers and for the end.
+    #[must_use]
+    pub fn iommu(&self, key: IommuKey) -> Option<IommuHandle> {
+        let mut held = Held::enter();
+        let registry = self.registry.lock(&mut held);
+        registry.iommu(key).map(|record| IommuHandle { key, iommu: record.iommu.clone() })
+    }
+
+    // --- flushes ---
+
+    /// [`flush`](Self::flush) of part of the domain: by page where the hardware can and it is worth it.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Iommu`]: stale translations may still be in use there; the other IOMMUs were flushed.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract I-9.
+    pub fn flush_range(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
+        let result = self.flush_pages(domain, range, Patience::Waiting);
+        self.report(&result);
+        result
+    }
+
+    /// [`flush_range`](Self::flush_range) with a smaller bound of its own, and nothing logged.
+    ///
+    /// # Errors
+    ///
+    /// As for [`flush_range`](Self::flush_range), and where an instance has no power.
+    ///
+    /// # Context
+    ///
+    /// Atomic context; interrupts where the platform's lock masks them (contract C-10).
+    pub fn flush_range_atomic(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
+        self.flush_pages(domain, range, Patience::Atomic)
+    }
+
+    fn flush_pages(&self, domain: &Domain<P>, range: &FlushRange, patience: Patience) -> Result<(), Error> {
+        let mut held = Held::enter();
+        // As for a whole domain: the tables are visible before any walker is told to forget (contract S-1, C-17).
+        P::barrier();
+        let mut failed = None;
+        let mut index = 0_usize;
+        while let Some(Provider { key, iommu }) = domain.provider(&mut held, index) {
+            if let Some(iommu) = iommu
+                && let Err(error) = iommu.call(&mut held).flush_range(domain.id(), range, patience)
+            {
+                failed.get_or_insert(Cause::Iommu { iommu: key, error });
+            }
+            index = index.saturating_add(1);
+        }
+        let refuse = |cause| Error::unchanged(Operation::Flush, domain.label().clone(), cause);
+        failed.map_or(Ok(()), |cause| Err(refuse(cause)))
+    }
+
+    // --- faults ---
+
+    /// Lets faults of `iommu` raise interrupts: handlers stand on all of its lines (contract S-4).
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`], and what the driver says.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn enable_reports(&self, iommu: IommuKey) -> Result<(), Cause> {
+        self.on_iommu(iommu, |iommu| iommu.enable_reports())
+    }
+
+    /// The worker's part of fault handling at `iommu`: quarantines the group of every stream that has stormed since the
+    /// last call, as `place` says, and tells `sink` of each with its number of faults. Afterwards the lines that
+    /// handlers asked to mask can be unmasked. To be called from time to time also without a storm: limits on records
+    /// count from one call to the next (contract A-12).
+    ///
+    /// A storming stream that no device has, or whose group is busy, is told of and goes on: try again before
+    /// unmasking.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`].
+    ///
+    /// # Context
+    ///
+    /// Waiting context. `sink` is called with no lock held.
+    pub fn tend_faults(&self, iommu: IommuKey, place: Quarantine, sink: &mut dyn FnMut(&Storm)) -> Result<(), Cause> {
+        let handle = self.iommu(iommu).ok_or(Cause::NotFound)?;
+        let mut storming: [Option<(StreamId, u32)>; 64] = [None; 64];
+        let mut free = storming.iter_mut();
+        handle.iommu.call(&mut Held::enter()).tend_faults(&mut |stream, count| {
+            if let Some(slot) = free.next() {
+                *slot = Some((stream, count));
+            }
+        });
+        for (stream, faults) in storming.into_iter().flatten() {
+            let owner = handle.iommu.call(&mut Held::enter()).owner_of(stream);
+            let device = owner.and_then(|id| {
+                let mut held = Held::enter();
+                let registry = self.registry.lock(&mut held);
+                registry.device_by_id(id).map(|record| record.device.clone())
+            });
+            let ended = device.map(|device| self.quarantine(&device, place).map(|()| device));
+            sink(&Storm { stream, faults, ended });
+        }
+        Ok(())
+    }
+
+    /// Takes the group of `device` from its domain, if it has one, and keeps it quarantined: it is owned by nobody, and
+    /// its DMA ends where `place` says. It can be assigned again.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Busy`], [`Cause::Gone`], [`Cause::OutOfMemory`]: nothing changed. [`Cause::Iommu`] with
+    /// [`Left::Quarantined`]: its DMA faults.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract A-12, S-6.
+    pub fn quarantine(&self, device: &Device, place: Quarantine) -> Result<(), Error> {
+        let mut held = Held::enter();
+        let held = &mut held;
+        let (claim, subjects) = self.begin(held, device, Operation::Deassign, true)?;
+        let fail = |cause, left| Error { operation: Operation::Deassign, subject: device.label().clone(), cause, left };
+        let result = match Steps::of(&subjects) {
+            Err(cause) => Err(fail(cause, Left::Unchanged)),
+            Ok(mut steps) => {
+                let mut failed = steps.block(held).1;
+                let space = match place {
+                    Quarantine::Faults => None,
+                    Quarantine::Silence(stage2) => Some(AddressSpace { domain: own_space::EMPTY, stage2 }),
+                    Quarantine::Scratch(stage2) => Some(AddressSpace { domain: own_space::SCRATCH, stage2 }),
+                };
+                if let (None, Some(space)) = (&failed, space) {
+                    failed = steps.plan(held, &space).and_then(|()| steps.install(held)).err();
+                }
+                self.settle(held, &subjects, DeviceState::Quarantined, None);
+                failed.map_or(Ok(()), |cause| Err(fail(cause, Left::Quarantined)))
+            }
+        };
+        let result = match self.conclude(held, claim) {
+            Outcome::Stays => result,
+            Outcome::Removed(_) => Err(fail(Cause::Removed, Left::Removed)),
+        };
+        self.report(&result);
+        result
+    }
+
+    // --- limits ---
+
+    /// Who uses what there is a fixed number of at `iommu` (contract A-5).
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`].
+    ///
+    /// # Context
+    ///
+    /// Waiting context. `sink` is called with no lock of the service held; it must not call the service.
+    pub fn usage(&self, iommu: IommuKey, sink: &mut dyn FnMut(&UsageRecord)) -> Result<(), Cause> {
+        let handle = self.iommu(iommu).ok_or(Cause::NotFound)?;
+        handle.iommu.call(&mut Held::enter()).usage(&mut |usage| sink(&self.named(&usage)));
+        Ok(())
+    }
+
+    fn named(&self, usage: &Usage) -> UsageRecord {
+        let mut held = Held::enter();
+        let registry = self.registry.lock(&mut held);
+        let device = usage.device.and_then(|id| registry.device_by_id(id));
+        let domain = usage.domain.and_then(|id| registry.domain(id));
+        UsageRecord {
+            resource: usage.resource,
+            index: usage.index,
+            device: device.map(|record| record.device.label().clone()),
+            domain: domain.map(|record| record.domain.label().clone()),
+        }
+    }
+
+    // --- power and end of life ---
+
+    /// `iommu` is about to lose its power. All of its masters must have been stopped (contract S-5). Operations go on,
+    /// on paper, and count from [`resume_iommu`](Self::resume_iommu) on.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`], [`Cause::Iommu`] with `Busy` while an operation is under way there.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn suspend_iommu(&self, iommu: IommuKey) -> Result<(), Cause> {
+        self.on_iommu(iommu, |iommu| iommu.suspend())
+    }
+
+    /// Brings `iommu` back to what the service believes of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`], [`Cause::Iommu`]: it stays suspended.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn resume_iommu(&self, iommu: IommuKey) -> Result<(), Cause> {
+        self.on_iommu(iommu, |iommu| iommu.resume())
+    }
+
+    /// The forced form of [`unregister_iommu`](Self::unregister_iommu): faults every stream, then takes the instance out
+    /// of service though devices use it. What they acquire there gets `ProviderGone`; what they release is done in
+    /// software and says so (contract C-9).
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`]; [`Cause::Iommu`]: nothing new gets in, but it is not out of service yet: call again.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn force_unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
+        let refuse = |cause| {
+            let label = Label::from(alloc::format!("{key}").as_str());
+            Error::unchanged(Operation::UnregisterIommu, label, cause)
+        };
+        let result = self.on_iommu(key, |iommu| iommu.close()).map_err(refuse);
+        self.report(&result);
+        result?;
+        let mut held = Held::enter();
+        let record = self.registry.lock(&mut held).take_iommu(key);
+        if let Some(record) = record {
+            self.leave_flush_lists(&mut held, &record.iommu);
+        }
+        self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
+        P::wake();
+        Ok(())
+    }
+
+    /// No domain's flush reaches an instance that is out of service.
+    fn leave_flush_lists(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
+        let mut after = None;
+        loop {
+            let next = self.registry.lock(held).next_domain(after).map(|record| record.domain.clone());
+            let Some(domain) = next else { break };
+            domain.leave(held, iommu);
+            after = Some(domain.id());
+        }
+    }
+
+    /// Ends all instances: every stream faults, and clients stay enabled (contract S-8). Goes on past a failure and
+    /// returns the first.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::Iommu`]: that instance is not out of service; call again.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn shutdown(&self) -> Result<(), Cause> {
+        let mut held = Held::enter();
+        let held: &mut Held<'_, Unlocked> = &mut held;
+        let mut failed = None;
+        let mut after = None;
+        loop {
+            let next = self.registry.lock(held).next_iommu(after).map(|record| record.iommu.clone());
+            let Some(iommu) = next else { break };
+            let iommu = iommu.call(held);
+            let key = iommu.key();
+            after = Some(key);
+            if let Err(error) = iommu.close() {
+                failed.get_or_insert(Cause::Iommu { iommu: key, error });
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn on_iommu(
+        &self,
+        key: IommuKey,
+        act: impl FnOnce(&Arc<dyn Iommu>) -> Result<(), super::IommuError>,
+    ) -> Result<(), Cause> {
+        let handle = self.iommu(key).ok_or(Cause::NotFound)?;
+        act(handle.iommu.call(&mut Held::enter())).map_err(|error| Cause::Iommu { iommu: key, error })
+    }
+}

@@ -1,0 +1,267 @@
+//! Faults as a hypervisor meets them: lines, limits, storms, quarantine (contract A-12, S-4, C-16).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use common::parts::{named, parts};
+use common::{Bench, Guest, PAGE, SMMU};
+use iommu_assign::assign::{Cause, DeviceState, FaultAnswer, FaultLine, Iommu, Quarantine, Stage2, Storm, StreamId};
+use iommu_assign::smmu::{FaultLimits, SmmuConfig};
+use machine::{Reached, Stage2Tables};
+use smmu_model::{Config, Wiring};
+
+const LIMITS: FaultLimits = FaultLimits { records: 3, storm: 5 };
+const CONTEXT: FaultLine = FaultLine::Context(0);
+/// The integrator's scratch page.
+const SCRATCH: u64 = 0x3_0000_0000;
+
+fn bench() -> Bench {
+    let bench = Bench::new();
+    let part = named("generic v2");
+    bench.smmu_as(SmmuConfig { fault_limits: LIMITS, ..part.config }, part.model);
+    bench
+}
+
+fn stray(bench: &Bench, stream: u32) {
+    bench.machine.dma_write(SMMU, StreamId::new(stream), PAGE + 0x5000).unwrap();
+}
+
+fn take(bench: &Bench, line: FaultLine) -> (usize, FaultAnswer) {
+    let mut reported = 0;
+    let handle = bench.service.iommu(SMMU).unwrap();
+    let answer = handle.take_faults(line, &mut |_| reported += 1);
+    (reported, answer)
+}
+
+fn empty(bench: &Bench) -> Stage2 {
+    Stage2Tables::new(&bench.machine, 0x9000_0000, 40, 40).stage2()
+}
+
+#[test]
+fn s4_nothing_interrupts_before_handlers_stand() {
+    for part in parts() {
+        let name = part.name;
+        let separate = part.model.wiring == Wiring::Separate;
+        let mut bench = Bench::new();
+        let smmu = bench.part(part);
+        let guest = bench.guest("guest");
+        let device = bench.add("dma", &[(0x10, 0)]);
+        bench.assign(&device, &guest).unwrap();
+        stray(&bench, 0x10);
+        stray(&bench, 0x3f);
+        let raised = |bench: &Bench| {
+            let lines = |smmu: &mut smmu_model::Smmu| (smmu.global_irq(), (0..4).any(|line| smmu.context_irq(line)));
+            bench.machine.smmu(SMMU, lines).unwrap()
+        };
+        assert_eq!(raised(&bench), (false, false), "{name}");
+        // What was recorded meanwhile is not lost.
+        bench.service.enable_reports(SMMU).unwrap();
+        assert_eq!(raised(&bench), (true, true), "{name}");
+        let line = smmu.line_of(0).unwrap_or(0);
+        assert!(separate || line == 0);
+        assert_eq!(take(&bench, FaultLine::Context(line)).0, 1, "{name}");
+        assert_eq!(take(&bench, FaultLine::Global).0, 1, "{name}");
+        assert_eq!(raised(&bench), (false, false), "{name}");
+        // Banks that go live from here on report at once.
+        let (other, two) = (bench.add("other", &[(0x20, 0)]), bench.guest("two"));
+        if bench.assign(&other, &two).is_ok() {
+            stray(&bench, 0x20);
+            assert_eq!(raised(&bench), (false, true), "{name}");
+        }
+        bench.audit();
+    }
+}
+
+#[test]
+fn a12_records_of_a_stream_are_limited_and_the_rest_is_counted() {
+    let mut bench = bench();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let mut reported = 0;
+    for round in 1..=5 {
+        stray(&bench, 0x10);
+        let (records, answer) = take(&bench, CONTEXT);
+        reported += records;
+        let storm = if round < 5 { FaultAnswer::Done } else { FaultAnswer::Mask(CONTEXT) };
+        assert_eq!(answer, storm, "round {round}");
+    }
+    assert_eq!(reported, 3);
+    let counts = bench.service.iommu(SMMU).unwrap().fault_counts();
+    assert_eq!((counts.limited, counts.lost), (2, 0));
+    // Another stream is not limited by it.
+    stray(&bench, 0x10);
+    assert_eq!(take(&bench, CONTEXT).0, 0);
+    stray(&bench, 0x2f);
+    assert_eq!(take(&bench, FaultLine::Global), (1, FaultAnswer::Done));
+}
+
+#[test]
+fn a12_what_the_hardware_lost_is_counted() {
+    let mut bench = bench();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    stray(&bench, 0x10);
+    stray(&bench, 0x10);
+    let mut lost = false;
+    bench.service.handle_fault(SMMU, CONTEXT, &mut |fault| lost = fault.raw.more_lost).unwrap();
+    assert!(lost);
+    assert_eq!(bench.service.iommu(SMMU).unwrap().fault_counts().lost, 1);
+}
+
+#[test]
+fn a12_unknown_streams_are_counted_by_their_ids() {
+    let bench = bench();
+    for id in 0..40 {
+        for _ in 0..=(id % 2) {
+            stray(&bench, 0x100 + id);
+            let _ = take(&bench, FaultLine::Global);
+        }
+    }
+    let handle = bench.service.iommu(SMMU).unwrap();
+    let mut counted = Vec::new();
+    handle.unknown_streams(&mut |stream, count| counted.push((stream.value(), count)));
+    assert_eq!(counted.len(), 32);
+    assert!(counted.iter().all(|(id, count)| *count == 1 + id % 2));
+    assert_eq!(handle.fault_counts().unknown_elsewhere, 12);
+}
+
+fn storm(bench: &Bench, stream: u32, line: FaultLine) {
+    let storming = (0..100).any(|_| {
+        stray(bench, stream);
+        take(bench, line).1 == FaultAnswer::Mask(line)
+    });
+    assert!(storming);
+}
+
+fn tend(bench: &Bench, place: Quarantine) -> Vec<(u32, bool)> {
+    let mut told = Vec::new();
+    let sink = &mut |storm: &Storm| {
+        told.push((storm.stream.value(), storm.ended.as_ref().is_some_and(Result::is_ok)));
+    };
+    bench.service.tend_faults(SMMU, place, sink).unwrap();
+    told
+}
+
+#[test]
+fn a12_a_storm_ends_in_a_silent_bank_and_other_domains_go_on() {
+    for line in [CONTEXT, FaultLine::Global] {
+        let mut bench = bench();
+        bench.service.enable_reports(SMMU).unwrap();
+        let (one, two) = (bench.guest("one"), bench.guest("two"));
+        let (noisy, calm) = (bench.add("noisy", &[(0x10, 0)]), bench.add("calm", &[(0x20, 0)]));
+        // A blocked device storms on the global line, an assigned one on its bank's.
+        if line == CONTEXT {
+            bench.assign(&noisy, &one).unwrap();
+        }
+        bench.assign(&calm, &two).unwrap();
+        storm(&bench, 0x10, line);
+        let silence = Quarantine::Silence(empty(&bench));
+        assert_eq!(tend(&bench, silence), [(0x10, true)]);
+        let raised = |bench: &Bench| {
+            let lines = |smmu: &mut smmu_model::Smmu| smmu.global_irq() || (0..8).any(|line| smmu.context_irq(line));
+            bench.machine.smmu(SMMU, lines).unwrap()
+        };
+        let _ = take(&bench, line);
+        for _ in 0..20 {
+            stray(&bench, 0x10);
+            assert!(!raised(&bench), "nobody hears of it any more");
+        }
+        assert_eq!(bench.service.find(noisy.key()).unwrap().state, DeviceState::Quarantined);
+        assert_eq!(bench.dma(0x20), Reached::Memory(two.backing));
+        bench.audit();
+        assert_eq!(tend(&bench, silence), [], "counts start anew");
+        // It can be assigned again, and leaves nothing behind.
+        bench.assign(&noisy, &one).unwrap();
+        assert_eq!(bench.dma(0x10), Reached::Memory(one.backing));
+        bench.audit();
+        drop(bench.deassign(&noisy).unwrap());
+        bench.remove(&noisy).unwrap();
+        bench.audit();
+    }
+}
+
+#[test]
+fn a12_an_unknown_storming_stream_is_told_of() {
+    let bench = bench();
+    storm(&bench, 0x77, FaultLine::Global);
+    assert_eq!(tend(&bench, Quarantine::Faults), [(0x77, false)]);
+}
+
+fn quarantined(bench: &mut Bench, place: Quarantine) -> (iommu_assign::assign::Device, Guest) {
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[guest.backing, SCRATCH]);
+    bench.service.quarantine(&device, place).unwrap();
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[SCRATCH]);
+    (device, guest)
+}
+
+#[test]
+fn s6_quarantine_with_and_without_a_scratch_page() {
+    for name in ["generic v1", "generic v2", "extended", "ap806", "qualcomm", "stream indexing"] {
+        for scratch in [false, true] {
+            let mut bench = Bench::new();
+            bench.part(named(name));
+            let mut tables = Stage2Tables::new(&bench.machine, 0x9000_0000, 40, 40);
+            tables.map(PAGE, SCRATCH, true);
+            let place = if scratch { Quarantine::Scratch(tables.stage2()) } else { Quarantine::Faults };
+            let (device, guest) = quarantined(&mut bench, place);
+            let expected = if scratch { Reached::Memory(SCRATCH) } else { Reached::Fault };
+            assert_eq!(bench.dma(0x10), expected, "{name}");
+            assert_eq!(bench.service.find(device.key()).unwrap().state, DeviceState::Quarantined);
+            bench.audit();
+            // The domain does not refer to it any more.
+            bench.service.destroy_domain(&guest.domain).unwrap();
+            let next = bench.guest("next");
+            bench.oracle.allow(device.label(), &[(0x10, 0)], &[SCRATCH, next.backing]);
+            bench.service.assign(&device, &next.domain).unwrap();
+            bench.oracle.allow(device.label(), &[(0x10, 0)], &[next.backing]);
+            assert_eq!(bench.dma(0x10), Reached::Memory(next.backing), "{name}");
+            bench.audit();
+            bench.oracle.allow(device.label(), &[(0x10, 0)], &[SCRATCH, next.backing]);
+            bench.service.quarantine(&device, place).unwrap_or_else(|error| panic!("{name}: {error}"));
+            bench.remove(&device).unwrap();
+            assert_eq!(bench.dma(0x10), Reached::Fault, "{name}");
+            bench.audit();
+        }
+    }
+}
+
+#[test]
+fn s6_a_removed_quarantined_device_gives_its_bank_back() {
+    let mut bench = Bench::new();
+    bench.smmu(SMMU, Config { banks: 1, ..Config::generic_v2() });
+    let place = Quarantine::Silence(empty(&bench));
+    let (device, _) = quarantined(&mut bench, place);
+    bench.remove(&device).unwrap();
+    let (guest, other) = (bench.guest("other"), bench.add("other", &[(0x20, 0)]));
+    bench.assign(&other, &guest).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn q23_v1_lines_follow_irptndx() {
+    let bench = Bench::new();
+    let part = named("generic v1");
+    let smmu = bench.smmu_as(SmmuConfig { context_lines: 4, ..part.config }, part.model);
+    assert_eq!((0..8).map(|bank| smmu.line_of(bank).unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 0, 1, 2, 3]);
+    let part = named("generic v2");
+    let other = iommu_assign::assign::IommuKey::new(0x6000_0000);
+    let smmu = bench.smmu_as(SmmuConfig { key: other, context_lines: 2, ..part.config }, part.model);
+    assert_eq!(smmu.line_of(3), None, "nothing says which banks share two lines");
+    let refused = bench.service.enable_reports(iommu_assign::assign::IommuKey::new(1));
+    assert_eq!(refused, Err(Cause::NotFound));
+    let _: &dyn Iommu = &*smmu;
+}

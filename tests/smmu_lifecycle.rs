@@ -1,0 +1,346 @@
+//! Power, suspend and resume, forced removal, shutdown, crash, and writes that do not hold: C-9, S-5, S-8, A-7.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use common::parts::{named, parts};
+use common::{Bench, PAGE, SMMU};
+use iommu_assign::assign::{Cause, FaultLine, IommuError, Left, StreamId};
+use iommu_assign::smmu::{Power, PowerError, ProbeError, Registers, Setup, Smmu, SmmuConfig};
+use machine::{ModelRegisters, Reached};
+use smmu_model::{Config, Injection, SyncRegister};
+
+/// Power that is there only between get and put, and registers that notice.
+#[derive(Debug, Default)]
+struct Counted {
+    users: AtomicI64,
+    refuses: AtomicI64,
+}
+
+impl Power for Counted {
+    fn get(&self) -> Result<(), PowerError> {
+        if self.refuses.load(Ordering::SeqCst) > 0 {
+            return Err(PowerError("the supply is broken"));
+        }
+        self.users.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn put(&self) {
+        assert!(self.users.fetch_sub(1, Ordering::SeqCst) > 0);
+    }
+
+    fn is_on(&self) -> bool {
+        self.users.load(Ordering::SeqCst) > 0
+    }
+}
+
+#[derive(Debug)]
+struct Clocked {
+    registers: ModelRegisters,
+    power: Arc<Counted>,
+}
+
+impl Clocked {
+    fn clocked(&self) -> &ModelRegisters {
+        assert!(self.power.is_on(), "an access without a clock hangs the bus");
+        &self.registers
+    }
+}
+
+impl Registers for Clocked {
+    fn read32(&self, offset: u32) -> u32 {
+        self.clocked().read32(offset)
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        self.clocked().write32(offset, value);
+    }
+
+    fn read64(&self, offset: u32) -> u64 {
+        self.clocked().read64(offset)
+    }
+
+    fn write64(&self, offset: u32, value: u64) {
+        self.clocked().write64(offset, value);
+    }
+}
+
+#[test]
+fn q21_s5_every_access_lies_between_get_and_put() {
+    let mut bench = Bench::new();
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let part = named("mmu-500 ZynqMP");
+    let clocked = |registers| Clocked { registers, power: power.clone() };
+    bench.smmu_through(SmmuConfig { context_lines: 1, ..part.config }, setup, part.model, clocked);
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &one).unwrap();
+    bench.service.flush(&one.domain).unwrap();
+    bench.reassign(&device, &two).unwrap();
+    bench.audit();
+    // An interrupt handler only asks.
+    bench.machine.dma_write(SMMU, StreamId::new(0x10), PAGE + 0x5000).unwrap();
+    let mut faults = 0;
+    bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
+    assert_eq!(faults, 0, "no power, no access");
+    power.get().unwrap();
+    bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
+    power.put();
+    assert_eq!(faults, 1);
+    // Without power nothing is done, and nothing is lost.
+    power.refuses.store(1, Ordering::SeqCst);
+    let error = bench.service.flush(&two.domain).unwrap_err();
+    let refused = Cause::Iommu { iommu: SMMU, error: IommuError::NoPower("the supply is broken") };
+    assert_eq!(error.cause, refused);
+    power.refuses.store(0, Ordering::SeqCst);
+    drop(bench.deassign(&device).unwrap());
+    bench.remove(&device).unwrap();
+    bench.audit();
+    assert_eq!(power.users.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn s5_without_power_there_is_no_probe() {
+    let bench = Bench::new();
+    let power = Arc::new(Counted::default());
+    power.refuses.store(1, Ordering::SeqCst);
+    let part = named("generic v2");
+    let registers = bench.machine.add_smmu(SMMU, part.model);
+    let setup = Setup { power, ..Setup::default() };
+    let refused = Smmu::probe_with(part.config, setup, registers, bench.masters.clone()).unwrap_err();
+    assert_eq!(refused, ProbeError::NoPower { iommu: SMMU, reason: "the supply is broken" });
+}
+
+/// What power loss leaves: a part out of reset, with other UNKNOWN values. Until it is enabled again nothing is promised
+/// of it, so that the oracle looks away.
+fn lose_power(bench: &Bench, model: &Config, seed: u64) {
+    bench.machine.observe(SMMU, Box::new(|_, _| ()));
+    bench.machine.smmu(SMMU, |smmu| *smmu = smmu_model::Smmu::new(model.clone().seed(seed)));
+}
+
+#[test]
+fn s5_resume_brings_back_what_the_shadow_says_on_every_part() {
+    for part in parts() {
+        let (name, model) = (part.name, part.model.clone());
+        let mut bench = Bench::new();
+        bench.part(part);
+        let (one, two) = (bench.guest("one"), bench.guest("two"));
+        let single = model.banks == 1;
+        let (stays, moves) = (bench.add("stays", &[(0x10, 0x1)]), bench.add("moves", &[(0x20, 0)]));
+        bench.assign(&stays, &one).unwrap();
+        bench.assign(&moves, &one).unwrap();
+        bench.service.suspend_iommu(SMMU).unwrap();
+        lose_power(&bench, &model, 77);
+        let before = bench.machine.counters(SMMU);
+        // Meanwhile on paper: one device goes, one moves, one comes.
+        if !single {
+            bench.service.reassign(&moves, &two.domain).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        bench.service.flush(&one.domain).unwrap();
+        assert_eq!(bench.machine.counters(SMMU), before, "{name}: no register was touched");
+        let moved = if single { &one } else { &two };
+        bench.oracle.allow(moves.label(), &[(0x20, 0)], &[moved.backing]);
+        bench.service.resume_iommu(SMMU).unwrap_or_else(|error| panic!("{name}: {error}"));
+        bench.oracle.watch(&bench.machine, SMMU, PAGE);
+        bench.oracle.look_now(&bench.machine, SMMU, PAGE);
+        assert_eq!(bench.dma(0x11), Reached::Memory(one.backing), "{name}");
+        assert_eq!(bench.dma(0x20), Reached::Memory(moved.backing), "{name}");
+        assert_eq!(bench.dma(0x30), Reached::Fault, "{name}");
+        bench.audit();
+        bench.service.remove(moves.key()).unwrap();
+        bench.oracle.forget(moves.label());
+        drop(bench.deassign(&stays).unwrap());
+        bench.audit();
+    }
+}
+
+#[test]
+fn s5_a_resume_that_fails_leaves_it_suspended() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    bench.service.suspend_iommu(SMMU).unwrap();
+    let busy = Cause::Iommu { iommu: SMMU, error: IommuError::Busy };
+    assert_eq!(bench.service.suspend_iommu(SMMU), Err(busy), "it is suspended already");
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    let timeout = Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout { polls: 100 } };
+    assert_eq!(bench.service.resume_iommu(SMMU), Err(timeout));
+    bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    bench.service.resume_iommu(SMMU).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
+    bench.audit();
+}
+
+#[test]
+fn i8_a_bank_that_was_poisoned_is_clean_after_resume() {
+    let mut bench = Bench::new();
+    let model = Config { banks: 1, ..Config::generic_v2() };
+    bench.smmu(SMMU, model.clone());
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let (device, other) = (bench.add("dma", &[(0x10, 0)]), bench.add("other", &[(0x20, 0)]));
+    bench.assign(&device, &one).unwrap();
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    bench.deassign(&device).unwrap_err();
+    assert!(bench.assign(&other, &two).is_err());
+    bench.service.suspend_iommu(SMMU).unwrap();
+    lose_power(&bench, &model, 5);
+    bench.service.resume_iommu(SMMU).unwrap();
+    bench.oracle.watch(&bench.machine, SMMU, PAGE);
+    bench.assign(&other, &two).unwrap();
+    bench.assign(&device, &two).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn c9_a_forced_unregister_faults_everything_and_touches_no_register_afterwards() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let (device, idle) = (bench.add("dma", &[(0x10, 0)]), bench.add("idle", &[(0x20, 0)]));
+    bench.assign(&device, &guest).unwrap();
+    let handle = bench.service.iommu(SMMU).unwrap();
+    bench.service.force_unregister_iommu(SMMU).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+    assert_eq!(bench.machine.smmu(SMMU, |smmu| smmu.peek32(0) & 1), Some(0), "clients stay enabled");
+    let before = bench.machine.counters(SMMU);
+    let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
+    assert_eq!(bench.service.assign(&idle, &guest.domain).unwrap_err().cause, gone);
+    let error = bench.service.deassign(&device).unwrap_err();
+    assert_eq!((error.cause, error.left), (gone, Left::Quarantined));
+    let _ = handle.take_faults(FaultLine::Global, &mut |_| panic!("nothing is read"));
+    bench.service.flush(&guest.domain).unwrap();
+    bench.service.destroy_domain(&guest.domain).unwrap();
+    for device in [device, idle] {
+        let _ = bench.service.remove(device.key());
+        assert!(bench.service.find(device.key()).is_none());
+    }
+    handle.crash().unwrap();
+    assert_eq!(bench.machine.counters(SMMU), before);
+    // The same hardware, registered again, knows nothing of the old devices.
+    let part = named("generic v2");
+    bench.part(part);
+    let device = bench.add("again", &[(0x10, 0)]);
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+    bench.remove(&device).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn c9_a_forced_unregister_that_does_not_drain_lets_nothing_in_and_can_be_repeated() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let (device, late) = (bench.add("dma", &[(0x10, 0)]), bench.add("late", &[(0x20, 0)]));
+    bench.assign(&device, &guest).unwrap();
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    let error = bench.service.force_unregister_iommu(SMMU).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }), "{error}");
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+    let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
+    assert_eq!(bench.service.assign(&late, &guest.domain).unwrap_err().cause, gone);
+    bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    bench.service.force_unregister_iommu(SMMU).unwrap();
+    assert_eq!(bench.service.force_unregister_iommu(SMMU).unwrap_err().cause, Cause::NotFound);
+}
+
+#[test]
+fn s8_shutdown_and_crash_leave_every_stream_in_fault_with_clients_enabled() {
+    for crash in [false, true] {
+        for part in parts() {
+            let name = part.name;
+            let mut bench = Bench::new();
+            bench.smmu_as(SmmuConfig { atomic_polls: 50, ..part.config.clone() }, part.model);
+            let guest = bench.guest("guest");
+            let device = bench.add("dma", &[(0x10, 0x1)]);
+            bench.assign(&device, &guest).unwrap();
+            assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "{name}");
+            let handle = bench.service.iommu(SMMU).unwrap();
+            if crash {
+                handle.crash().unwrap();
+            } else {
+                bench.service.shutdown().unwrap();
+            }
+            for id in 0..0x40 {
+                assert_eq!(bench.dma(id), Reached::Fault, "{name}");
+            }
+            let scr0 = if part.config.secure_config_access { 0x400 } else { 0 };
+            assert_eq!(bench.machine.smmu(SMMU, |smmu| smmu.peek32(scr0) & 1), Some(0), "{name}");
+        }
+    }
+}
+
+#[test]
+fn s8_a_crash_polls_a_bounded_number_of_times() {
+    let bench = Bench::new();
+    let part = named("generic v2");
+    bench.smmu_as(SmmuConfig { atomic_polls: 9, ..part.config }, part.model);
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    let handle = bench.service.iommu(SMMU).unwrap();
+    let (reads, _, stopped) = bench.cost(|| handle.crash());
+    assert_eq!(reads, 9);
+    assert_eq!(stopped, Err(Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout { polls: 9 } }));
+}
+
+#[test]
+fn a7_in_read_back_mode_a_write_that_does_not_hold_is_found_at_once() {
+    let part = named("generic v2");
+    let config = SmmuConfig { read_back: true, ..part.config };
+    let lost = |cause: &Cause| matches!(cause, Cause::Iommu { error: IommuError::WriteLost { .. }, .. });
+    // An entry that does not take what is written: refused at add, and nothing of it stays.
+    let mut bench = Bench::new();
+    bench.smmu_as(config.clone(), part.model.clone());
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::WriteDoesNotStick(0x800)));
+    let spec = bench.spec("dma", &[(0x10, 0)]);
+    let error = bench.service.add(spec).unwrap_err();
+    assert!(lost(&error.cause), "{error}");
+    bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    let device = bench.add("dma", &[(0x10, 0)]);
+    // A bank whose root or control does not hold: no entry is turned to it.
+    let guest = bench.guest("guest");
+    for (bank, register) in [(0, 0x20), (1, 0)] {
+        let at = bench.machine.smmu(SMMU, |smmu| smmu.bank(bank, register)).unwrap();
+        bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::WriteDoesNotStick(at)));
+        let error = bench.assign(&device, &guest).unwrap_err();
+        assert!(lost(&error.cause) && error.left == Left::Quarantined, "{error}");
+        assert_eq!(bench.dma(0x10), Reached::Fault);
+        bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+        // That bank is not trusted again; the next one serves.
+        bench.assign(&device, &guest).unwrap();
+        assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
+        drop(bench.deassign(&device).unwrap());
+    }
+    // An entry that does not turn.
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::WriteDoesNotStick(0xc00)));
+    let error = bench.assign(&device, &guest).unwrap_err();
+    assert!(lost(&error.cause), "{error}");
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}
+
+#[test]
+fn a7_an_entry_that_does_not_take_fault_ends_at_the_empty_root() {
+    let part = named("generic v2");
+    let mut bench = Bench::new();
+    bench.smmu_as(SmmuConfig { read_back: true, ..part.config }, part.model);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::WriteDoesNotStick(0xc00)));
+    let error = bench.deassign(&device).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::WriteLost { .. }, .. }), "{error}");
+    // The S2CR still names the bank, which stays on: with no tables behind it, nothing gets through.
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}

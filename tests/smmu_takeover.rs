@@ -1,0 +1,210 @@
+//! Taking over what firmware left: idle units, live units, and streams that must go on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::parts::named;
+use common::{Bench, PAGE, SMMU, described, stream};
+use iommu_assign::smmu::{ProbeError, Reserved, Setup, Smmu, SmmuConfig};
+use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
+use smmu_model::{Access, Config, Memory, SyncDelay, Verdict};
+
+const DISPLAY: u32 = 0x21;
+/// Where the boot picture is: the display's tables map it, and nothing else.
+const PICTURE: u64 = 0x2_0000_0000;
+
+fn picture(machine: &Machine) -> Stage2Tables {
+    let mut tables = Stage2Tables::new(machine, 0x9000_0000, 40, 40);
+    tables.map(PAGE, PICTURE, true);
+    tables
+}
+
+fn setup(tables: &Stage2Tables) -> Setup {
+    let streams = vec![stream(SMMU, DISPLAY, 0)];
+    Setup { reserved: vec![Reserved { streams, space: tables.stage2() }], ..Setup::default() }
+}
+
+/// Firmware's way: clients enabled; entry 3 lets the display through, entry 5 a modem through bank `bank`.
+fn firmware(machine: &Machine, config: &SmmuConfig, model: &Config, bank: Option<u8>) -> ModelRegisters {
+    let registers = machine.add_smmu(config.key, model.clone());
+    machine.smmu(SMMU, |smmu| {
+        for n in 0..model.groups {
+            smmu.write32(smmu.s2cr(n), 2 << 16);
+            smmu.write32(smmu.smr(n), 0);
+        }
+        for n in 0..model.banks {
+            let (sctlr, fsr) = (smmu.bank(n, 0), smmu.bank(n, 0x58));
+            smmu.write32(sctlr, 0);
+            smmu.write32(fsr, u32::MAX);
+        }
+        // Bypass, or a bank with M = 0, which passes through as well.
+        let display = bank.map_or(1 << 16, u32::from);
+        if let Some(bank) = bank {
+            // VMID 2 is what the driver would give to bank 1.
+            let cbar = smmu.cbar(bank);
+            smmu.write32(cbar, 2);
+        }
+        for (entry, id, s2cr) in [(3, DISPLAY, display), (5, 0x40, 1 << 16)] {
+            let (s2cr_at, smr_at) = (smmu.s2cr(entry), smmu.smr(entry));
+            smmu.write32(s2cr_at, s2cr);
+            smmu.write32(smr_at, 1 << 31 | id);
+        }
+        smmu.write32(0, 1 << 21);
+    });
+    registers
+}
+
+fn reaches(smmu: &smmu_model::Smmu, memory: &Memory, id: u32) -> Vec<u64> {
+    let all = smmu.reach(memory, id as u16, PAGE, Access::Write).into_iter();
+    all.filter_map(|one| match one.verdict {
+        Verdict::Reaches { physical, .. } => Some(physical),
+        _ => None,
+    })
+    .collect()
+}
+
+#[test]
+fn q17_a_reserved_stream_of_a_live_unit_never_stops_and_everything_else_faults() {
+    for bank in [None, Some(0), Some(4)] {
+        let mut bench = Bench::new();
+        let model = Config::generic_v2();
+        let config = described(SMMU, &model);
+        let registers = firmware(&bench.machine, &config, &model, bank);
+        let left = bench.machine.dma(SMMU, smmu_model::Transaction::write(DISPLAY as u16, PAGE, &[1])).unwrap();
+        assert_eq!(left.physical(), Some(PAGE), "as firmware left it: {bank:?}, {left:?}");
+        let tables = picture(&bench.machine);
+        // At every write of the take-over the display goes on: first where firmware let it, then where its tables say.
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let look = move |smmu: &smmu_model::Smmu, memory: &Memory| {
+            log.lock().unwrap().push((reaches(smmu, memory, DISPLAY), reaches(smmu, memory, 0x40)));
+        };
+        bench.machine.observe(SMMU, Box::new(look));
+        let smmu = Arc::new(Smmu::probe_with(config, setup(&tables), registers, bench.masters.clone()).unwrap());
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert!(seen.iter().all(|(display, _)| *display == [PAGE] || *display == [PICTURE]), "{bank:?}: {seen:x?}");
+        assert_eq!(seen.last(), Some(&(vec![PICTURE], vec![])), "{bank:?}");
+        let cut = seen.iter().position(|(_, modem)| modem.is_empty()).unwrap();
+        assert!(seen[cut..].iter().all(|(_, modem)| modem.is_empty()), "{bank:?}: once cut off it stays cut off");
+        bench.service.register_iommu(smmu).unwrap();
+        bench.audit();
+        // The device's own driver comes along: until it is assigned, the picture stays.
+        bench.oracle.watch(&bench.machine, SMMU, PAGE);
+        bench.oracle.allow(&"display".into(), &[(DISPLAY, 0)], &[PICTURE]);
+        let display = bench.add("display", &[(DISPLAY, 0)]);
+        assert_eq!(bench.dma(DISPLAY), Reached::Memory(PICTURE));
+        assert_eq!(bench.service.find(display.key()).unwrap().state, iommu_assign::assign::DeviceState::Blocked);
+        bench.audit();
+        let guest = bench.guest("guest");
+        bench.oracle.allow(&"boot".into(), &[(DISPLAY, 0)], &[PICTURE]);
+        bench.assign(&display, &guest).unwrap();
+        assert_eq!(bench.dma(DISPLAY), Reached::Memory(guest.backing));
+        bench.audit();
+        drop(bench.deassign(&display).unwrap());
+        assert_eq!(bench.dma(DISPLAY), Reached::Fault);
+        bench.audit();
+    }
+}
+
+#[test]
+fn q17_on_an_idle_unit_the_reserved_stream_is_translated_from_the_first_enabled_moment() {
+    for name in ["generic v1", "generic v2", "extended", "mmu-500 ZynqMP", "stream indexing", "ap806", "qualcomm"] {
+        let bench = Bench::new();
+        let part = named(name);
+        let registers = bench.machine.add_smmu(SMMU, part.model);
+        let tables = picture(&bench.machine);
+        let smmu = Smmu::probe_with(part.config, setup(&tables), registers, bench.masters.clone()).unwrap();
+        assert_eq!(bench.dma(DISPLAY), Reached::Memory(PICTURE), "{name}");
+        assert_eq!(bench.dma(DISPLAY + 1), Reached::Fault, "{name}");
+        bench.service.register_iommu(Arc::new(smmu)).unwrap();
+        bench.audit();
+    }
+}
+
+#[test]
+fn a_live_unit_without_reserved_streams_faults_everything() {
+    let bench = Bench::new();
+    let model = Config::generic_v2();
+    let config = described(SMMU, &model);
+    let registers = firmware(&bench.machine, &config, &model, None);
+    let before = bench.machine.counters(SMMU);
+    let smmu = Smmu::probe(config, registers, bench.masters.clone()).unwrap();
+    for id in [DISPLAY, 0x40, 0x41] {
+        assert_eq!(bench.dma(id), Reached::Fault);
+    }
+    let cost = bench.machine.counters(SMMU);
+    assert!(cost.reads - before.reads <= 16 + 2 * u64::from(model.groups), "the bound for a live unit");
+    bench.service.register_iommu(Arc::new(smmu)).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn a7_a_live_unit_in_another_mode_is_refused_untouched() {
+    let bench = Bench::new();
+    let model = Config::extended();
+    let config = described(SMMU, &model);
+    let registers = bench.machine.add_smmu(SMMU, model);
+    bench.machine.smmu(SMMU, |smmu| smmu.write32(0, 1 << 21));
+    let before = bench.machine.counters(SMMU).writes;
+    let refused = Smmu::probe(config, registers, bench.masters.clone()).unwrap_err();
+    assert_eq!(refused, ProbeError::LiveInOtherMode(SMMU));
+    assert_eq!(bench.machine.counters(SMMU).writes, before);
+}
+
+#[test]
+fn q7_a_live_units_stalled_transaction_does_not_hold_up_the_take_over() {
+    let bench = Bench::new();
+    let model = Config { sync_delay: SyncDelay::Polls(1), ..Config::generic_v2() };
+    let config = described(SMMU, &model);
+    let registers = firmware(&bench.machine, &config, &model, Some(0));
+    // Firmware's bank stalls what it cannot translate: M, AFE, TRE, CFRE, CFCFG over an empty table.
+    bench.machine.smmu(SMMU, |smmu| {
+        let (cba2r, tcr) = (smmu.cba2r(0), smmu.bank(0, 0x30));
+        smmu.write32(cba2r, 1);
+        smmu.write32(tcr, 2 << 16 | 1 << 6 | 24);
+        let (ttbr, fsr, sctlr) = (smmu.bank(0, 0x20), smmu.bank(0, 0x58), smmu.bank(0, 0));
+        smmu.write64(ttbr, 0x100_0000);
+        smmu.write32(fsr, u32::MAX);
+        smmu.write32(sctlr, 1 | 1 << 1 | 1 << 2 | 1 << 5 | 1 << 7);
+    });
+    let outcome = bench.machine.dma(SMMU, smmu_model::Transaction::read(DISPLAY as u16, PAGE, 8)).unwrap();
+    assert!(matches!(outcome, smmu_model::Outcome::Stalled { .. }), "{outcome:?}");
+    let probed = Smmu::probe(config, registers, bench.masters.clone());
+    // The part may need its stalled transaction carried to its end on the bus before the second sync completes.
+    match probed {
+        Ok(_) => {}
+        Err(ProbeError::SyncTimeout { .. }) => {
+            bench.machine.with_memory(SMMU, |smmu, memory| drop(smmu.drain(memory)));
+            panic!("the stall held up the take-over");
+        }
+        Err(other) => panic!("{other}"),
+    }
+    for id in [DISPLAY, 0x40] {
+        assert_eq!(bench.dma(id), Reached::Fault);
+    }
+}
+
+#[test]
+fn s6_reserved_streams_that_cannot_be_translated_fail_the_probe() {
+    let bench = Bench::new();
+    let part = named("generic v2");
+    let registers = bench.machine.add_smmu(SMMU, part.model);
+    let mut space = picture(&bench.machine).stage2();
+    space.ipa_bits = 52;
+    let reserved = vec![Reserved { streams: vec![stream(SMMU, DISPLAY, 0)], space }];
+    let setup = Setup { reserved, ..Setup::default() };
+    let refused = Smmu::probe_with(part.config, setup, registers, bench.masters.clone()).unwrap_err();
+    assert!(matches!(refused, ProbeError::Reserved { .. }), "{refused}");
+    assert_ne!(bench.machine.smmu(SMMU, |smmu| smmu.peek32(0) & 1), Some(0), "it is not enabled");
+}
