@@ -32,7 +32,8 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// What tables the instance can follow.
     fn limits(&self) -> Stage2Limits;
 
-    /// Makes `streams` of `device` known, without a register access, and lists whom they meet.
+    /// Makes `streams` of `device` known, without a register access, and lists whom they meet: of devices that share an
+    /// entry at least one, and of each entry that is live at least one of those that keep it live.
     ///
     /// # Errors
     ///

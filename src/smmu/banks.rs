@@ -31,6 +31,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if let Some(index) = found
             && let Some(bank) = map.bank_mut(index)
         {
+            bank.left_on = match bank.state {
+                BankState::Poisoned(domain, sync) => Some((domain, sync)),
+                BankState::Reserved(_) => bank.left_on,
+                _ => None,
+            };
             if !matches!(bank.state, BankState::Live(_)) {
                 bank.state = BankState::Reserved(*space);
             }
@@ -71,7 +76,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         bank.promised = None;
         if matches!(bank.state, BankState::Reserved(_)) {
-            bank.state = BankState::Free;
+            // One that was left on when its drain timed out is clean by now, but not off.
+            bank.state =
+                bank.left_on.take().map_or(BankState::Free, |(domain, sync)| BankState::Poisoned(domain, sync));
         }
     }
 
@@ -102,13 +109,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let control = context::control(self.reports_enabled(), space.domain).bits();
         let on = self.registers.write_isolating(at(cb::SCTLR), control, control, Sctlr::M.bits());
         if rooted && on {
-            *bank = Bank { state: BankState::Live(*space), on: true, ..*bank };
+            *bank = Bank { state: BankState::Live(*space), on: true, left_on: None, ..*bank };
             return Ok(());
         }
         // No S2CR names it, so that it may be off; it is not to be trusted again.
         self.registers.write32(at(cb::SCTLR), 0);
         self.publish_bank(index, None);
-        *bank = Bank { state: BankState::Poisoned(space.domain, context::NEVER), on: false, ..*bank };
+        *bank = Bank { state: BankState::Poisoned(space.domain, context::NEVER), on: false, left_on: None, ..*bank };
         Err(IommuError::WriteLost { register: if rooted { "SCTLR" } else { "TTBR0" } })
     }
 

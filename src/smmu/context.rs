@@ -73,6 +73,8 @@ pub(super) struct Bank {
     pub(super) users: usize,
     /// M is 1 in the register.
     pub(super) on: bool,
+    /// Of a reserved bank that was poisoned: whose it was, and the sync that has cleaned it since.
+    pub(super) left_on: Option<(DomainId, u64)>,
     /// Plans that will use it.
     pub(super) reserved: usize,
     /// The domain that gets the bank when its users, who are being moved, have left (contract A-1).
@@ -80,7 +82,8 @@ pub(super) struct Bank {
 }
 
 impl Bank {
-    pub(super) const FREE: Self = Self { state: BankState::Free, users: 0, on: false, reserved: 0, promised: None };
+    pub(super) const FREE: Self =
+        Self { state: BankState::Free, users: 0, on: false, left_on: None, reserved: 0, promised: None };
 
     /// The domain that the bank belongs to, in whatever state.
     pub(super) const fn domain(&self) -> Option<DomainId> {

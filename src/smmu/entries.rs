@@ -12,7 +12,7 @@ use super::instance::Smmu;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
 use super::reserved;
-use super::stream_map::{StreamMap, Use, each};
+use super::stream_map::{StreamMap, Use, each, one};
 use crate::assign::{DeviceId, IommuError, Stream, StreamId};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -76,7 +76,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(cubes)
     }
 
-    /// Devices whose streams, or whose entries, meet `cubes`: of those that share an entry, and so are one group, one.
+    /// Devices whose streams, or whose entries, meet `cubes`: of those that share an entry, and so are one group, one; of
+    /// a live entry, one that keeps it live.
     fn met_by<'a>(
         &'a self,
         tree: &'a Tree,
@@ -84,7 +85,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         cubes: &'a [Cube],
     ) -> impl Iterator<Item = DeviceId> + 'a {
         let entries = map.meeting_any(cubes);
-        let by_entry = each(entries).filter_map(|number| map.entry(number).and_then(|entry| entry.user));
+        let keeps_live =
+            move |number| map.uses().find(|used| used.entries.get() & one(number) != 0 && used.bank.get().is_some());
+        let by_entry = each(entries).filter_map(move |number| {
+            let entry = map.entry(number)?;
+            // Who keeps it live is the one that the policy wants to know of (contract I-11).
+            let live = if entry.assigned > 0 { keeps_live(number) } else { None };
+            live.map(|used| used.device).or(entry.user)
+        });
         // A device without entries (not yet enrolled, or added lazily) is met by its streams.
         let last = cubes.iter().map(|cube| cube.last()).max().unwrap_or(0);
         let bare = move |device: DeviceId| map.used_by(device).is_none_or(|used| used.entries.get() == 0);

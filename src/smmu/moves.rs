@@ -287,7 +287,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut ticket = Ticket(0);
         for _ in 0..self.drains_for(cut) {
             ticket = self.post_vmids(held, cut.banks);
-            drained = drained.and_then(|()| self.tlb.wait(held, &self.registers, ticket, self.config.polls));
+            // After a timeout the next sync is given up at once: nobody waits for it, and later ones must not either.
+            let polls = if drained.is_ok() { self.config.polls } else { 0 };
+            drained = drained.and(self.tlb.wait(held, &self.registers, ticket, polls));
         }
         if cut.retiring != 0 {
             let mut map = self.map.lock(held);
