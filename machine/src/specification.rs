@@ -9,6 +9,7 @@
 //! broken.
 
 mod cover;
+mod entries;
 mod operations;
 mod outcome;
 
@@ -83,6 +84,8 @@ struct State {
     undrained: BTreeSet<Slot>,
     /// Frames of a second page that may be cached though they are not mapped.
     stale: BTreeSet<(Guest, bool)>,
+    /// A sync was not confirmed, and none has completed since: what it was to drain may be in flight still.
+    behind: bool,
     stuck: bool,
     next_lost: bool,
 }
@@ -97,6 +100,7 @@ impl State {
             cleaned: BTreeSet::new(),
             undrained: BTreeSet::new(),
             stale: BTreeSet::new(),
+            behind: false,
             stuck: false,
             next_lost: false,
         }
@@ -105,7 +109,8 @@ impl State {
     /// A sync that must complete for the operation to go on.
     fn sync(&mut self) -> bool {
         let lost = std::mem::take(&mut self.next_lost);
-        if lost || self.stuck {
+        self.behind = lost || self.stuck;
+        if self.behind {
             return false;
         }
         self.cleaned.extend(self.dirty.drain(..));

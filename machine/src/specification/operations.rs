@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::cover::{self, Cube};
+use super::cover::Cube;
+use super::entries;
 use super::{After, Lacking, Outcome, Owner, Refusal, Running, Specification, is_on, meets_cube};
 use crate::op::{Guest, Op, Side, Slot};
 
@@ -103,21 +104,22 @@ fn add(state: &Specification, slot: Slot) -> Steps {
     if state.owners(state.met(slot)).len() > 1 || shares_forbidden {
         reasons.insert(Refusal::GroupConflict);
     }
+    let mut may_be_lacking = BTreeSet::new();
     let mut nexts = vec![state.clone()];
     for side in Side::ALL.into_iter().filter(|side| is_on(slot, *side)) {
-        let covers = new_entries(state, slot, side);
-        let needed = covers.first().map_or(0, Vec::len);
-        if needed.saturating_add(state.side(side).entries.len()) > state.side(side).part.entries {
-            reasons.insert(Refusal::Exhausted(side, Lacking::Entries));
+        let ways = entries::after_add(state, slot, side);
+        let (fitting, excess): (Vec<_>, Vec<_>) =
+            ways.into_iter().partition(|way| way.len() <= state.side(side).part.entries);
+        let lacking = Refusal::Exhausted(side, Lacking::Entries);
+        if fitting.is_empty() {
+            reasons.insert(lacking);
+        } else if !excess.is_empty() {
+            may_be_lacking.insert(lacking);
         }
-        let with = |next: &Specification, cover: &Vec<Cube>| {
-            let mut next = next.clone();
-            next.side_mut(side).entries.extend(cover);
-            next
-        };
-        nexts = nexts.iter().flat_map(|next| covers.iter().map(|cover| with(next, cover))).collect();
+        nexts = with_entries(&nexts, side, &fitting);
     }
     if !reasons.is_empty() {
+        reasons.extend(may_be_lacking);
         return refuse(state, reasons);
     }
     let registered = |mut next: Specification| {
@@ -127,20 +129,24 @@ fn add(state: &Specification, slot: Slot) -> Steps {
         }
         (Outcome::Done, next)
     };
-    nexts.into_iter().map(registered).collect()
+    let mut steps = refuse(state, may_be_lacking);
+    steps.extend(nexts.into_iter().map(registered));
+    steps
+}
+
+/// Each state with each set of entries.
+fn with_entries(states: &[Specification], side: Side, ways: &[BTreeSet<Cube>]) -> Vec<Specification> {
+    let with = |state: &Specification, way: &BTreeSet<Cube>| {
+        let mut next = state.clone();
+        next.side_mut(side).entries.clone_from(way);
+        next
+    };
+    states.iter().flat_map(|state| ways.iter().map(|way| with(state, way))).collect()
 }
 
 /// Whether an entry that translates for `guest` captures a stream of `slot`.
 fn shares_live(state: &Specification, slot: Slot, guest: Guest) -> bool {
     Side::ALL.into_iter().any(|side| slot.ids(side).any(|(_, id)| state.reach(side, id.into()) == Some(guest)))
-}
-
-/// Every choice of new entries for the streams of `slot` that no entry captures yet.
-fn new_entries(state: &Specification, slot: Slot, side: Side) -> Vec<Vec<Cube>> {
-    let here = state.side(side);
-    let captured: BTreeSet<u32> = here.entries.iter().copied().flat_map(cover::ids).collect();
-    let wanted = slot.ids(side).map(|(_, id)| u32::from(id)).filter(|id| !captured.contains(id)).collect();
-    cover::least_covers(&wanted, here.part.mask_bits)
 }
 
 fn remove(state: &Specification, slot: Slot) -> Steps {
@@ -153,16 +159,18 @@ fn remove(state: &Specification, slot: Slot) -> Steps {
     let mut next = state.clone();
     let failed = block(&mut next, &BTreeSet::from([slot]), &Side::ALL);
     next.devices.remove(&slot);
+    let mut nexts = vec![next.clone()];
     for side in Side::ALL {
-        next.side_mut(side).undrained.remove(&slot);
-        let used = next.side(side).entries.clone();
-        let used = used.into_iter().filter(|cube| next.users(side, *cube).next().is_some()).collect();
-        next.side_mut(side).entries = used;
+        let used = state.side(side).entries.iter().copied().filter(|cube| meets_cube(slot, side, *cube)).collect();
+        nexts = with_entries(&nexts, side, &entries::after_remove(&next, &used, side));
     }
-    if failed.is_empty() {
-        return done(next);
-    }
-    timeouts(&next, failed, After::Removed)
+    let end = |mut next: Specification| {
+        for side in Side::ALL {
+            next.side_mut(side).undrained.remove(&slot);
+        }
+        if failed.is_empty() { done(next) } else { timeouts(&next, failed.clone(), After::Removed) }
+    };
+    nexts.into_iter().flat_map(end).collect()
 }
 
 fn timeouts(next: &Specification, failed: Vec<Side>, after: After) -> Steps {
@@ -318,8 +326,8 @@ fn with_banks(
             reasons.insert(lacking);
             reasons.insert(Refusal::SyncTimeout(side));
         }
-        if !here.is_sound() && here.undrained.iter().any(|slot| subjects.contains(slot)) {
-            // The plan may find out already that the device's drain cannot be confirmed (contract I-8).
+        if !here.is_sound() && here.behind {
+            // The plan may find out already that an earlier drain cannot be confirmed (contract I-8).
             may_be_lacking.insert(Refusal::SyncTimeout(side));
         }
     }
@@ -366,21 +374,44 @@ fn block(state: &mut Specification, subjects: &BTreeSet<Slot>, sides: &[Side]) -
 }
 
 /// Opens devices, which are in fault, to a guest.
-fn install(mut state: Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> Steps {
-    let mut installed = Vec::new();
-    for side in Side::ALL.into_iter().filter(|side| subjects.iter().any(|subject| is_on(*subject, *side))) {
-        let here = state.side_mut(side);
-        if here.undrained.iter().any(|slot| subjects.contains(slot)) && !here.sync() {
+fn install(state: Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> Steps {
+    let concerned = |side: &Side| subjects.iter().any(|subject| is_on(*subject, *side));
+    let sides: Vec<Side> = Side::ALL.into_iter().filter(concerned).collect();
+    install_at(state, subjects, guest, &sides, 0)
+}
+
+/// The same at all of `sides` but the first ones, where it is done.
+fn install_at(
+    mut state: Specification,
+    subjects: &BTreeSet<Slot>,
+    guest: Guest,
+    sides: &[Side],
+    installed: usize,
+) -> Steps {
+    let Some(&side) = sides.get(installed) else {
+        settle(&mut state, subjects, Owner::Assigned(guest));
+        return done(state);
+    };
+    let next = installed.saturating_add(1);
+    let here = state.side(side);
+    let mut steps = Steps::new();
+    if here.undrained.is_disjoint(subjects) {
+        steps.extend(install_at(state.clone(), subjects, guest, sides, next));
+    }
+    // Nothing of an earlier owner may be in flight (contract I-8). Where that is not known of the whole SMMU, an SMMU
+    // may want to know it whoever comes: a device that was removed meanwhile leaves nobody to ask.
+    if here.behind {
+        if state.side_mut(side).sync() {
+            steps.extend(install_at(state, subjects, guest, sides, next));
+        } else {
             // What was opened already is put in fault again; the first failure is the one to tell.
             settle(&mut state, subjects, Owner::Assigned(guest));
-            block(&mut state, subjects, &installed);
+            block(&mut state, subjects, sides.get(..installed).unwrap_or_default());
             settle(&mut state, subjects, Owner::Quarantined);
-            return timeouts(&state, vec![side], After::Quarantined);
+            steps.extend(timeouts(&state, vec![side], After::Quarantined));
         }
-        installed.push(side);
     }
-    settle(&mut state, subjects, Owner::Assigned(guest));
-    done(state)
+    steps
 }
 
 /// The sources' hooks, of which one may fail.
@@ -444,20 +475,20 @@ fn flush_op(state: &Specification, guest: Guest) -> Steps {
 
 /// Makes every SMMU forget a guest's tables, also after one of them failed.
 fn flush(state: &Specification, guest: Guest) -> Steps {
-    let mut ways: Vec<(Option<Refusal>, Specification)> = vec![(None, state.clone())];
+    let mut ways: Vec<(BTreeSet<Side>, Specification)> = vec![(BTreeSet::new(), state.clone())];
     for side in Side::ALL {
         let here = state.side(side);
-        let must = here.registered && (state.live_banks(side).contains(&guest) || here.dirty.contains(&guest));
-        let may = here.cleaned.contains(&guest) || here.dirty.contains(&guest);
+        let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest);
+        let may = here.cleaned.contains(&guest);
         ways = ways
             .into_iter()
             .flat_map(|(failed, next)| {
                 let mut synced = next.clone();
                 let complete = synced.side_mut(side).sync();
-                let told = failed.or(Some(Refusal::SyncTimeout(side)));
                 let mut ways = Vec::new();
                 if must || may {
-                    ways.push((if complete { failed } else { told }, synced));
+                    let failed_here = (!complete).then_some(side);
+                    ways.push((failed.iter().copied().chain(failed_here).collect(), synced));
                 }
                 if !must {
                     ways.push((failed, next));
@@ -466,18 +497,20 @@ fn flush(state: &Specification, guest: Guest) -> Steps {
             })
             .collect();
     }
-    let end = |(failed, mut next): (Option<Refusal>, Specification)| {
-        if failed.is_none() {
+    let end = |(failed, mut next): (BTreeSet<Side>, Specification)| {
+        if failed.is_empty() {
             for side in Side::ALL {
                 let here = next.side_mut(side);
                 here.dirty.retain(|dirty| *dirty != guest);
                 here.cleaned.remove(&guest);
                 here.stale.retain(|(stale, _)| *stale != guest);
             }
+            return done(next);
         }
-        (failed.map_or(Outcome::Done, Outcome::refused), next)
+        // Any of several failures may be the one that is told.
+        refuse(&next, failed.into_iter().map(Refusal::SyncTimeout).collect())
     };
-    ways.into_iter().map(end).collect()
+    ways.into_iter().flat_map(end).collect()
 }
 
 fn map(state: &Specification, guest: Guest) -> Steps {
@@ -527,7 +560,23 @@ fn unregister(state: &Specification, side: Side) -> Steps {
     if state.devices.keys().any(|slot| is_on(*slot, side)) {
         return refuse(state, BTreeSet::from([Refusal::InUse]));
     }
-    changed(state, |next| next.side_mut(side).registered = false)
+    // Who would confirm a drain when the SMMU is gone (contract I-8)? It is confirmed now, or the SMMU stays.
+    let here = state.side(side);
+    let mut steps = Steps::new();
+    if here.dirty.is_empty() {
+        steps.extend(changed(state, |next| next.side_mut(side).registered = false));
+    }
+    if !here.dirty.is_empty() || !here.cleaned.is_empty() {
+        let mut next = state.clone();
+        if next.side_mut(side).sync() {
+            next.side_mut(side).cleaned.clear();
+            next.side_mut(side).registered = false;
+            steps.push((Outcome::Done, next));
+        } else {
+            steps.push((Outcome::refused(Refusal::SyncTimeout(side)), next));
+        }
+    }
+    steps
 }
 
 fn register(state: &Specification, side: Side) -> Steps {
