@@ -521,3 +521,28 @@ fn a_reservation_binds_until_it_ends() {
     assert!(bench.service.find(first.key()).is_none());
     bench.audit();
 }
+
+#[test]
+fn a_failed_add_is_nothing_to_release_and_nothing_to_hear_of() {
+    let console = Console::default();
+    let released = Arc::new(Mutex::new(Vec::new()));
+    let mut bench = Bench::new();
+    let service: Service<Spin> = Service::with_events(Box::new(Anyone), Box::new(console.clone()));
+    service.register_iommu(bench.smmu(SMMU, Config::mmu401_juno_small())).unwrap();
+    let mut spec = bench.spec("needs three entries", &[(1, 0), (4, 0), (8, 0)]);
+    spec.hooks = Arc::new(Released(released.clone()));
+    let error = service.add(spec).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::Exhausted { .. }, .. }), "{error}");
+    assert_eq!(*released.lock().unwrap(), []);
+    assert_eq!(*console.0.lock().unwrap(), ["registered iommu@50000000"]);
+}
+
+#[test]
+fn errors_count_as_people_do() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let error = bench.service.destroy_domain(&guest.domain).unwrap_err();
+    assert_eq!(error.to_string(), "destroy domain guest: 1 device still refers to it; nothing changed");
+}

@@ -142,7 +142,8 @@ pub(crate) fn explore(arguments: &[String]) -> ExitCode {
 fn explore_in<U: Universe>(arguments: &[String], tally: &mut Tally) -> bool {
     let has = |option: &str| arguments.iter().any(|argument| argument == option);
     let (quick, first) = (has("--quick"), has("--first"));
-    let wanted = arguments.iter().find(|argument| !argument.starts_with("--"));
+    // The value of an option is a number; what a line is searched for is not.
+    let wanted = arguments.iter().find(|word| !word.starts_with("--") && word.parse::<u64>().is_err());
     for pair in all(U::OPS) {
         let name = format!("{:<7} {}", U::NAME, pair.name());
         if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {

@@ -45,6 +45,11 @@ impl<P: Platform> Service<P> {
         {
             let mut registry = self.registry.lock(held);
             let refused = match (registry.device(device.key()), self.unresolved(&registry, &device)) {
+                // It is on its way in or out: whoever asks again later finds how that ended (contract C-2).
+                (Some(other), _) if other.remove_pending.get() => Some(Cause::Busy { running: Operation::Remove }),
+                (Some(other), _) if other.state.get() == DeviceState::Adding => {
+                    Some(Cause::Busy { running: Operation::Add })
+                }
                 (Some(other), _) => Some(Cause::AlreadyRegistered { by: other.device.label().clone() }),
                 (None, unresolved) => unresolved,
             };

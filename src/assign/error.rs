@@ -157,7 +157,7 @@ pub enum Cause {
         reason: ConflictReason,
     },
     /// The device has children that must be removed first.
-    #[error("{children} devices behind it must be removed first")]
+    #[error("{children} device{} behind it must be removed first", plural(*.children))]
     HasChildren {
         /// How many.
         children: usize,
@@ -171,7 +171,7 @@ pub enum Cause {
         reason: &'static str,
     },
     /// Something still refers to the object.
-    #[error("{devices} devices still refer to it")]
+    #[error("{devices} device{} still refer{} to it", plural(*.devices), if *.devices == 1 { "s" } else { "" })]
     InUse {
         /// How many.
         devices: usize,
@@ -249,4 +249,8 @@ impl Error {
     pub(super) const fn unchanged(operation: Operation, subject: Label, cause: Cause) -> Self {
         Self { operation, subject, cause, left: Left::Unchanged }
     }
+}
+
+const fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

@@ -73,7 +73,7 @@ pub trait DeviceHooks: Send + Sync + fmt::Debug {
     /// What went wrong; the operation ends with the device quarantined.
     fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError>;
 
-    /// The device is unregistered: the source may let go of its own things.
+    /// The device is unregistered: the source may let go of its own things. Not called for a device whose add failed.
     fn release(&self, context: &HookContext<'_>);
 }
 

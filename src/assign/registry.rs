@@ -120,6 +120,10 @@ impl IommuRecord {
 }
 
 impl DeviceRecord {
+    fn is_shown(&self) -> bool {
+        self.state.get() != DeviceState::Adding
+    }
+
     /// A removal was asked for, and no child stands in its way.
     pub(super) fn may_go(&self) -> bool {
         self.remove_pending.get() && self.children.get() == 0
@@ -201,10 +205,30 @@ impl<P: Platform> Registry<P> {
         Some(record)
     }
 
+    /// A device as look-ups show it: not before its add has come to an end (contract C-15).
+    pub(super) fn shown(&self, key: DeviceKey) -> Option<DeviceInfo> {
+        self.device(key).filter(|record| record.is_shown()).map(|record| self.info(record))
+    }
+
     /// The first device whose key is above `after`, as a traversal shows it.
     pub(super) fn next_device(&self, after: Option<DeviceKey>) -> Option<DeviceInfo> {
         let bound = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        self.devices.lower_bound(bound).get().map(|record| self.info(record))
+        let mut cursor = self.devices.lower_bound(bound);
+        loop {
+            let record = cursor.get()?;
+            if record.is_shown() {
+                return Some(self.info(record));
+            }
+            cursor.move_next();
+        }
+    }
+
+    /// How many devices are assigned to `domain`, but for those that are on their way out.
+    pub(super) fn users(&self, domain: DomainId) -> usize {
+        let stays = |record: &&DeviceRecord| {
+            record.state.get() == DeviceState::Assigned(domain) && !record.remove_pending.get()
+        };
+        self.devices.iter().filter(stays).count()
     }
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceRecord> {
@@ -215,7 +239,7 @@ impl<P: Platform> Registry<P> {
         self.devices.iter().find(|record| record.device.id() == id)
     }
 
-    pub(super) fn info(&self, record: &DeviceRecord) -> DeviceInfo {
+    fn info(&self, record: &DeviceRecord) -> DeviceInfo {
         let state = record.state.get();
         let domain = match state {
             DeviceState::Assigned(id) => self.domain(id).map(|record| record.domain.label().clone()),

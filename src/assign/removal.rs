@@ -179,17 +179,22 @@ impl<P: Platform> Service<P> {
             }
             Err(cause) => failed = Some(cause),
         }
-        let (survivor, record) = {
+        let (survivor, was_added, record) = {
             let mut registry = self.registry.lock(held);
+            let mut was_added = false;
             let survivor = registry.registration(device).and_then(|record| {
+                was_added = record.state.get() != DeviceState::Adding;
                 registry.set_state(record, DeviceState::Blocked);
                 registry.leave_group(record).map(|member| member.device.clone())
             });
-            (survivor, registry.take_device(device.key()))
+            (survivor, was_added, registry.take_device(device.key()))
         };
-        device.hooks().call(held).release(&HookContext { device });
+        // A device whose add failed was never the source's to release, nor anyone's to hear of.
+        if was_added {
+            device.hooks().call(held).release(&HookContext { device });
+            self.tell(held, &Event::Removed { device: device.label().clone() });
+        }
         drop(record);
-        self.tell(held, &Event::Removed { device: device.label().clone() });
         let result = failed.map_or(Ok(()), |cause| {
             Err(Error { operation: Operation::Remove, subject: device.label().clone(), cause, left: Left::Removed })
         });

@@ -274,9 +274,12 @@ impl<P: Platform> Service<P> {
         {
             let registry = self.registry.lock(held);
             let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
-            let devices = record.assigned.get();
-            if devices > 0 {
-                return Err(refuse(Cause::InUse { devices }));
+            if record.assigned.get() > 0 {
+                // A device that is being removed answers `Gone` already: it keeps the domain busy, not in use.
+                return Err(refuse(match registry.users(domain.id()) {
+                    0 => Cause::Busy { running: Operation::Remove },
+                    devices => Cause::InUse { devices },
+                }));
             }
             if record.destroying.get() {
                 return Err(refuse(Cause::Busy { running: Operation::DestroyDomain }));
@@ -381,7 +384,7 @@ impl<P: Platform> Service<P> {
     pub fn find(&self, key: DeviceKey) -> Option<DeviceInfo> {
         let mut held = Held::enter();
         let registry = self.registry.lock(&mut held);
-        registry.device(key).map(|record| registry.info(record))
+        registry.shown(key)
     }
 
     /// The device after `after` in key order; the first one for `None`.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// Deliberately broken variants of the library (`--cfg broken="NAME"`), and what is wrong in each. Every one must be
-/// caught: a suite that passes on a broken library proves nothing about the whole one.
+/// caught, by the pairs under loom: a suite that passes on a broken library proves nothing about the whole one.
 const BROKEN: &[(&str, &str)] = &[
     ("dropped_mark", "a removal that meets a running operation leaves no mark"),
     ("early_end", "a deassign lets its group go before it has said how it ended"),
@@ -17,9 +17,14 @@ const BROKEN: &[(&str, &str)] = &[
     ("unclaimed_join", "add joins groups that other operations have claimed"),
 ];
 
-const HELP: &str = "usage: cargo xtask schedules [--quick] [--broken NAME | --list-broken] [FILTER]
+const HELP: &str =
+    "usage: cargo xtask schedules [--quick] [--schedules N] [--seed S] [--broken NAME | --list-broken] [FILTER]
 
-  --quick          bound 3 only: leaves out the search without a bound, which takes up to 30 s for a pair
+Four threads of random operations (shuttle), then every pair of operations (loom).
+
+  --quick          pairs at bound 3 only: leaves out the search without a bound, which takes up to 30 s for a pair
+  --schedules N    threads: how many schedules for each scheduler, 10000 without it
+  --seed S         threads: the seed that is fresh each time without it
   --broken NAME    explores a deliberately broken variant, and must find a violation
   --list-broken    names the broken variants
   FILTER           explores only the pairs whose line contains it";
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
             Some((name, what)) => broken(name, what, rest),
             None => refuse(&format!("no broken variant '{name}'; see --list-broken")),
         },
-        ["schedules", rest @ ..] => match explore(None, rest) {
+        ["schedules", rest @ ..] => match suites(rest) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(message) => refuse(&message),
@@ -52,7 +57,7 @@ fn broken(name: &str, what: &str, rest: &[&str]) -> ExitCode {
     println!("{name}: {what}");
     let mut arguments = vec!["--quick", "--first"];
     arguments.extend(rest);
-    match explore(Some(name), &arguments) {
+    match explore("loom", Some(name), &arguments) {
         Ok(true) => {
             println!("{name}: NOT caught");
             ExitCode::FAILURE
@@ -65,11 +70,17 @@ fn broken(name: &str, what: &str, rest: &[&str]) -> ExitCode {
     }
 }
 
+/// Both suites; whether they found no violation.
+fn suites(arguments: &[&str]) -> Result<bool, String> {
+    // Threads first: the last line is the pairs' sum.
+    Ok(explore("shuttle", None, arguments)? && explore("loom", None, arguments)?)
+}
+
 /// Builds and runs the explorer; whether it found no violation.
-fn explore(broken: Option<&str>, arguments: &[&str]) -> Result<bool, String> {
+fn explore(explorer: &str, broken: Option<&str>, arguments: &[&str]) -> Result<bool, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no folder")?;
-    let mut flags = String::from("--cfg loom");
-    let mut folder = String::from("loom");
+    let mut flags = format!("--cfg {explorer}");
+    let mut folder = String::from(explorer);
     if let Some(name) = broken {
         flags += &format!(" --cfg broken=\"{name}\"");
         folder += &format!("-{name}");
