@@ -344,3 +344,24 @@ fn a7_an_entry_that_does_not_take_fault_ends_at_the_empty_root() {
     // The S2CR still names the bank, which stays on: with no tables behind it, nothing gets through.
     assert_eq!(bench.dma(0x10), Reached::Fault);
 }
+
+#[test]
+fn i8_a_domain_ends_though_a_drain_is_not_confirmed_and_its_tables_are_held() {
+    let mut bench = Bench::v2();
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &one).unwrap();
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    bench.deassign(&device).unwrap_err();
+    let token = bench.service.retire_domain(&one.domain).unwrap().expect("the tables are held");
+    assert_eq!(token.label(), one.domain.label());
+    assert_eq!(bench.service.destroy_domain(&one.domain).unwrap_err().cause, Cause::Gone);
+    let (token, cause) = token.redeem().unwrap_err();
+    assert!(matches!(cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }), "{cause}");
+    bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    token.redeem().unwrap();
+    bench.assign(&device, &two).unwrap();
+    drop(bench.deassign(&device).unwrap());
+    assert!(bench.service.retire_domain(&two.domain).unwrap().is_none(), "nothing is held");
+    bench.audit();
+}

@@ -125,6 +125,38 @@ fn a_life_on_every_part_under_the_oracle() {
 }
 
 #[test]
+fn s2_one_domain_spans_all_parts_at_once_within_what_all_can_do() {
+    let mut bench = Bench::new();
+    let keys: Vec<IommuKey> = (0..parts().len() as u64).map(|n| IommuKey::new(0x1_0000_0000 + (n << 24))).collect();
+    for (key, part) in keys.iter().zip(parts()) {
+        bench.smmu_as(SmmuConfig { key: *key, ..part.config }, part.model);
+    }
+    let limits = bench.service.limits().unwrap();
+    assert_eq!((limits.ipa_bits, limits.output_bits, limits.blocks, limits.coherent), (40, 40, false, false));
+    assert!(limits.granules.contains(Granule::Kib4) && !limits.granules.contains(Granule::Kib64));
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let mut spec = bench.spec("everywhere", &[]);
+    spec.streams.extend(keys.iter().map(|key| stream(*key, 0x10, 0)));
+    let device = bench.service.add(spec).unwrap();
+    let everywhere = |bench: &Bench, expected| {
+        for key in &keys {
+            assert_eq!(bench.machine.dma_write(*key, StreamId::new(0x10), PAGE), Some(expected), "{key}");
+        }
+    };
+    everywhere(&bench, Reached::Fault);
+    bench.assign(&device, &one).unwrap();
+    everywhere(&bench, Reached::Memory(one.backing));
+    bench.reassign(&device, &two).unwrap();
+    everywhere(&bench, Reached::Memory(two.backing));
+    bench.service.flush(&two.domain).unwrap();
+    bench.audit();
+    drop(bench.deassign(&device).unwrap());
+    everywhere(&bench, Reached::Fault);
+    bench.remove(&device).unwrap();
+    bench.audit();
+}
+
+#[test]
 fn q1_secure_accesses_use_the_non_secure_aliases() {
     let part = named("calxeda");
     let mut bench = Bench::new();

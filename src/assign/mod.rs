@@ -45,7 +45,7 @@ pub use iommu::{
     Patience, Prepared, RawFault, Resource, Usage, own_space,
 };
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
-pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};
+pub use provider::{IommuHandle, Quarantine, Storm, TablesHeld, UsageRecord};
 pub use removal::Removal;
 pub use reservation::Reservation;
 pub use service::{Deassigned, FaultRecord, Finding, Service};

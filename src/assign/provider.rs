@@ -14,7 +14,7 @@ use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::identity::Label;
 use super::iommu::{
-    FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, Patience, RawFault, Resource, Usage, own_space,
+    FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError, Patience, RawFault, Resource, Usage, own_space,
 };
 use super::removal::Outcome;
 use super::service::Service;
@@ -69,6 +69,50 @@ pub struct UsageRecord {
     pub device: Option<Label>,
     /// The domain that it serves.
     pub domain: Option<Label>,
+}
+
+/// A domain that has ended, whose tables some IOMMU may still read: an invalidation was not confirmed (contract I-8).
+///
+/// Its memory must not be given to anyone before [`redeem`](Self::redeem) says so. Dropping it costs that memory.
+#[must_use = "the domain's tables must stay until this is redeemed"]
+pub struct TablesHeld<P: Platform>(Domain<P>);
+
+impl<P: Platform> TablesHeld<P> {
+    /// The domain's name.
+    #[must_use]
+    pub fn label(&self) -> &Label {
+        self.0.label()
+    }
+
+    /// Asks every IOMMU once more to forget the tables. After `Ok` their memory is free.
+    ///
+    /// # Errors
+    ///
+    /// The token itself, and what the first IOMMU that does not confirm says.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn redeem(self) -> Result<(), (Self, Cause)> {
+        let mut held = Held::enter();
+        P::barrier();
+        let mut index = 0_usize;
+        while let Some(Provider { key, iommu }) = self.0.provider(&mut held, index) {
+            if let Some(iommu) = iommu
+                && let Err(error) = iommu.call(&mut held).flush(self.0.id())
+            {
+                return Err((self, Cause::Iommu { iommu: key, error }));
+            }
+            index = index.saturating_add(1);
+        }
+        Ok(())
+    }
+}
+
+impl<P: Platform> fmt::Debug for TablesHeld<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TablesHeld({})", self.0.label())
+    }
 }
 
 impl IommuHandle {
@@ -135,6 +179,43 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let registry = self.registry.lock(&mut held);
         registry.iommu(key).map(|record| IommuHandle { key, iommu: record.iommu.clone() })
+    }
+
+    // --- domains ---
+
+    /// [`destroy_domain`](Self::destroy_domain), also where an IOMMU does not confirm that it forgot the tables: the
+    /// domain ends then all the same, and its tables are held by the token. `None`: they can be freed at once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`destroy_domain`](Self::destroy_domain), but for `SyncTimeout`.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract I-8, I-10.
+    pub fn retire_domain(&self, domain: &Domain<P>) -> Result<Option<TablesHeld<P>>, Error> {
+        let error = match self.destroy_domain(domain) {
+            Ok(()) => return Ok(None),
+            Err(error) => error,
+        };
+        if !matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }) {
+            return Err(error);
+        }
+        let mut held = Held::enter();
+        let record = {
+            let mut registry = self.registry.lock(&mut held);
+            let idle = registry.domain(domain.id()).is_some_and(|record| {
+                record.assigned.get() == 0 && record.holds.get() == 0 && !record.destroying.get()
+            });
+            if idle { registry.take_domain(domain.id()) } else { None }
+        };
+        if record.is_none() {
+            return Err(error);
+        }
+        drop(record);
+        self.tell(&mut held, &Event::DomainDestroyed { domain: domain.label().clone() });
+        P::wake();
+        Ok(Some(TablesHeld(domain.clone())))
     }
 
     // --- flushes ---
@@ -407,7 +488,7 @@ impl<P: Platform> Service<P> {
     fn on_iommu(
         &self,
         key: IommuKey,
-        act: impl FnOnce(&Arc<dyn Iommu>) -> Result<(), super::IommuError>,
+        act: impl FnOnce(&Arc<dyn Iommu>) -> Result<(), IommuError>,
     ) -> Result<(), Cause> {
         let handle = self.iommu(key).ok_or(Cause::NotFound)?;
         act(handle.iommu.call(&mut Held::enter())).map_err(|error| Cause::Iommu { iommu: key, error })

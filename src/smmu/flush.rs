@@ -18,9 +18,9 @@ use crate::sync::order::{Held, Unlocked};
 
 /// Invalidations by page above which the whole VMID is invalidated instead.
 ///
-/// A write for each page stands against walks for whatever else of the domain was cached. `cargo bench --bench cost`
-/// measures both on the model: a whole VMID costs 2 writes, and 1 walk for each page that is used again. At 32 pages of
-/// 4 KiB both cost the same where the device goes on using a working set of 10 to 30 pages (a walk reads 1 to 3 tables).
+/// A write for each page stands against reads of the walker for whatever else of the domain was cached. `cargo bench
+/// --bench cost` counts both on the model: for a device that goes on using 64 pages, 32 pages cost 33 writes one by one,
+/// and 2 writes and 34 reads as a whole.
 pub(super) const MOST_PAGES: u64 = 32;
 
 /// Where a domain may be cached.
