@@ -95,8 +95,8 @@ pub enum Guest {
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub enum Slot {
     /// Separate streams that merge.
-    Dma,
-    /// Shares one of [`Slot::Dma`]'s streams, and nobody knew before it came.
+    Nic,
+    /// Shares one of [`Slot::Nic`]'s streams, and nobody knew before it came.
     Late,
     /// One stream.
     Usb,
@@ -168,7 +168,7 @@ impl Guest {
 impl Slot {
     /// All of them, parents before children.
     pub const ALL: [Self; 14] = [
-        Self::Dma,
+        Self::Nic,
         Self::Late,
         Self::Usb,
         Self::Companion,
@@ -210,7 +210,7 @@ impl Slot {
     #[must_use]
     pub const fn streams(self) -> &'static [(Side, u32, u32)] {
         match self {
-            Self::Dma => &[(Side::A, 0x10, 0), (Side::A, 0x11, 0), (Side::A, 0x12, 1), (Side::A, 0x16, 0)],
+            Self::Nic => &[(Side::A, 0x10, 0), (Side::A, 0x11, 0), (Side::A, 0x12, 1), (Side::A, 0x16, 0)],
             Self::Late => &[(Side::A, 0x16, 0)],
             Self::Usb => &[(Side::A, 0x20, 0)],
             Self::Companion => &[(Side::A, 0x20, 0), (Side::A, 0x23, 0)],

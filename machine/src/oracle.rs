@@ -60,14 +60,18 @@ impl Oracle {
 
     /// A device with these streams may reach `backings` from now on.
     pub fn allow(&self, device: &Label, streams: &[(u32, u32)], backings: &[u64]) {
+        let place = (streams.to_vec(), backings.iter().copied().collect());
         self.with(|allowed| {
+            if allowed.devices.get(device) == Some(&place) {
+                return;
+            }
             for (id, mask) in streams {
                 // The corners of the set, and its neighbours just outside.
                 for id in [*id, id | mask, id ^ mask.wrapping_add(1), id.wrapping_sub(1), id.wrapping_add(1)] {
                     allowed.watched.extend(u16::try_from(id & 0x7fff));
                 }
             }
-            allowed.devices.insert(device.clone(), (streams.to_vec(), backings.iter().copied().collect()));
+            allowed.devices.insert(device.clone(), place);
         });
     }
 
