@@ -223,6 +223,15 @@ impl<P: Platform> Registry<P> {
         }
     }
 
+    /// How many devices stand directly behind `record`, but for those that are on their way out.
+    pub(super) fn staying_children(&self, record: &DeviceRecord) -> usize {
+        if record.children.get() == 0 {
+            return 0;
+        }
+        let key = Some(record.device.key());
+        self.devices.iter().filter(|child| child.device.parent() == key && !child.remove_pending.get()).count()
+    }
+
     /// How many devices are assigned to `domain`, but for those that are on their way out.
     pub(super) fn users(&self, domain: DomainId) -> usize {
         let stays = |record: &&DeviceRecord| {

@@ -143,12 +143,16 @@ impl<P: Platform> Service<P> {
             let Some(record) = registry.device(key) else {
                 return Err(Error::unchanged(Operation::Remove, unknown, Cause::NotFound));
             };
-            let children = record.children.get();
+            let children = registry.staying_children(record);
             if children > 0 {
                 let label = record.device.label().clone();
                 return Err(Error::unchanged(Operation::Remove, label, Cause::HasChildren { children }));
             }
             record.remove_pending.set(true);
+            if record.children.get() > 0 {
+                // They are all on their way out: whoever removes the last of them goes on with this one.
+                return Ok(Removal::Pending);
+            }
             if registry.claim(record, Operation::Remove).is_err() {
                 #[cfg(broken = "dropped_mark")]
                 record.remove_pending.set(false);

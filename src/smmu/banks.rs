@@ -26,7 +26,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         leaving: Option<BankIndex>,
         space: &AddressSpace,
     ) -> Result<BankIndex, IommuError> {
-        let own = map.find_bank(|bank| bank.is_for(space));
+        // A bank that is promised away is about to be parked: who joined it now would find it gone at install.
+        let own = map.find_bank(|bank| bank.is_for(space) && bank.promised.is_none());
         let found = own.or_else(|| map.find_bank(|bank| self.is_available(bank)));
         if let Some(index) = found
             && let Some(bank) = map.bank_mut(index)
