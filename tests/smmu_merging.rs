@@ -208,3 +208,62 @@ fn many_devices_are_found_by_their_streams() {
     assert_eq!(smmu.owner_of(iommu_assign::assign::StreamId::new(8)), None);
     let _: &Arc<_> = &smmu;
 }
+
+#[test]
+fn a_host_bridge_with_more_ids_than_entries_adds_lazily() {
+    let mut bench = Bench::new();
+    bench.smmu(SMMU, Config { groups: 2, ..Config::generic_v2() });
+    let guest = bench.guest("guest");
+    let functions: Vec<Device> = (0..6)
+        .map(|n| {
+            let mut spec = bench.spec(&format!("function {n}"), &[(0x11 << n, 0)]);
+            spec.lazy = true;
+            bench.service.add(spec).unwrap()
+        })
+        .collect();
+    assert_eq!(entries(&bench), []);
+    bench.audit();
+    for function in &functions[..2] {
+        bench.assign(function, &guest).unwrap();
+    }
+    assert_eq!(bench.dma(0x22), Reached::Memory(guest.backing));
+    let (_, writes, refused) = bench.cost(|| bench.service.assign(&functions[2], &guest.domain));
+    let exhausted = IommuError::Exhausted { resource: Resource::StreamMapEntries, needed: 1, free: 0, total: 2 };
+    assert_eq!((writes, refused.unwrap_err().cause), (0, Cause::Iommu { iommu: SMMU, error: exhausted }));
+    let mut users = Vec::new();
+    let sink = &mut |usage: &iommu_assign::assign::UsageRecord| users.extend(usage.device.clone());
+    bench.service.usage(SMMU, sink).unwrap();
+    assert_eq!(users, ["function 0".into(), "function 1".into()]);
+    bench.remove(&functions[0]).unwrap();
+    bench.assign(&functions[2], &guest).unwrap();
+    bench.audit();
+    for function in &functions[1..] {
+        bench.remove(function).unwrap();
+    }
+    assert_eq!(entries(&bench), []);
+}
+
+#[test]
+fn a11_a_lazy_device_does_not_go_along_unasked() {
+    /// Allows the device that is assigned, and nothing that shares with it.
+    #[derive(Debug)]
+    struct Alone;
+    impl iommu_assign::assign::Policy for Alone {
+        fn allows(&self, request: &iommu_assign::assign::PolicyRequest<'_>) -> bool {
+            matches!(request.why, iommu_assign::assign::Why::Assign)
+        }
+    }
+    for lazy in [[true, true], [true, false], [false, true]] {
+        let mut bench = Bench::with_policy(Box::new(Alone));
+        bench.smmu(SMMU, Config::generic_v2());
+        let guest = bench.guest("guest");
+        let [one, _] = [("one", lazy[0]), ("two", lazy[1])].map(|(name, lazy)| {
+            let mut spec = bench.spec(name, &[(0x10, 0)]);
+            spec.lazy = lazy;
+            bench.service.add(spec).unwrap()
+        });
+        let refused = bench.service.assign(&one, &guest.domain).unwrap_err();
+        assert!(matches!(refused.cause, Cause::Denied { .. }), "{lazy:?}: {refused}");
+        assert_eq!(bench.dma(0x10), Reached::Fault);
+    }
+}

@@ -138,7 +138,7 @@ impl<P: Platform> Service<P> {
         if let Some(shared) = self.join_groups(held, device, &meets)? {
             self.ask_to_share(held, device, &shared)?;
         }
-        for attachment in device.attachments() {
+        for attachment in device.attachments().iter().filter(|_| !device.is_lazy()) {
             let enrolled = attachment.iommu.call(held).enrol(device.id());
             enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
         }

@@ -25,6 +25,10 @@ pub struct DeviceSpec {
     pub isolation: Option<u64>,
     /// Firmware marked it for passthrough.
     pub passthrough: bool,
+    /// Its stream-map entries are taken at its first assign, not at add: for a bus with more requester IDs than an IOMMU
+    /// has entries. The assign may then be refused for want of entries; [`usage`](super::Service::usage) says who has
+    /// them. Until then its DMA faults as an unknown stream's.
+    pub lazy: bool,
     /// What the source does for it.
     pub hooks: Arc<dyn DeviceHooks>,
 }
@@ -33,7 +37,8 @@ impl DeviceSpec {
     /// A device without parent, marks or hooks.
     #[must_use]
     pub fn new(key: DeviceKey, label: Label, streams: Vec<Stream>) -> Self {
-        Self { key, label, parent: None, streams, isolation: None, passthrough: false, hooks: Arc::new(NoHooks) }
+        let hooks = Arc::new(NoHooks);
+        Self { key, label, parent: None, streams, isolation: None, passthrough: false, lazy: false, hooks }
     }
 }
 
@@ -54,6 +59,7 @@ struct DeviceObject {
     streams: Vec<Stream>,
     isolation: Option<u64>,
     passthrough: bool,
+    lazy: bool,
     hooks: Outside<Arc<dyn DeviceHooks>>,
     attachments: Vec<Attachment>,
 }
@@ -67,7 +73,7 @@ pub(super) struct Attachment {
 
 impl Device {
     pub(super) fn new(id: DeviceId, spec: DeviceSpec, depth: u16, attachments: Vec<Attachment>) -> Self {
-        let DeviceSpec { key, label, parent, streams, isolation, passthrough, hooks } = spec;
+        let DeviceSpec { key, label, parent, streams, isolation, passthrough, lazy, hooks } = spec;
         let hooks = Outside::new(hooks);
         Self(Arc::new(DeviceObject {
             id,
@@ -78,6 +84,7 @@ impl Device {
             streams,
             isolation,
             passthrough,
+            lazy,
             hooks,
             attachments,
         }))
@@ -123,6 +130,11 @@ impl Device {
     #[must_use]
     pub fn passthrough(&self) -> bool {
         self.0.passthrough
+    }
+
+    /// Whether its entries are taken at its first assign.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.0.lazy
     }
 
     pub(super) fn isolation(&self) -> Option<u64> {

@@ -160,10 +160,15 @@ impl StreamMap {
         Some(used)
     }
 
-    /// The devices other than `used`'s that use one of its entries.
+    /// The devices other than `used`'s that use one of its entries, or will: of two that were added lazily, the streams
+    /// tell.
     pub(super) fn sharers<'a>(&'a self, used: &'a Use) -> impl Iterator<Item = &'a Use> {
-        let mine = used.entries.get();
-        self.uses.iter().filter(move |other| other.device != used.device && other.entries.get() & mine != 0)
+        let mine = if used.entries.get() == 0 { self.meeting_any(&used.streams) } else { used.entries.get() };
+        self.uses.iter().filter(move |other| {
+            let theirs = other.entries.get();
+            let meets = || used.streams.iter().any(|stream| other.pairs_with(*stream) > 0);
+            other.device != used.device && (theirs & mine != 0 || (theirs == 0 && meets()))
+        })
     }
 
     /// Whether an entry of `used` translates to another domain's bank for a device outside `moving`.
