@@ -10,6 +10,7 @@
 
 mod cover;
 mod entries;
+mod guests;
 mod operations;
 mod outcome;
 

@@ -67,7 +67,14 @@ impl<P: Platform> Tlb<P> {
 
     fn at(sync: u32, status: u32) -> Self {
         let state = Lock::new(State { in_flight: false });
-        Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0), given_up: AtomicU64::new(0) }
+        Self {
+            sync,
+            status,
+            state,
+            issued: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+        }
     }
 
     /// Writes invalidations, and a sync behind them where none is in flight.
