@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::cover::Cube;
-use super::{After, Lacking, Outcome, Owner, Refusal, Running, Specification, is_on, meets_cube};
-use super::{entries, guests};
+use super::{After, Lacking, Outcome, Owner, Refusal, Specification, entries, guests, is_on, meets_cube};
 use crate::op::{Guest, Op, Side, Slot};
 
 pub(super) type Steps = Vec<(Outcome, Specification)>;

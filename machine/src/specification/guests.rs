@@ -1,0 +1,166 @@
+//! Guests and their tables, and SMMUs that come into service and leave it.
+
+use std::collections::BTreeSet;
+
+use super::operations::{Steps, changed, done, refuse, skip};
+use super::{Outcome, Refusal, Running, Specification, is_on, meets_cube};
+use crate::op::{Guest, Side, Slot};
+
+pub(super) fn create(state: &Specification, guest: Guest) -> Steps {
+    if state.guests.get(&guest).is_some_and(|running| running.alive) {
+        return skip(state);
+    }
+    changed(state, |next| {
+        next.guests.insert(guest, Running { alive: true, second: None, last: false });
+    })
+}
+
+pub(super) fn destroy(state: &Specification, guest: Guest) -> Steps {
+    let Some(running) = state.guests.get(&guest) else { return skip(state) };
+    if !running.alive {
+        return refuse(state, BTreeSet::from([Refusal::Gone]));
+    }
+    if state.devices.keys().any(|slot| state.owner(*slot) == Some(guest)) {
+        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    }
+    let end = |(outcome, mut next): (Outcome, Specification)| {
+        if outcome == Outcome::Done
+            && let Some(running) = next.guests.get_mut(&guest)
+        {
+            running.alive = false;
+        }
+        (outcome, next)
+    };
+    flush(state, guest).into_iter().map(end).collect()
+}
+
+pub(super) fn flush_op(state: &Specification, guest: Guest) -> Steps {
+    match state.guests.get(&guest) {
+        None => skip(state),
+        Some(running) if running.alive => flush(state, guest),
+        Some(_) => vec![(Outcome::Done, state.clone()), (Outcome::refused(Refusal::Gone), state.clone())],
+    }
+}
+
+/// Makes every SMMU forget a guest's tables, also after one of them failed.
+fn flush(state: &Specification, guest: Guest) -> Steps {
+    let mut ways: Vec<(BTreeSet<Side>, Specification)> = vec![(BTreeSet::new(), state.clone())];
+    for side in Side::ALL {
+        let here = state.side(side);
+        let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest);
+        let may = here.cleaned.contains(&guest);
+        ways = ways
+            .into_iter()
+            .flat_map(|(failed, next)| {
+                let mut synced = next.clone();
+                let complete = synced.side_mut(side).sync();
+                let mut ways = Vec::new();
+                if must || may {
+                    let failed_here = (!complete).then_some(side);
+                    ways.push((failed.iter().copied().chain(failed_here).collect(), synced));
+                }
+                if !must {
+                    ways.push((failed, next));
+                }
+                ways
+            })
+            .collect();
+    }
+    let end = |(failed, mut next): (BTreeSet<Side>, Specification)| {
+        if failed.is_empty() {
+            for side in Side::ALL {
+                let here = next.side_mut(side);
+                here.dirty.retain(|dirty| *dirty != guest);
+                here.cleaned.remove(&guest);
+                here.stale.retain(|(stale, _)| *stale != guest);
+            }
+            return done(next);
+        }
+        // Any of several failures may be the one that is told.
+        refuse(&next, failed.into_iter().map(Refusal::SyncTimeout).collect())
+    };
+    ways.into_iter().flat_map(end).collect()
+}
+
+pub(super) fn map(state: &Specification, guest: Guest) -> Steps {
+    let running = state.guests.get(&guest).filter(|running| running.alive && running.second.is_none());
+    let Some(running) = running else { return skip(state) };
+    let frame = !running.last;
+    changed(state, |next| {
+        next.guests.insert(guest, Running { alive: true, second: Some(frame), last: frame });
+    })
+}
+
+pub(super) fn unmap(state: &Specification, guest: Guest) -> Steps {
+    let Some(running) = state.guests.get(&guest).filter(|running| running.alive) else { return skip(state) };
+    let Some(frame) = running.second else { return skip(state) };
+    changed(state, |next| {
+        next.guests.insert(guest, Running { second: None, ..*running });
+        for side in Side::ALL.into_iter().filter(|side| state.live_banks(*side).contains(&guest)) {
+            next.side_mut(side).stale.insert((guest, frame));
+        }
+    })
+}
+
+pub(super) fn dma_second(state: &Specification, slot: Slot, choice: u8) -> Steps {
+    let Some((side, id)) = slot.stream_id(choice) else { return skip(state) };
+    let guest = state.reach(side, id.into());
+    let mapped = guest.and_then(|guest| state.guests.get(&guest)).and_then(|running| running.second);
+    // An addition is seen at once (contract I-9); what was unmapped may be seen until a flush.
+    let mut frames = BTreeSet::from([guest.zip(mapped)]);
+    if let Some(guest) = guest {
+        frames.extend(
+            [false, true]
+                .map(|frame| (guest, frame))
+                .into_iter()
+                .filter(|it| state.side(side).stale.contains(it))
+                .map(Some),
+        );
+    }
+    frames.into_iter().map(|frame| (Outcome::ReachedSecond(frame), state.clone())).collect()
+}
+
+// --- SMMUs ---
+
+pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
+    if !state.side(side).registered {
+        return refuse(state, BTreeSet::from([Refusal::NotFound]));
+    }
+    if state.devices.keys().any(|slot| is_on(*slot, side)) {
+        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    }
+    // Who would confirm a drain when the SMMU is gone (contract I-8)? It is confirmed now, or the SMMU stays.
+    let here = state.side(side);
+    let mut steps = Steps::new();
+    if here.dirty.is_empty() {
+        steps.extend(changed(state, |next| next.side_mut(side).registered = false));
+    }
+    if !here.dirty.is_empty() || !here.cleaned.is_empty() {
+        let mut next = state.clone();
+        if next.side_mut(side).sync() {
+            next.side_mut(side).cleaned.clear();
+            next.side_mut(side).registered = false;
+            steps.push((Outcome::Done, next));
+        } else {
+            steps.push((Outcome::refused(Refusal::SyncTimeout(side)), next));
+        }
+    }
+    steps
+}
+
+pub(super) fn register(state: &Specification, side: Side) -> Steps {
+    if state.side(side).registered {
+        return refuse(state, BTreeSet::from([Refusal::AlreadyRegistered]));
+    }
+    let mut next = state.clone();
+    if !next.side_mut(side).sync() {
+        return vec![(Outcome::refused(Refusal::Probe(side)), next)];
+    }
+    let here = next.side_mut(side);
+    here.registered = true;
+    // The reset has forgotten everything.
+    here.cleaned.clear();
+    here.stale.clear();
+    debug_assert!(here.entries.iter().all(|cube| Slot::ALL.iter().all(|slot| !meets_cube(*slot, side, *cube))));
+    done(next)
+}
