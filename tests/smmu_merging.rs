@@ -267,3 +267,19 @@ fn a11_a_lazy_device_does_not_go_along_unasked() {
         assert_eq!(bench.dma(0x10), Reached::Fault);
     }
 }
+
+#[test]
+fn i11_a_lazy_device_whose_stream_is_live_needs_the_policys_yes_at_add() {
+    let mut bench = Bench::with_policy(Box::new(iommu_assign::assign::FirmwareMarks));
+    bench.smmu(SMMU, Config::generic_v2());
+    let guest = bench.guest("guest");
+    let mut spec = bench.spec("owner", &[(0x10, 0)]);
+    spec.passthrough = true;
+    let owner = bench.service.add(spec).unwrap();
+    bench.assign(&owner, &guest).unwrap();
+    let mut spec = bench.spec("lazy", &[(0x10, 0)]);
+    spec.lazy = true;
+    let refused = bench.service.add(spec).unwrap_err();
+    assert!(matches!(refused.cause, Cause::GroupConflict { .. }), "{refused}");
+    bench.audit();
+}

@@ -15,37 +15,71 @@ struct Slot {
     entry: EntryIndex,
 }
 
+/// The slots of one mask: those before `end` that are in no earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    mask: u32,
+    end: usize,
+}
+
 /// The entries that match something, sorted by (mask, ID).
 ///
 /// # Invariants
 ///
-/// 1. As long as the stream map's list of entries and with the same capacity, so that inserting never allocates.
+/// 1. Both lists have the capacity of the stream map's list of entries, so that inserting never allocates.
+/// 2. `runs` tells the masks of `slots`, in their order.
 #[derive(Debug)]
-pub(super) struct Index(Vec<Slot>);
+pub(super) struct Index {
+    slots: Vec<Slot>,
+    runs: Vec<Run>,
+}
 
 impl Index {
     /// Room for `entries`. `None` when memory could not be reserved.
     pub(super) fn new(entries: u8) -> Option<Self> {
-        let mut slots = Vec::new();
-        slots.try_reserve_exact(entries.into()).ok()?;
-        Some(Self(slots))
+        let mut index = Self { slots: Vec::new(), runs: Vec::new() };
+        index.slots.try_reserve_exact(entries.into()).ok()?;
+        index.runs.try_reserve_exact(entries.into()).ok()?;
+        Some(index)
     }
 
     pub(super) fn insert(&mut self, cube: Cube, entry: EntryIndex) {
         let slot = Slot { mask: cube.mask(), id: cube.id(), entry };
-        let at = self.0.partition_point(|other| *other < slot);
-        if self.0.len() < self.0.capacity() {
-            self.0.insert(at, slot);
+        let at = self.slots.partition_point(|other| *other < slot);
+        if self.slots.len() < self.slots.capacity() {
+            self.slots.insert(at, slot);
         }
+        self.find_runs();
     }
 
     pub(super) fn remove(&mut self, entry: EntryIndex) {
-        self.0.retain(|slot| slot.entry != entry);
+        self.slots.retain(|slot| slot.entry != entry);
+        self.find_runs();
+    }
+
+    fn find_runs(&mut self) {
+        self.runs.clear();
+        let mut end = 0_usize;
+        for same in self.slots.chunk_by(|one, next| one.mask == next.mask) {
+            end = end.saturating_add(same.len());
+            let mask = same.first().map_or(0, |slot| slot.mask);
+            if self.runs.len() < self.runs.capacity() {
+                self.runs.push(Run { mask, end });
+            }
+        }
     }
 
     /// The entry that matches `id`: at most one does (contract I-1).
     pub(super) fn matching(&self, id: u32) -> Option<EntryIndex> {
-        self.meeting(Cube::point(id)).next().map(|(entry, _)| entry)
+        let mut start = 0_usize;
+        for run in &self.runs {
+            let slots = self.slots.get(start..run.end)?;
+            if let Ok(at) = slots.binary_search_by_key(&(id & !run.mask), |slot| slot.id) {
+                return slots.get(at).map(|slot| slot.entry);
+            }
+            start = run.end;
+        }
+        None
     }
 
     /// The entries that match some ID of `wanted`.
@@ -63,12 +97,11 @@ impl Index {
 
     /// The slots of one mask after the other.
     fn runs(&self) -> impl Iterator<Item = &[Slot]> {
-        let mut rest = self.0.as_slice();
-        core::iter::from_fn(move || {
-            let mask = rest.first()?.mask;
-            let (run, later) = rest.split_at_checked(rest.partition_point(|slot| slot.mask <= mask))?;
-            rest = later;
-            Some(run)
+        let mut start = 0_usize;
+        self.runs.iter().filter_map(move |run| {
+            let slots = self.slots.get(start..run.end);
+            start = run.end;
+            slots
         })
     }
 }
@@ -103,6 +136,9 @@ mod tests {
                 found.sort_unstable();
                 assert_eq!(found, scan(wanted), "{wanted}");
             }
+            // These cubes overlap here and there; in a stream map at most one matches.
+            let (one, all) = (index.matching(id), scan(Cube::point(id)));
+            assert!(one.map_or(all.is_empty(), |one| all.contains(&one)));
         }
     }
 }

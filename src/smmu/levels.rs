@@ -6,7 +6,7 @@ lock_order! {
     levels {
         Masters: "the red-black tree of all masters of all instances",
         StreamMap: "one instance's stream-map entries with their counts, which entries a master uses, its context banks and VMIDs",
-        TlbSync: "the posting of invalidations and of the one sync in flight of an instance",
+        TlbSync: "the posting of invalidations and of the one sync in flight of a sync register: an instance's own, or a bank's",
     }
     edges {
         Masters => StreamMap: "a master is published and its entries are allotted, or both are taken back, in one step",
