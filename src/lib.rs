@@ -38,7 +38,7 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(loom, shuttle))]
+#[cfg(any(loom, shuttle, feature = "unwind"))]
 extern crate std;
 
 pub mod assign;

@@ -546,3 +546,36 @@ fn errors_count_as_people_do() {
     let error = bench.service.destroy_domain(&guest.domain).unwrap_err();
     assert_eq!(error.to_string(), "destroy domain guest: 1 device still refers to it; nothing changed");
 }
+
+/// A policy that panics when it is asked about this device.
+#[derive(Debug)]
+struct Startled(&'static str);
+
+impl iommu_assign::assign::Policy for Startled {
+    fn allows(&self, request: &iommu_assign::assign::PolicyRequest<'_>) -> bool {
+        assert_ne!(request.device.label().as_str(), self.0, "never heard of it");
+        true
+    }
+}
+
+#[test]
+fn c20_a_hook_that_unwinds_ends_its_operation_and_nobody_stays_busy() {
+    let mut bench = Bench::with_policy(Box::new(Startled("unheard of")));
+    bench.smmu(SMMU, Config::generic_v2());
+    let guest = bench.guest("guest");
+    let mut spec = bench.spec("device", &[(0x10, 0)]);
+    spec.hooks = hooked(|_| panic!("the hook's own bug"));
+    let device = bench.service.add(spec).unwrap();
+    let unheard = bench.add("unheard of", &[(0x20, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let error = bench.deassign(&device).unwrap_err();
+    assert_eq!(error.cause, Cause::Hook { step: "quiesce", reason: "it panicked" });
+    assert_eq!(error.left, Left::Quarantined);
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+    assert!(matches!(bench.assign(&unheard, &guest).unwrap_err().cause, Cause::Denied { .. }), "a panic is no yes");
+    bench.assign(&device, &guest).unwrap();
+    bench.remove(&device).unwrap();
+    bench.remove(&unheard).unwrap();
+    bench.service.destroy_domain(&guest.domain).unwrap();
+    bench.audit();
+}

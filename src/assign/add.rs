@@ -203,7 +203,7 @@ impl<P: Platform> Service<P> {
     fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, device: &Device, shared: &Shared) -> Result<(), Cause> {
         let Shared { with, domain, iommu } = shared;
         let request = PolicyRequest { device, domain, why: Why::Shares { with } };
-        if self.policy.call(held).allows(&request) {
+        if self.permits(held, &request) {
             return Ok(());
         }
         Err(Cause::GroupConflict { with: with.label().clone(), reason: ConflictReason::SharedStream(*iommu) })

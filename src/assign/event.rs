@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::device::{DeviceInfo, DeviceState};
+use super::guarded;
 use super::identity::{DeviceKey, Label};
 use super::service::{FaultRecord, Service};
 use super::spec::IommuKey;
@@ -104,7 +105,8 @@ impl fmt::Display for Event {
 
 impl<P: Platform> Service<P> {
     pub(super) fn tell(&self, held: &mut Held<'_, Unlocked>, event: &Event) {
-        self.events.call(held).event(event);
+        let events = self.events.call(held);
+        guarded::told(|| events.event(event));
     }
 
     /// Writes the whole state as a tree that one reads on a console: each device with its owner, group and streams,

@@ -20,6 +20,7 @@ mod device;
 mod domain;
 mod error;
 mod event;
+mod guarded;
 mod identity;
 mod iommu;
 pub(crate) mod levels;

@@ -3,6 +3,7 @@
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, ConflictReason, Operation};
+use super::guarded;
 use super::identity::{DeviceId, DomainId};
 use super::policy::{PolicyRequest, Why};
 use super::service::Service;
@@ -76,7 +77,7 @@ impl<P: Platform> Service<P> {
         let denied = || Cause::Denied { domain: domain.label().clone() };
         for device in subjects {
             let request = PolicyRequest { device, domain: domain.label(), why: Why::Assign };
-            if !self.policy.call(held).allows(&request) {
+            if !self.permits(held, &request) {
                 return Err(denied());
             }
         }
@@ -88,13 +89,19 @@ impl<P: Platform> Service<P> {
                     }
                     let Some(device) = self.mate_in_fault(held, id) else { continue };
                     let request = PolicyRequest { device: &device, domain: domain.label(), why: Why::Shares { with } };
-                    if !self.policy.call(held).allows(&request) {
+                    if !self.permits(held, &request) {
                         return Err(denied());
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The policy's answer.
+    pub(super) fn permits(&self, held: &mut Held<'_, Unlocked>, request: &PolicyRequest<'_>) -> bool {
+        let policy = self.policy.call(held);
+        guarded::verdict(|| policy.allows(request))
     }
 
     fn mate_in_fault(&self, held: &mut Held<'_, Unlocked>, id: DeviceId) -> Option<Device> {

@@ -7,6 +7,7 @@ use super::claim::Claim;
 use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
+use super::guarded;
 use super::identity::{DeviceKey, Label};
 use super::policy::HookContext;
 use super::service::Service;
@@ -195,7 +196,8 @@ impl<P: Platform> Service<P> {
         };
         // A device whose add failed was never the source's to release, nor anyone's to hear of.
         if was_added {
-            device.hooks().call(held).release(&HookContext { device });
+            let hooks = device.hooks().call(held);
+            guarded::told(|| hooks.release(&HookContext { device }));
             self.tell(held, &Event::Removed { device: device.label().clone() });
         }
         drop(record);

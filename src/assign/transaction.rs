@@ -8,6 +8,7 @@ use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
+use super::guarded;
 use super::identity::{DeviceId, Label};
 use super::policy::HookContext;
 use super::removal::Outcome;
@@ -256,8 +257,9 @@ impl<P: Platform> Service<P> {
         for device in subjects {
             let context = HookContext { device };
             let hooks = device.hooks().call(held);
-            hooks.quiesce(&context).map_err(|error| Cause::Hook { step: "quiesce", reason: error.0 })?;
-            hooks.reset(&context).map_err(|error| Cause::Hook { step: "reset", reason: error.0 })?;
+            guarded::hook(|| hooks.quiesce(&context))
+                .map_err(|error| Cause::Hook { step: "quiesce", reason: error.0 })?;
+            guarded::hook(|| hooks.reset(&context)).map_err(|error| Cause::Hook { step: "reset", reason: error.0 })?;
         }
         Ok(())
     }
