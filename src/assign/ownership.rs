@@ -107,7 +107,12 @@ impl<P: Platform> Service<P> {
     fn mate_in_fault(&self, held: &mut Held<'_, Unlocked>, id: DeviceId) -> Option<Device> {
         let registry = self.registry.lock(held);
         let record = registry.device_by_id(id)?;
-        (!matches!(record.state.get(), DeviceState::Assigned(_))).then(|| record.device.clone())
+        match record.state.get() {
+            // A device that is being added is not of this group yet: when it comes to join, it meets this claim, or finds
+            // the new owner and asks for itself.
+            DeviceState::Adding | DeviceState::Assigned(_) => None,
+            DeviceState::Blocked | DeviceState::Quarantined => Some(record.device.clone()),
+        }
     }
 
     pub(super) fn hold(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
