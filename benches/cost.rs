@@ -241,7 +241,9 @@ fn entries(board: &Board<'_>, smmu: IommuKey) -> (usize, usize) {
         groups = apart;
         groups.push(joined);
     }
-    let single = groups.iter().map(Vec::len).sum();
+    let enabled = board.devices().iter().filter(|device| device.enabled);
+    let counts = enabled.flat_map(|device| &device.specifiers).filter(|count| count.smmu == smmu);
+    let single = counts.map(|count| count.count).sum();
     let options = CoverOptions::new(0x7fff, 0x7fff);
     let merged = groups.iter().map(|group| {
         let cubes: Vec<Cube> = group.iter().map(|stream| Cube::from(*stream)).collect();
