@@ -122,8 +122,11 @@ impl<P: Platform> Service<P> {
         {
             return Some(Cause::ParentMissing);
         }
-        let gone = device.attachments().iter().find(|attachment| registry.iommu(attachment.key).is_none());
-        gone.map(|attachment| Cause::ProviderMissing(attachment.key))
+        device.attachments().iter().find_map(|attachment| match registry.iommu(attachment.key) {
+            None => Some(Cause::ProviderMissing(attachment.key)),
+            Some(record) if record.leaving.get() => Some(Cause::Busy { running: Operation::UnregisterIommu }),
+            Some(_) => None,
+        })
     }
 
     /// Publishes the device's streams, joins the groups that they meet, and takes entries in fault.

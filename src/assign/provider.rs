@@ -439,22 +439,11 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let record = self.registry.lock(&mut held).take_iommu(key);
         if let Some(record) = record {
-            self.leave_flush_lists(&mut held, &record.iommu);
+            self.revoke_iommu(&mut held, &record.iommu);
         }
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         P::wake();
         Ok(())
-    }
-
-    /// No domain's flush reaches an instance that is out of service.
-    fn leave_flush_lists(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
-        let mut after = None;
-        loop {
-            let next = self.registry.lock(held).next_domain(after).map(|record| record.domain.clone());
-            let Some(domain) = next else { break };
-            domain.leave(held, iommu);
-            after = Some(domain.id());
-        }
     }
 
     /// Ends all instances: every stream faults, and clients stay enabled (contract S-8). Goes on past a failure and

@@ -70,6 +70,8 @@ pub(super) struct IommuRecord {
     pub(super) iommu: Outside<Arc<dyn Iommu>>,
     /// Devices registered with streams on it.
     pub(super) devices: Cell<usize>,
+    /// It is being taken out of service: the exclusive hold. No device is added with streams on it.
+    pub(super) leaving: Cell<bool>,
 }
 
 intrusive_adapter!(ByDevice = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
@@ -115,7 +117,13 @@ impl<P: Platform> DomainRecord<P> {
 impl IommuRecord {
     pub(super) fn new(iommu: Arc<dyn Iommu>) -> Box<Self> {
         let key = iommu.key();
-        Box::new(Self { link: RBTreeLink::new(), key, iommu: Outside::new(iommu), devices: Cell::new(0) })
+        Box::new(Self {
+            link: RBTreeLink::new(),
+            key,
+            iommu: Outside::new(iommu),
+            devices: Cell::new(0),
+            leaving: Cell::new(false),
+        })
     }
 }
 

@@ -174,16 +174,28 @@ impl<P: Platform> Service<P> {
     pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
         let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, iommu_label(key), cause);
-        self.settle_iommu(&mut held, key).map_err(refuse)?;
+        {
+            let registry = self.registry.lock(&mut held);
+            let record = registry.iommu(key).ok_or_else(|| refuse(Cause::NotFound))?;
+            let devices = record.devices.get();
+            if devices > 0 {
+                return Err(refuse(Cause::InUse { devices }));
+            }
+            if record.leaving.replace(true) {
+                return Err(refuse(Cause::Busy { running: Operation::UnregisterIommu }));
+            }
+        }
+        let settled = self.settle_iommu(&mut held, key);
         let taken = {
             let mut registry = self.registry.lock(&mut held);
-            match registry.iommu(key).map(|record| record.devices.get()) {
-                None => Err(Cause::NotFound),
-                Some(0) => Ok(registry.take_iommu(key)),
-                Some(devices) => Err(Cause::InUse { devices }),
+            if let Some(record) = registry.iommu(key) {
+                record.leaving.set(false);
             }
+            if settled.is_ok() { registry.take_iommu(key) } else { None }
         };
-        if let Some(record) = taken.map_err(refuse)? {
+        P::wake();
+        settled.map_err(refuse)?;
+        if let Some(record) = taken {
             self.revoke_iommu(&mut held, &record.iommu);
         }
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
@@ -196,10 +208,8 @@ impl<P: Platform> Service<P> {
         loop {
             let (iommu, domain) = {
                 let registry = self.registry.lock(held);
-                let idle = registry.iommu(key).filter(|record| record.devices.get() == 0);
                 let domain = registry.next_domain(after).map(|record| record.domain.id());
-                // Who is not idle, or not there, is refused by the caller.
-                let (Some(record), Some(domain)) = (idle, domain) else { return Ok(()) };
+                let (Some(record), Some(domain)) = (registry.iommu(key), domain) else { return Ok(()) };
                 (record.iommu.clone(), domain)
             };
             iommu.call(held).flush(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
@@ -208,7 +218,7 @@ impl<P: Platform> Service<P> {
     }
 
     /// Takes an instance, which is out of service, from every domain's flush list (contract C-9).
-    fn revoke_iommu(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
+    pub(super) fn revoke_iommu(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
         let mut after = None;
         loop {
             let next = self.registry.lock(held).next_domain(after).map(|record| record.domain.clone());
