@@ -15,6 +15,7 @@ use core::fmt;
 
 use thiserror::Error;
 
+use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::{DeviceId, DomainId};
 use super::space::{AddressSpace, Incompatible, Stage2Limits};
 use super::spec::{IommuKey, Stream, StreamId};
@@ -387,126 +388,6 @@ pub struct Usage {
     pub device: Option<DeviceId>,
     /// The domain that it serves now.
     pub domain: Option<DomainId>,
-}
-
-/// What a fault handler should do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a storm goes on until its line is masked"]
-pub enum FaultAnswer {
-    /// Return from the interrupt.
-    Done,
-    /// Mask this line at the interrupt controller, and wake the worker, which has it unmasked when it has ended the
-    /// storm.
-    Mask(FaultLine),
-}
-
-/// Faults that were not reported, since the instance was probed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FaultCounts {
-    /// At least this many came while a record stood, and were never recorded by the hardware.
-    pub lost: u64,
-    /// Recorded, and beyond their stream's limit.
-    pub limited: u64,
-    /// By unknown streams for which there was no room to count them one by one.
-    pub unknown_elsewhere: u64,
-}
-
-/// An interrupt line of an IOMMU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultLine {
-    /// Faults that belong to no context: unknown streams, blocked streams, conflicts.
-    Global,
-    /// Faults of contexts. A driver looks at all live contexts that report on this line, counted from 0.
-    Context(u8),
-}
-
-/// What a transaction wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Access {
-    /// A read.
-    Read,
-    /// A write.
-    Write,
-    /// An instruction fetch.
-    Execute,
-}
-
-impl fmt::Display for Access {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Execute => "execute",
-        })
-    }
-}
-
-/// Why a transaction was stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum FaultCause {
-    /// The address is not mapped.
-    Translation,
-    /// The mapping does not allow this access.
-    Permission,
-    /// The mapping's access flag is clear.
-    AccessFlag,
-    /// An address is larger than the hardware or the tables allow.
-    AddressSize,
-    /// A table could not be read, or the access failed on the bus.
-    External,
-    /// The stream is known and blocked.
-    Blocked,
-    /// No entry matches the stream.
-    UnknownStream,
-    /// Several entries match the stream.
-    StreamConflict,
-    /// A register access was refused.
-    Configuration,
-    /// The context is not usable.
-    BadContext,
-    /// The hardware names a cause that is none of these.
-    Other,
-}
-
-impl fmt::Display for FaultCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Translation => "translation fault",
-            Self::Permission => "permission fault",
-            Self::AccessFlag => "access-flag fault",
-            Self::AddressSize => "address-size fault",
-            Self::External => "external abort",
-            Self::Blocked => "blocked stream",
-            Self::UnknownStream => "unknown stream",
-            Self::StreamConflict => "stream match conflict",
-            Self::Configuration => "configuration access",
-            Self::BadContext => "unusable context",
-            Self::Other => "unnamed cause",
-        })
-    }
-}
-
-/// A fault as the driver reads it, before anyone looked up whose stream it is (contract A-12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawFault {
-    /// The instance.
-    pub iommu: IommuKey,
-    /// The context's number, for a context fault.
-    pub bank: Option<u8>,
-    /// The domain whose context faulted.
-    pub domain: Option<DomainId>,
-    /// The stream, where the hardware names it.
-    pub stream: Option<StreamId>,
-    /// The address that the device asked for, where the hardware names it.
-    pub address: Option<u64>,
-    /// What the device wanted.
-    pub access: Access,
-    /// Why it was stopped.
-    pub cause: FaultCause,
-    /// At least one more fault came and was not recorded.
-    pub more_lost: bool,
 }
 
 /// One thing that is not as the driver believes (contract A-10).

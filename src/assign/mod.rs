@@ -20,6 +20,7 @@ mod device;
 mod domain;
 mod error;
 mod event;
+mod fault;
 mod guarded;
 mod identity;
 mod iommu;
@@ -40,11 +41,9 @@ pub use device::{Device, DeviceInfo, DeviceSpec, DeviceState};
 pub use domain::Domain;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
 pub use event::{Event, EventSink, NoEvents};
+pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFault};
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
-pub use iommu::{
-    Access, Changed, Difference, FaultAnswer, FaultCause, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
-    Patience, Prepared, RawFault, Resource, Usage, own_space,
-};
+pub use iommu::{Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Usage, own_space};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use provider::{IommuHandle, Quarantine, Storm, TablesHeld, UsageRecord};
 pub use removal::Removal;

@@ -12,10 +12,9 @@ use super::device::{Device, DeviceState};
 use super::domain::{Domain, Provider};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
+use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::Label;
-use super::iommu::{
-    FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError, Patience, RawFault, Resource, Usage, own_space,
-};
+use super::iommu::{FlushRange, Iommu, IommuError, Patience, Resource, Usage, own_space};
 use super::removal::Outcome;
 use super::service::Service;
 use super::space::{AddressSpace, Stage2};
