@@ -11,6 +11,8 @@ pub(crate) struct Recorder {
     steps: usize,
     held: usize,
     failed: Vec<String>,
+    /// Lines about DMA and faults are counted here instead of shown, where they say what was shown before.
+    untold: Option<usize>,
 }
 
 /// One line: an operation, what came of it, and whether that was expected.
@@ -28,7 +30,7 @@ pub(crate) struct Line<'a> {
 impl Recorder {
     /// A score of nothing, written below what `page` has.
     pub(crate) const fn new(page: Page) -> Self {
-        Self { page, steps: 0, held: 0, failed: Vec::new() }
+        Self { page, steps: 0, held: 0, failed: Vec::new(), untold: None }
     }
 
     /// Begins a step.
@@ -43,6 +45,18 @@ impl Recorder {
             "reads",
             "writes"
         ));
+    }
+
+    /// From here on, lines about DMA and faults are shown only where they fail: they repeat what was shown before.
+    pub(crate) const fn be_brief(&mut self) {
+        self.untold = Some(0);
+    }
+
+    /// Ends [`be_brief`](Self::be_brief), and says how many lines were not shown.
+    pub(crate) fn be_explicit(&mut self) {
+        if let Some(untold) = self.untold.take().filter(|untold| *untold > 0) {
+            self.note(&format!("In their hooks all of them did DMA, as above: {untold} more expectations held."));
+        }
     }
 
     /// Says something about the step.
@@ -103,6 +117,11 @@ impl Line<'_> {
             self.details.insert(0, std::mem::take(&mut self.result));
         }
         let Self { recorder, operation, subject, result, cost, details } = self;
+        if let Some(untold) = recorder.untold.as_mut().filter(|_| held && matches!(operation, "dma" | "fault")) {
+            *untold = untold.saturating_add(1);
+            recorder.held = recorder.held.saturating_add(1);
+            return;
+        }
         let verdict = if held { "ok" } else { "FAILED" };
         let (subject, result) = (shortened(&printable(&subject), SUBJECT), printable(&result));
         let costs = cost.map_or_else(String::new, |cost| format!("{:>READS$} {:>WRITES$}", cost.reads, cost.writes));
@@ -131,6 +150,24 @@ const COSTS: usize = READS + WRITES + 1;
 #[expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brief_lines_count_and_only_failures_are_shown() {
+        let mut recorder = Recorder::new(Page::default());
+        recorder.step("one");
+        recorder.be_brief();
+        recorder.line("dma", "seen before").expect(true, "a fault");
+        recorder.line("dma", "not as before").expect(false, "a fault");
+        recorder.line("deassign", "always told").expect(true, "done");
+        recorder.be_explicit();
+        let (text, status) = recorder.finish();
+        assert_eq!(status, 1);
+        assert!(
+            !text.contains("seen before") && text.contains("not as before") && text.contains("always told"),
+            "{text}"
+        );
+        assert!(text.contains("1 more expectations held") && text.contains("2 of 3 expectations held"), "{text}");
+    }
 
     fn played(verdicts: &[bool]) -> (String, u8) {
         let mut recorder = Recorder::new(Page::new());

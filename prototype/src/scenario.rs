@@ -179,9 +179,11 @@ fn end(stage: &mut Stage<'_>, guests: &mut [Guest]) {
         if !devices.is_empty() {
             stage.destroy(guest, Some(devices.len()));
         }
+        stage.recorder.be_brief();
         for device in devices {
             stage.clear(device);
         }
+        stage.recorder.be_explicit();
         stage.destroy(guest, None);
     }
     for guest in guests {
