@@ -80,7 +80,7 @@ fn each_blob_is_what_the_compiler_makes_of_its_source() {
         let symbols: &[&str] = if name == "oddities" { &["-@"] } else { &[] };
         let compiler = Command::new("dtc").args(["-q", "-I", "dts", "-O", "dtb"]).args(symbols).arg(&source).output();
         let Ok(output) = compiler else {
-            eprintln!("each_blob_is_what_the_compiler_makes_of_its_source: skipped: dtc is not installed");
+            files::skipped("each_blob_is_what_the_compiler_makes_of_its_source: skipped: dtc is not installed");
             return;
         };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
