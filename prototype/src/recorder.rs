@@ -55,7 +55,8 @@ impl Recorder {
     /// Ends [`be_brief`](Self::be_brief), and says how many lines were not shown.
     pub(crate) fn be_explicit(&mut self) {
         if let Some(untold) = self.untold.take().filter(|untold| *untold > 0) {
-            self.note(&format!("In their hooks all of them did DMA, as above: {untold} more expectations held."));
+            let more = if untold == 1 { "expectation" } else { "expectations" };
+            self.note(&format!("In their hooks all of them did DMA, as above: {untold} more {more} held."));
         }
     }
 
@@ -166,7 +167,7 @@ mod tests {
             !text.contains("seen before") && text.contains("not as before") && text.contains("always told"),
             "{text}"
         );
-        assert!(text.contains("1 more expectations held") && text.contains("2 of 3 expectations held"), "{text}");
+        assert!(text.contains("1 more expectation held") && text.contains("2 of 3 expectations held"), "{text}");
     }
 
     fn played(verdicts: &[bool]) -> (String, u8) {

@@ -39,6 +39,8 @@ impl<P: Platform> Service<P> {
     /// Removes the device that is registered under `key`, whatever its state: its DMA is cut, then it is forgotten.
     ///
     /// Removing an assigned device is legal (a surprise unplug): the domain loses it.
+    /// Where a device of its group keeps a live stream-map entry that captures its streams, they reach that device's domain
+    /// until the entry is in fault: a live entry is not narrowed (contract I-15).
     ///
     /// # Errors
     ///
