@@ -309,6 +309,16 @@ impl Waiter for Host {
     }
 }
 
+/// Hooks that say that their operation has come to them, and hold it there until the gate opens.
+fn gated(entered: &Arc<std::sync::Barrier>, gate: &Arc<std::sync::Barrier>) -> Arc<dyn DeviceHooks> {
+    let (entered, gate) = (entered.clone(), gate.clone());
+    hooked(move |_| {
+        entered.wait();
+        gate.wait();
+        Ok(())
+    })
+}
+
 /// A service whose operations can wait, over an SMMU of `bench`.
 fn waiting(bench: &Bench) -> (Service<Host>, IommuKey) {
     let key = IommuKey::new(0x6000_0000);
@@ -333,12 +343,7 @@ fn c19_the_wait_form_goes_on_when_the_claim_ends_and_times_out_when_it_does_not(
     let (entered, gate) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
     let mut spec = bench.spec("device", &[]);
     spec.streams.push(stream(key, 0x10, 0));
-    let (inside, open) = (entered.clone(), gate.clone());
-    spec.hooks = hooked(move |_| {
-        inside.wait();
-        open.wait();
-        Ok(())
-    });
+    spec.hooks = gated(&entered, &gate);
     let device = service.add(spec).unwrap();
     service.assign(&device, &one).unwrap();
     std::thread::scope(|scope| {
@@ -363,12 +368,7 @@ fn c2_all_who_wait_for_one_removal_see_it_done() {
     let (entered, gate) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
     let mut spec = bench.spec("device", &[]);
     spec.streams.push(stream(key, 0x10, 0));
-    let (inside, open) = (entered.clone(), gate.clone());
-    spec.hooks = hooked(move |_| {
-        inside.wait();
-        open.wait();
-        Ok(())
-    });
+    spec.hooks = gated(&entered, &gate);
     let device = service.add(spec).unwrap();
     let stage2 = bench.guest("guest").domain.space().stage2;
     let domain = service.create_domain("guest".into(), stage2).unwrap();

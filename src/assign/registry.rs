@@ -280,10 +280,9 @@ impl<P: Platform> Registry<P> {
         }
     }
 
-    /// Marks `root` and all that stands behind it for removal. Returns how many those are.
-    pub(super) fn mark_tree(&self, root: &DeviceRecord) -> usize {
+    /// Marks `root` and all that stands behind it for removal.
+    pub(super) fn mark_tree(&self, root: &DeviceRecord) {
         root.remove_pending.set(true);
-        let mut marked = 1_usize;
         // Children have a greater depth than their parent, whatever their key: each round goes one level down.
         for depth in 1..=u16::MAX {
             let level =
@@ -292,15 +291,14 @@ impl<P: Platform> Registry<P> {
             for record in level {
                 found = true;
                 let parent = record.device.parent().and_then(|key| self.device(key));
-                if parent.is_some_and(|parent| parent.remove_pending.get()) && !record.remove_pending.replace(true) {
-                    marked = marked.saturating_add(1);
+                if parent.is_some_and(|parent| parent.remove_pending.get()) {
+                    record.remove_pending.set(true);
                 }
             }
             if !found {
                 break;
             }
         }
-        marked
     }
 
     /// A device behind `root`, or `root` itself, that is marked and has no child left.

@@ -71,15 +71,15 @@ impl<P: Platform> Service<P> {
         P: Waiter,
     {
         let Some(going) = self.find(key) else { return self.remove(key).map(drop) };
+        match self.remove(key) {
+            // Not found any more: someone else's removal got there first.
+            Ok(Removal::Done) | Err(Error { cause: Cause::NotFound, .. }) => return Ok(()),
+            Ok(Removal::Pending) => {}
+            Err(error) => return Err(error),
+        }
+        // The mark stands: asking again could only hit a device that was registered under the key since (contract C-7).
         loop {
             let ticket = P::prepare();
-            match self.remove(key) {
-                Ok(Removal::Done) => return Ok(()),
-                Ok(Removal::Pending) => {}
-                // Someone else's removal, or the operation that was running, got there first.
-                Err(Error { cause: Cause::NotFound, .. }) => return Ok(()),
-                Err(error) => return Err(error),
-            }
             if self.find(key).is_none_or(|info| info.device.id() != going.device.id()) {
                 return Ok(());
             }
