@@ -103,7 +103,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 ]
             }
             BankState::Free | BankState::Reserved(_) => {
-                [users, ("SCTLR.M", 0, u64::from(enabled.bits())), none, none, none]
+                [users, ("SCTLR.M", u64::from(bank.on), u64::from(enabled.bits())), none, none, none]
             }
             BankState::Draining(_) | BankState::Poisoned(..) => [users, none, none, none, none],
         }

@@ -1,4 +1,4 @@
-//! The life of a context bank: reserved, programmed, parked, retired; poisoned where its drain is not confirmed.
+//! The life of a context bank up to its drain: reserved, programmed, parked. How it ends is in [`drain`](super::drain).
 //!
 //! `docs/smmu.md` draws the states.
 //!
@@ -7,9 +7,9 @@
 //! The caller holds `StreamMap`.
 
 use super::context::{self, Bank, BankIndex, BankState};
+use super::drain::Cut;
 use super::instance::Smmu;
 use super::mmio::Registers;
-use super::moves::Cut;
 use super::quirks::Effects;
 use super::registers::{Sctlr, cb, gr1};
 use super::stream_map::{StreamMap, each, one};
@@ -33,7 +33,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             && let Some(bank) = map.bank_mut(index)
         {
             bank.left_on = match bank.state {
-                BankState::Poisoned(domain, sync) => Some((domain, sync)),
+                BankState::Poisoned(domain, sync) if bank.on => Some((domain, sync)),
                 BankState::Reserved(_) => bank.left_on,
                 _ => None,
             };
@@ -60,13 +60,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Err(IommuError::Exhausted { resource: Resource::ContextBanks, needed: 1, free, total: map.banks.len() })
     }
 
-    /// Free, or poisoned by a sync that has completed since.
+    /// Free, or poisoned by a sync that has completed since and was the last that it needs.
     fn is_available(&self, bank: &Bank) -> bool {
-        match bank.state {
-            BankState::Free => bank.reserved == 0,
-            BankState::Poisoned(_, sync) => self.tlb.is_complete(Ticket(sync)),
+        let clean = match bank.state {
+            BankState::Free => true,
+            BankState::Poisoned(_, sync) => self.tlb.is_complete(Ticket(sync)) && !self.walks_on(bank),
             _ => false,
-        }
+        };
+        clean && bank.reserved == 0
+    }
+
+    /// Whether a bank that nothing is steered to may still fill the TLB from its last owner's tables (quirk Q8: its root
+    /// could not be replaced).
+    pub(super) fn walks_on(&self, bank: &Bank) -> bool {
+        bank.on && self.registers.has(Effects::SPLIT_64)
     }
 
     pub(super) fn unreserve_bank(&self, map: &mut StreamMap, index: BankIndex) {
@@ -130,7 +137,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Points a bank that nothing uses any more to the empty root, before its drain: whatever is still in flight finds
-    /// nothing to refill the TLB from (contract I-7). Returns whether it is being retired.
+    /// nothing to refill the TLB from (contract I-7). Where that would take two writes, a bank that is off stands for the
+    /// empty root, which [`drain`](Self::drain) sees to. Returns whether it is being retired.
     pub(super) fn park_if_unused(&self, map: &mut StreamMap, index: BankIndex) -> bool {
         let Some(bank) = map.bank_mut(index) else { return false };
         let waits_for_promise = bank.promised.is_some();
@@ -144,25 +152,5 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.registers.write64(self.geometry.bank(index, cb::TTBR0), parked);
         }
         true
-    }
-
-    /// How many invalidations and syncs it takes until nothing is left of what leaves.
-    pub(super) fn drains_for(&self, cut: Cut) -> u32 {
-        // Q8: without the empty root, what was in flight may refill the TLB during the first one (I-7).
-        if self.registers.has(Effects::SPLIT_64) && cut.retiring != 0 { 2 } else { 1 }
-    }
-
-    /// Ends the life of a parked bank: off where the drain is confirmed, poisoned where it is not.
-    pub(super) fn retire(&self, map: &mut StreamMap, index: BankIndex, drained: bool, ticket: Ticket) {
-        let Some(bank) = map.bank_mut(index) else { return };
-        let BankState::Draining(domain) = bank.state else { return };
-        if !drained {
-            bank.state = BankState::Poisoned(domain, ticket.0);
-            return;
-        }
-        self.registers.write32(self.geometry.bank(index, cb::SCTLR), 0);
-        self.publish_bank(index, None);
-        bank.on = false;
-        bank.state = bank.promised.take().map_or(BankState::Free, BankState::Reserved);
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! 1. A bank that an S2CR names is `Live`, fully programmed, with M = 1 (contract I-2, I-4).
 //! 2. A bank is `Free` only when M = 0, no S2CR names it, and a sync after the last invalidation of its VMID has
-//!    completed (contract I-7). A bank whose sync timed out stays `Poisoned` until one completes (contract I-8).
+//!    completed (contract I-7). A bank whose sync timed out stays `Poisoned` until its drain is finished (contract I-8).
 //! 3. A bank's VMID is its index above the instance's first VMID, which is at least 1: unique where caches are shared,
 //!    and as clean as the bank itself. A poisoned bank keeps its VMID to itself.
 

@@ -46,7 +46,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         let ticket = self.post_vmids(held, banks);
         self.tlb.wait(held, &self.registers, ticket, self.bound(patience)).map_err(timed_out)?;
-        self.revive(held, domain);
+        // What leaves has been drained by that, or needs one step more.
+        if cached.leaving != 0 {
+            self.finish_drains(held, |theirs| theirs == domain, patience).map_err(timed_out)?;
+        }
         Ok(())
     }
 
@@ -139,23 +142,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         cached
     }
 
-    /// Frees the banks of `domain` whose drain had timed out, now that a later sync has completed.
-    fn revive(&self, held: &mut Held<'_, Unlocked>, domain: DomainId) {
-        let mut map = self.map.lock(held);
-        loop {
-            let found = map.find_bank(|bank| match bank.state {
-                BankState::Poisoned(owner, sync) => owner == domain && self.tlb.is_complete(Ticket(sync)),
-                _ => false,
-            });
-            let Some(index) = found else { return };
-            if let Some(bank) = map.bank_mut(index) {
-                bank.state = BankState::Draining(domain);
-            }
-            self.retire(&mut map, index, true, Ticket(0));
-        }
-    }
-
-    const fn bound(&self, patience: Patience) -> u32 {
+    pub(super) const fn bound(&self, patience: Patience) -> u32 {
         match patience {
             Patience::Waiting => self.config.polls,
             Patience::Atomic => self.config.atomic_polls,

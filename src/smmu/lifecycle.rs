@@ -58,7 +58,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     BankState::Draining(_) | BankState::Poisoned(..) => {
                         *bank = Bank { state: BankState::Free, ..*bank }
                     }
-                    BankState::Free | BankState::Reserved(_) => {}
+                    BankState::Free | BankState::Reserved(_) => bank.left_on = None,
                 }
             }
             for (number, entry) in map.entries().filter(|(_, entry)| entry.armed) {

@@ -22,6 +22,7 @@ mod claims;
 mod config;
 mod context;
 pub mod cover;
+mod drain;
 mod entries;
 mod fault;
 mod flush;

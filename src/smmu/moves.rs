@@ -9,25 +9,15 @@ use alloc::vec::Vec;
 
 use super::claims::Arming;
 use super::context::{self, BankIndex, BankState};
+use super::drain::Cut;
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
-use super::tlb::{SyncTimeout, Ticket};
-use crate::assign::{AddressSpace, DeviceId, IommuError, Prepared};
+use super::tlb::SyncTimeout;
+use crate::assign::{AddressSpace, DeviceId, IommuError, Patience, Prepared};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
-
-/// What taking devices from their banks has done so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Cut {
-    /// Banks that lost a user, and whose entries were put in fault.
-    pub(super) banks: Set,
-    /// Of these, the banks that nobody uses any more.
-    pub(super) retiring: Set,
-    /// A write that puts an entry in fault did not hold (read-back mode only).
-    pub(super) lost: bool,
-}
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn plan_move(
@@ -110,7 +100,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         if cut.retiring != 0 {
             // A timeout poisons the bank, which is all that can be done about it here.
-            let _ = self.drain(held, cut);
+            let _ = self.drain(held, cut, Patience::Waiting);
         }
     }
 
@@ -165,17 +155,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(())
     }
 
-    /// Sees to it that nothing of an earlier owner is in flight any more, where a sync has timed out (contract I-8).
-    ///
-    /// The invalidations were posted then; what is missing is a sync behind them that completes.
-    fn settle_drains(&self, held: &mut Held<'_, Unlocked>) -> Result<(), SyncTimeout> {
-        if !self.tlb.is_behind() {
-            return Ok(());
-        }
-        let ticket = self.tlb.post(held, &self.registers, |_| ());
-        self.tlb.wait(held, &self.registers, ticket, self.config.polls)
-    }
-
     /// Puts devices in fault that are in a space of the service's own, with whoever shares their entries there: who
     /// is quarantined, or reserved, ends where a group-mate gets an owner.
     fn leave_own_spaces(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), SyncTimeout> {
@@ -199,7 +178,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             self.park_unused(&mut map, &mut cut);
         }
-        if cut.banks == 0 { Ok(()) } else { self.drain(held, cut) }
+        if cut.banks == 0 { Ok(()) } else { self.drain(held, cut, Patience::Waiting) }
     }
 
     /// Counts the device in, and turns the entries that nobody else had turned. Says whether they hold.
@@ -245,7 +224,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
         }
         if cut.banks != 0 {
-            let drained = self.drain(held, cut);
+            let drained = self.drain(held, cut, Patience::Waiting);
             let map = self.map.lock(held);
             for used in devices.iter().filter_map(|device| map.used_by(*device)) {
                 used.draining.set(false);
@@ -279,26 +258,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 cut.banks |= one(bank);
             }
         }
-    }
-
-    /// Invalidates the banks' VMIDs and waits until it is done; then switches off those that are retired.
-    pub(super) fn drain(&self, held: &mut Held<'_, Unlocked>, cut: Cut) -> Result<(), SyncTimeout> {
-        let mut drained = Ok(());
-        let mut ticket = Ticket(0);
-        for _ in 0..self.drains_for(cut) {
-            ticket = self.post_vmids(held, cut.banks);
-            // After a timeout the next sync is given up at once: nobody waits for it, and later ones must not either.
-            let polls = if drained.is_ok() { self.config.polls } else { 0 };
-            drained = drained.and(self.tlb.wait(held, &self.registers, ticket, polls));
-        }
-        if cut.retiring != 0 {
-            let mut map = self.map.lock(held);
-            let sync = if cut.lost { Ticket(context::NEVER) } else { ticket };
-            for bank in each(cut.retiring) {
-                self.retire(&mut map, bank, drained.is_ok() && !cut.lost, sync);
-            }
-        }
-        drained
     }
 
     /// Devices outside `devices` that keep an entry of theirs translated (contract I-6).
