@@ -35,10 +35,11 @@
 //! numbered (C-, I-, A-, S-lines); module docs and tests cite the numbers.
 
 #![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(loom, shuttle, feature = "unwind"))]
+#[cfg(any(loom, shuttle, feature = "trace-locks", feature = "unwind"))]
 extern crate std;
 
 pub mod assign;

@@ -1,7 +1,7 @@
 //! The library's way to a modelled SMMU.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use iommu_assign::smmu::Registers;
 use smmu_model::{Memory, Smmu};
@@ -23,8 +23,15 @@ impl ModelRegisters {
         Self { slot, machine }
     }
 
+    /// One access of the library's.
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        #[cfg(feature = "trace-locks")]
+        iommu_assign::sync::trace::register_access();
+        lock(&self.slot)
+    }
+
     fn observed(&self, write: impl FnOnce(&mut Smmu)) {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot();
         write(&mut slot.smmu);
         let Slot { smmu, observer } = &mut *slot;
         if let Some(observer) = observer {
@@ -35,7 +42,7 @@ impl ModelRegisters {
 
 impl Registers for ModelRegisters {
     fn read32(&self, offset: u32) -> u32 {
-        lock(&self.slot).smmu.read32(offset as usize)
+        self.slot().smmu.read32(offset as usize)
     }
 
     fn write32(&self, offset: u32, value: u32) {
@@ -43,7 +50,7 @@ impl Registers for ModelRegisters {
     }
 
     fn read64(&self, offset: u32) -> u64 {
-        lock(&self.slot).smmu.read64(offset as usize)
+        self.slot().smmu.read64(offset as usize)
     }
 
     fn write64(&self, offset: u32, value: u64) {

@@ -110,11 +110,13 @@ impl<P: Platform> Service<P> {
     }
 
     fn remove_tree_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
+        // As in `remove_in`: made before the lock is taken, and dropped when it is free.
         let unknown = Label::from(alloc::format!("{key}").as_str());
         {
             let registry = self.registry.lock(held);
-            let root = registry.device(key);
-            let root = root.ok_or(Error::unchanged(Operation::Remove, unknown, Cause::NotFound))?;
+            let Some(root) = registry.device(key) else {
+                return Err(Error::unchanged(Operation::Remove, unknown, Cause::NotFound));
+            };
             registry.mark_tree(root);
         }
         let mut result = Ok(Removal::Done);

@@ -174,7 +174,9 @@ impl<P: Platform> Service<P> {
     /// stays in service, since nobody could find out later when the tables of that domain are free (contract I-8).
     pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
-        let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, iommu_label(key), cause);
+        // Made before the lock is taken.
+        let label = iommu_label(key);
+        let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, label.clone(), cause);
         {
             let registry = self.registry.lock(&mut held);
             let record = registry.iommu(key).ok_or_else(|| refuse(Cause::NotFound))?;

@@ -7,22 +7,36 @@ use core::ops::{Deref, DerefMut};
 use lock_api::RawMutex;
 
 use super::order::{Before, Held, Level};
+#[cfg(feature = "trace-locks")]
+use super::trace;
 
 /// A value behind the hypervisor's own kind of lock `R`, at level `L` of the order.
 pub(crate) struct Lock<L, T, R> {
     mutex: lock_api::Mutex<R, T>,
     level: PhantomData<fn() -> L>,
+    #[cfg(feature = "trace-locks")]
+    identity: trace::Identity,
 }
 
 impl<L: Level, T, R: RawMutex> Lock<L, T, R> {
     /// A lock around `value`, free.
     pub(crate) const fn new(value: T) -> Self {
-        Self { mutex: lock_api::Mutex::new(value), level: PhantomData }
+        Self {
+            mutex: lock_api::Mutex::new(value),
+            level: PhantomData,
+            #[cfg(feature = "trace-locks")]
+            identity: trace::Identity::new(),
+        }
     }
 
     /// Waits for the lock. `held` says what the caller holds already; it stays borrowed until the guard is dropped.
     pub(crate) fn lock<'a, H: Before<L>>(&'a self, held: &'a mut Held<'_, H>) -> Guard<'a, L, T, R> {
-        Guard { held: held.nest(), value: self.mutex.lock() }
+        Guard {
+            #[cfg(feature = "trace-locks")]
+            recorded: self.identity.taken(L::NAME),
+            held: held.nest(),
+            value: self.mutex.lock(),
+        }
     }
 }
 
@@ -39,6 +53,10 @@ impl<L: Level, T, R> fmt::Debug for Lock<L, T, R> {
 pub(crate) struct Guard<'a, L, T, R: RawMutex> {
     value: lock_api::MutexGuard<'a, R, T>,
     held: Held<'a, L>,
+    // After the guard: the lock is free before its hold ends.
+    #[cfg(feature = "trace-locks")]
+    #[expect(dead_code, reason = "kept for its drop")]
+    recorded: trace::Recorded,
 }
 
 impl<'a, L, T, R: RawMutex> Guard<'a, L, T, R> {

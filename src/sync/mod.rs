@@ -3,7 +3,7 @@
 //! # Locking
 //!
 //! `order.rs` has the rules; every floor above declares its levels with them. The whole order stands in
-//! `docs/locking.md`, which a test compares with the types.
+//! `docs/locking.md`, which a test compares with the types, and another one, by `trace.rs`, with what really happens.
 
 pub(crate) mod atomic;
 #[cfg(any(loom, shuttle))]
@@ -12,6 +12,9 @@ pub(crate) mod lock;
 pub(crate) mod order;
 pub(crate) mod outside;
 mod platform;
+#[cfg(feature = "trace-locks")]
+#[cfg_attr(docsrs, doc(cfg(feature = "trace-locks")))]
+pub mod trace;
 mod wait;
 
 #[cfg(any(loom, shuttle))]

@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use super::lock::Lock;
 use super::order::{Edge, Held, LevelDoc};
 use super::platform::{Platform, Spin};
+#[cfg(feature = "trace-locks")]
+use super::trace;
 
 fn levels() -> Vec<(&'static str, LevelDoc)> {
     let floor = |name: &'static str, levels: &'static [LevelDoc]| levels.iter().map(move |level| (name, *level));
@@ -53,4 +55,37 @@ fn an_inner_lock_is_taken_through_the_outer_guard() {
     let (value, inner_held) = outer.split();
     *value += *map.lock(inner_held);
     assert_eq!(*outer, 3);
+}
+
+/// C-13: what the types cannot see, two calls that each mint a token, the recorder does.
+#[cfg(feature = "trace-locks")]
+#[test]
+fn c13_the_recorder_sees_locks_that_are_nested_behind_the_types_back() {
+    use crate::smmu::levels::{Masters, StreamMap};
+    type Raw = <Spin as Platform>::Lock;
+    let masters: Lock<Masters, (), Raw> = Lock::new(());
+    let maps: [Lock<StreamMap, (), Raw>; 2] = [Lock::new(()), Lock::new(())];
+    let [one, two] = &maps;
+    let (seen, trace) = trace::record(|| {
+        let (mut first, mut second, mut third) = (Held::enter(), Held::enter(), Held::enter());
+        let outer = one.lock(&mut first);
+        let inner = two.lock(&mut second);
+        let innermost = masters.lock(&mut third);
+        trace::register_access();
+        // Not in the order of their taking.
+        drop(outer);
+        trace::register_access();
+        let seen = (trace::held(), trace::is_held());
+        drop(inner);
+        drop(innermost);
+        seen
+    });
+    assert_eq!(seen, (alloc::vec!["StreamMap", "Masters"], true));
+    assert!(!trace::is_held() && trace::held().is_empty());
+    let edges: Vec<_> = trace.edges().iter().copied().collect();
+    assert_eq!(edges, [("StreamMap", "Masters"), ("StreamMap", "StreamMap")]);
+    let accesses: Vec<(&str, u64)> = trace.holds().iter().map(|hold| (hold.object.level, hold.accesses)).collect();
+    assert_eq!(accesses, [("StreamMap", 1), ("StreamMap", 2), ("Masters", 2)]);
+    assert_eq!((trace.acquisitions().len(), trace.most_acquisitions("StreamMap")), (3, 1), "two maps are two locks");
+    assert_eq!((trace.longest_hold("StreamMap"), trace.longest_hold("Registry")), (2, 0));
 }
