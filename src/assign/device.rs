@@ -8,6 +8,7 @@ use super::identity::{DeviceId, DeviceKey, DomainId, Label};
 use super::iommu::Iommu;
 use super::policy::{DeviceHooks, NoHooks};
 use super::spec::{IommuKey, Stream};
+use crate::sync::inflight::InFlight;
 use crate::sync::outside::Outside;
 
 /// A device as its source offers it to [`add`](super::Service::add).
@@ -62,6 +63,7 @@ struct DeviceObject {
     lazy: bool,
     hooks: Outside<Arc<dyn DeviceHooks>>,
     attachments: Vec<Attachment>,
+    calls: InFlight,
 }
 
 /// A device's streams on one IOMMU.
@@ -72,6 +74,11 @@ pub(super) struct Attachment {
 }
 
 impl Device {
+    /// Calls may enter.
+    pub(super) const OPEN: u8 = 0;
+    /// A removal was asked for.
+    const REVOKED: u8 = 1;
+
     pub(super) fn new(id: DeviceId, spec: DeviceSpec, depth: u16, attachments: Vec<Attachment>) -> Self {
         let DeviceSpec { key, label, parent, streams, isolation, passthrough, lazy, hooks } = spec;
         let hooks = Outside::new(hooks);
@@ -87,6 +94,7 @@ impl Device {
             lazy,
             hooks,
             attachments,
+            calls: InFlight::new(Self::OPEN),
         }))
     }
 
@@ -147,6 +155,16 @@ impl Device {
 
     pub(super) fn attachments(&self) -> &[Attachment] {
         &self.0.attachments
+    }
+
+    pub(super) fn calls(&self) -> &InFlight {
+        &self.0.calls
+    }
+
+    /// Lets no call enter from now on.
+    pub(super) fn revoke(&self) {
+        // It names a state for whatever it sees, so that it cannot be refused.
+        let _ = self.0.calls.change(|_| Some(Self::REVOKED));
     }
 
     /// Whether the hardware or the bus cannot tell the two apart, and where.

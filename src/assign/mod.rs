@@ -15,6 +15,7 @@
 //! the removals that were asked for meanwhile (contract C-2).
 
 mod add;
+mod call;
 mod claim;
 mod device;
 mod domain;
@@ -37,6 +38,7 @@ mod spec;
 mod steps;
 mod transaction;
 
+pub use call::DeviceCall;
 pub use device::{Device, DeviceInfo, DeviceSpec, DeviceState};
 pub use domain::Domain;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};

@@ -132,6 +132,12 @@ impl DeviceRecord {
         self.state.get() != DeviceState::Adding
     }
 
+    /// A removal is asked for: no call enters the device from now on.
+    pub(super) fn mark(&self) {
+        self.remove_pending.set(true);
+        self.device.revoke();
+    }
+
     /// A removal was asked for, and no child stands in its way.
     pub(super) fn may_go(&self) -> bool {
         self.remove_pending.get() && self.children.get() == 0
@@ -282,7 +288,7 @@ impl<P: Platform> Registry<P> {
 
     /// Marks `root` and all that stands behind it for removal.
     pub(super) fn mark_tree(&self, root: &DeviceRecord) {
-        root.remove_pending.set(true);
+        root.mark();
         // Children have a greater depth than their parent, whatever their key: each round goes one level down.
         for depth in 1..=u16::MAX {
             let level =
@@ -292,7 +298,7 @@ impl<P: Platform> Registry<P> {
                 found = true;
                 let parent = record.device.parent().and_then(|key| self.device(key));
                 if parent.is_some_and(|parent| parent.remove_pending.get()) {
-                    record.remove_pending.set(true);
+                    record.mark();
                 }
             }
             if !found {

@@ -153,7 +153,7 @@ impl<P: Platform> Service<P> {
                 let label = record.device.label().clone();
                 return Err(Error::unchanged(Operation::Remove, label, Cause::HasChildren { children }));
             }
-            record.remove_pending.set(true);
+            record.mark();
             if record.children.get() > 0 {
                 // They are all on their way out: whoever removes the last of them goes on with this one.
                 return Ok(Removal::Pending);

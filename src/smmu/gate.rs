@@ -4,28 +4,24 @@
 //!
 //! None: one atomic word. Entering counts as a call in flight; a refused entry is never counted (contract C-17).
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use crate::assign::IommuError;
+use crate::sync::inflight::{InFlight, Inside as Counted};
 
-/// What an instance is, above the count of calls in flight.
+/// What an instance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u8)]
 pub(super) enum Mode {
     /// In service.
     Running = 0,
     /// Without power, by request: work goes to the shadow only.
-    Suspended = 1 << COUNT_BITS,
+    Suspended = 1,
     /// On its way out: what acquires is refused, what releases still reaches the hardware.
-    Leaving = 2 << COUNT_BITS,
+    Leaving = 2,
     /// Out of service for good: what releases does so in software (contract C-9).
-    Gone = 3 << COUNT_BITS,
+    Gone = 3,
     /// Being changed from one to another: nobody is inside.
-    Changing = 4 << COUNT_BITS,
+    Changing = 4,
 }
-
-const COUNT_BITS: u32 = 24;
-const COUNT: u32 = (1 << COUNT_BITS) - 1;
 
 /// What a call wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +33,13 @@ pub(super) enum Purpose {
 }
 
 #[derive(Debug)]
-pub(super) struct Gate(AtomicU32);
+pub(super) struct Gate(InFlight);
 
 /// A call in flight.
 #[derive(Debug)]
 #[must_use = "the call counts only while this lives"]
 pub(super) struct Inside<'a> {
-    gate: &'a Gate,
+    _counted: Counted<'a>,
     pub(super) mode: Mode,
 }
 
@@ -56,30 +52,27 @@ pub(super) struct Changing<'a> {
 }
 
 impl Gate {
-    pub(super) const fn new() -> Self {
-        Self(AtomicU32::new(Mode::Running as u32))
+    pub(super) fn new() -> Self {
+        Self(InFlight::new(Mode::Running as u8))
     }
 
     /// Enters. Waits for a change that is under way, which takes a bounded number of register accesses: `patience` looks.
     pub(super) fn enter(&self, purpose: Purpose, patience: u32) -> Result<Inside<'_>, IommuError> {
         for _ in 0..=patience {
-            let seen = self.0.load(Ordering::Relaxed);
-            let mode = mode_of(seen);
-            match mode {
-                Mode::Changing => {
-                    core::hint::spin_loop();
-                    continue;
+            let mut mode = Mode::Changing;
+            let counted = self.0.enter(|state| {
+                mode = mode_of(state);
+                match mode {
+                    Mode::Running | Mode::Suspended => true,
+                    Mode::Leaving | Mode::Gone => purpose == Purpose::Release,
+                    Mode::Changing => false,
                 }
-                Mode::Leaving | Mode::Gone if purpose == Purpose::Acquire => return Err(IommuError::ProviderGone),
-                _ => {}
-            }
-            if seen & COUNT == COUNT {
-                return Err(IommuError::Busy);
-            }
-            let entered =
-                self.0.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed);
-            if entered.is_ok() {
-                return Ok(Inside { gate: self, mode });
+            });
+            match (counted, mode) {
+                (Ok(counted), _) => return Ok(Inside { _counted: counted, mode }),
+                (Err(_), Mode::Changing) => core::hint::spin_loop(),
+                (Err(_), Mode::Leaving | Mode::Gone) => return Err(IommuError::ProviderGone),
+                (Err(_), Mode::Running | Mode::Suspended) => return Err(IommuError::Busy),
             }
         }
         Err(IommuError::Busy)
@@ -87,28 +80,23 @@ impl Gate {
 
     /// Shuts out everybody, if the instance is `from` and nobody is inside.
     pub(super) fn change(&self, from: Mode) -> Result<Changing<'_>, IommuError> {
-        let changed = self.0.compare_exchange(from as u32, Mode::Changing as u32, Ordering::Acquire, Ordering::Relaxed);
+        let changed =
+            self.0.change(|seen| (mode_of(seen.state) == from && seen.calls == 0).then_some(Mode::Changing as u8));
         match changed {
             Ok(_) => Ok(Changing { gate: self, next: from }),
-            Err(seen) if mode_of(seen) == Mode::Gone => Err(IommuError::ProviderGone),
+            Err(seen) if mode_of(seen.state) == Mode::Gone => Err(IommuError::ProviderGone),
             Err(_) => Err(IommuError::Busy),
         }
     }
 
     /// From now on only what releases gets in. Says whether the instance had been in service or suspended.
     pub(super) fn close(&self) -> Mode {
-        let close = |seen| match mode_of(seen) {
-            Mode::Running => Some(Mode::Leaving as u32 | seen & COUNT),
-            _ => None,
-        };
-        match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, close) {
-            Ok(_) => Mode::Leaving,
-            Err(seen) => mode_of(seen),
-        }
+        let closed = self.0.change(|seen| (mode_of(seen.state) == Mode::Running).then_some(Mode::Leaving as u8));
+        closed.map_or_else(|seen| mode_of(seen.state), |_| Mode::Leaving)
     }
 
     pub(super) fn mode(&self) -> Mode {
-        mode_of(self.0.load(Ordering::Acquire))
+        mode_of(self.0.seen().state)
     }
 }
 
@@ -121,18 +109,13 @@ impl Changing<'_> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        self.gate.0.store(self.next as u32, Ordering::Release);
+        // Nobody else changes a word that says `Changing`.
+        let _ = self.gate.0.change(|_| Some(self.next as u8));
     }
 }
 
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.gate.0.fetch_sub(1, Ordering::Release);
-    }
-}
-
-const fn mode_of(word: u32) -> Mode {
-    match word >> COUNT_BITS {
+const fn mode_of(state: u8) -> Mode {
+    match state {
         0 => Mode::Running,
         1 => Mode::Suspended,
         2 => Mode::Leaving,

@@ -8,6 +8,7 @@
 pub(crate) mod atomic;
 #[cfg(any(loom, shuttle))]
 mod explored;
+pub(crate) mod inflight;
 pub(crate) mod lock;
 pub(crate) mod order;
 pub(crate) mod outside;
