@@ -19,7 +19,7 @@ use iommu_assign::assign::{
     Cause, Device, DeviceHooks, DeviceKey, Error, Event, EventSink, HookContext, HookError, IommuError, IommuKey, Left,
     Operation, Removal, Service, Source, StreamId,
 };
-use iommu_assign::sync::{Platform, Spin, TimedOut, Waiter};
+use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -277,6 +277,7 @@ static WOKEN: (Mutex<u64>, std::sync::Condvar) = (Mutex::new(0), std::sync::Cond
 
 impl Platform for Host {
     type Lock = <Spin as Platform>::Lock;
+    type Sharing = ManyCpus;
 
     fn barrier() {}
 

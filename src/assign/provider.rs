@@ -242,12 +242,13 @@ impl<P: Platform> Service<P> {
     ///
     /// # Context
     ///
-    /// Atomic context; interrupts where the platform's lock masks them (contract C-10).
+    /// Atomic context: where nothing may sleep, under a spin lock of the caller's own. Not in interrupt handlers: they
+    /// have [`in_interrupts`](Self::in_interrupts), where the platform allows it (contract C-10).
     pub fn flush_range_atomic(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
         self.flush_pages(domain, range, Patience::Atomic)
     }
 
-    fn flush_pages(&self, domain: &Domain<P>, range: &FlushRange, patience: Patience) -> Result<(), Error> {
+    pub(super) fn flush_pages(&self, domain: &Domain<P>, range: &FlushRange, patience: Patience) -> Result<(), Error> {
         let mut held = Held::enter();
         // As for a whole domain: the tables are visible before any walker is told to forget (contract S-1, C-17).
         P::barrier();

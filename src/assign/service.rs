@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 
 use super::device::{DeviceInfo, DeviceState};
 use super::domain::{Domain, Provider};
@@ -27,13 +28,14 @@ use crate::sync::outside::Outside;
 /// The assignment service: one for a machine.
 ///
 /// All methods take `&self`, may be called from several CPUs at once, and run in waiting context: they poll hardware
-/// and call hooks. Where two calls are about the same group, the second gets [`Cause::Busy`].
+/// and call hooks. With a platform for a single CPU it is not `Sync`. Where two calls are about the same group, the second gets [`Cause::Busy`].
 pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
     pub(super) policy: Outside<Box<dyn Policy>>,
     pub(super) events: Outside<Box<dyn EventSink>>,
     last_device: AtomicU64,
     last_domain: AtomicU64,
+    sharing: PhantomData<P::Sharing>,
 }
 
 /// What `deassign` did.
@@ -124,6 +126,7 @@ impl<P: Platform> Service<P> {
             policy: Outside::new(policy),
             last_device: AtomicU64::new(0),
             last_domain: AtomicU64::new(0),
+            sharing: PhantomData,
         }
     }
 

@@ -11,7 +11,7 @@ use loom::sync::{Mutex, MutexGuard};
 #[cfg(not(loom))]
 use shuttle::sync::{Mutex, MutexGuard};
 
-use super::platform::Platform;
+use super::platform::{ManyCpus, Platform};
 
 /// The platform under exploration.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub enum Explored {}
 
 impl Platform for Explored {
     type Lock = ExploredLock;
+    type Sharing = ManyCpus;
 
     fn barrier() {}
 }

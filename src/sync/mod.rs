@@ -9,7 +9,9 @@ pub(crate) mod atomic;
 #[cfg(any(loom, shuttle))]
 mod explored;
 pub(crate) mod inflight;
+mod interrupts;
 pub(crate) mod lock;
+mod one_cpu;
 pub(crate) mod order;
 pub(crate) mod outside;
 mod platform;
@@ -20,7 +22,11 @@ mod wait;
 
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
-pub use platform::{Platform, Spin};
+#[cfg(target_arch = "aarch64")]
+pub use interrupts::Daif;
+pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};
+pub use one_cpu::{CheckedFlag, Halt, OneCpu, Reentry};
+pub use platform::{InterruptSafe, ManyCpus, Platform, SingleCpu, Spin};
 pub use wait::{TimedOut, Waiter};
 
 #[cfg(test)]

@@ -89,3 +89,19 @@ fn c13_the_recorder_sees_locks_that_are_nested_behind_the_types_back() {
     assert_eq!((trace.acquisitions().len(), trace.most_acquisitions("StreamMap")), (3, 1), "two maps are two locks");
     assert_eq!((trace.longest_hold("StreamMap"), trace.longest_hold("Registry")), (2, 0));
 }
+
+/// C-20: a guard is not `Send`, whatever the raw mutex below it says of itself.
+#[test]
+fn c20_a_guard_does_not_leave_its_cpu() {
+    trait No {
+        const IS_SEND: bool = false;
+    }
+    struct Probe<T>(core::marker::PhantomData<T>);
+    impl<T> No for Probe<T> {}
+    impl<T: Send> Probe<T> {
+        const IS_SEND: bool = true;
+    }
+    type Raw = <Spin as Platform>::Lock;
+    const { assert!(Probe::<lock_api::MutexGuard<'static, Raw, ()>>::IS_SEND, "the raw guard alone would be") };
+    const { assert!(!Probe::<super::lock::Guard<'static, crate::smmu::levels::Masters, (), Raw>>::IS_SEND) };
+}
