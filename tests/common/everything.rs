@@ -11,7 +11,7 @@ use iommu_assign::assign::{
     HookError, IommuKey, Label, Policy, PolicyRequest, Quarantine, Removal, Service, Source, Stage2, StreamId,
 };
 use iommu_assign::smmu::{FaultLimits, Masters, Power, PowerError, Registers, Setup, Smmu};
-use iommu_assign::sync::{Platform, Spin, TimedOut, Waiter, trace};
+use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter, trace};
 use machine::{Machine, ModelRegisters, Stage2Tables};
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -61,6 +61,7 @@ pub(crate) enum Host {}
 
 impl Platform for Host {
     type Lock = <Spin as Platform>::Lock;
+    type Sharing = ManyCpus;
 
     fn barrier() {}
 
