@@ -14,8 +14,8 @@ mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iommu_assign::dt::{Board, DtError};
-use iommu_assign::pci::Provider;
+use iommu_assign::dt::{Board, DtError, MsiControllerKind, MsiMap, Node};
+use iommu_assign::pci::{Provider, RequesterId};
 
 /// Corruptions of each board of our own; real boards, which are longer, get a tenth.
 const ROUNDS: u64 = 6000;
@@ -94,6 +94,33 @@ fn check(board: &Board<'_>) {
         let ours = |provider| matches!(provider, Provider::Smmu(key) if keys.contains(&key));
         assert!(bridge.entries.iter().any(|entry| ours(entry.iommu)));
         assert!(bridge.entries.iter().all(|entry| entry.iommu == Provider::Foreign || ours(entry.iommu)));
+    }
+    tree.nodes().for_each(|node| check_msi(board, &node));
+}
+
+/// S-7: of whatever a node says of MSIs, what was read holds together, and an error says where.
+fn check_msi(board: &Board<'_>, node: &Node<'_, '_>) {
+    let msi = match board.msi(node.id()) {
+        Ok(Some(msi)) => msi,
+        Ok(None) => return,
+        Err(error) => {
+            assert!(matches!(&error, DtError::Node { path, .. } if path.starts_with('/')), "{error}");
+            return;
+        }
+    };
+    for controller in &msi.controllers {
+        assert_eq!(controller.doorbell.is_none(), controller.kind == MsiControllerKind::Unknown);
+        let Some(doorbell) = controller.doorbell else { continue };
+        let (register, frame) = (doorbell.register().value(), doorbell.frame());
+        assert!(frame.base() <= register && register - frame.base() < frame.size());
+    }
+    let rids = msi.map.iter().flat_map(MsiMap::entries).map(|entry| entry.rid_base as u16);
+    for rid in rids.chain([0, u16::MAX]).map(RequesterId) {
+        let Ok(targets) = msi.targets(rid) else { continue };
+        let at: Vec<_> = targets.map(|target| target.controller).collect();
+        assert!(at.iter().all(|controller| msi.controller(*controller).is_some()));
+        let distinct: BTreeSet<_> = at.iter().collect();
+        assert!(msi.map.is_none() || distinct.len() == at.len(), "two IDs at one controller");
     }
 }
 

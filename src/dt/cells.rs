@@ -13,8 +13,8 @@ use super::{DtError, NodeFault};
 /// The last byte's address fits in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region {
-    base: u64,
-    size: u64,
+    pub(super) base: u64,
+    pub(super) size: u64,
 }
 
 impl Region {

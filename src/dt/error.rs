@@ -93,6 +93,14 @@ pub enum NodeFault {
         /// The phandle.
         phandle: u32,
     },
+    /// An MSI controller's registers end before its doorbell.
+    #[error("its doorbell is {offset:#x} bytes into its registers, which have {size:#x}")]
+    DoorbellOutside {
+        /// Where the doorbell is, from the first register on.
+        offset: u64,
+        /// How large the registers are.
+        size: u64,
+    },
     /// Two IOMMUs have their registers at the same CPU address.
     #[error("its registers at {base:#x} are also those of {other}")]
     DuplicateBase {
@@ -193,6 +201,16 @@ pub enum NodeFault {
     /// Interrupts are listed, and no node above says how wide an interrupt specifier is.
     #[error("`interrupts` has no interrupt parent with `#interrupt-cells`")]
     NoInterruptParent,
+    /// The node that an entry refers to is no MSI controller.
+    #[error("entry {entry} of `{property}` refers to {target}, which is no MSI controller")]
+    NoMsiController {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+        /// Path of the node referred to.
+        target: String,
+    },
     /// A bus on the way to the root does not translate addresses.
     #[error("{bus} has no `ranges`: {address:#x} is no CPU address")]
     NoRanges {

@@ -29,6 +29,7 @@ mod devices;
 mod error;
 mod host_bridge;
 mod iommus;
+mod msi;
 mod smmu;
 mod tree;
 
@@ -40,6 +41,9 @@ pub use devices::DtDevice;
 pub use error::{DtError, NodeFault};
 pub use host_bridge::HostBridge;
 pub use iommus::SpecifierCount;
+pub use msi::{
+    Doorbell, Msi, MsiController, MsiControllerKind, MsiIsolation, MsiMap, MsiMapEntry, MsiTarget, UnmappedMsi,
+};
 pub use smmu::{Interrupt, SmmuNode};
 pub use tree::{Node, NodeId, Property, Tree};
 
@@ -106,5 +110,16 @@ impl<'a> Board<'a> {
     #[must_use]
     pub fn host_bridges(&self) -> &[HostBridge] {
         &self.host_bridges
+    }
+
+    /// Where the message signalled interrupts of a device go, or of the functions below a host bridge; `None` where the
+    /// node does not say. Read when asked for: what is wrong with interrupts takes no device's isolation away.
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Node`] for an `msi-parent` or `msi-map` that is malformed or refers to no MSI controller, and for a
+    /// controller whose registers do not hold its doorbell; [`DtError::OutOfMemory`].
+    pub fn msi(&self, node: NodeId) -> Result<Option<Msi>, DtError> {
+        self.tree.node(node).map_or(Ok(None), |node| msi::read(&node))
     }
 }

@@ -20,6 +20,7 @@ pub mod control;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 mod host_bridge;
+pub(crate) mod id_range;
 mod key;
 mod requester_id_map;
 mod topology;

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use super::RequesterId;
+use super::id_range::{self, IdRange};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
 
 /// Who sees the DMA of a range of requester IDs.
@@ -45,9 +46,8 @@ impl MapEntry {
         self
     }
 
-    /// How far into the entry a masked requester ID is.
-    fn place_of(&self, masked: u32) -> Option<u32> {
-        masked.checked_sub(self.rid_base).filter(|place| *place < self.length)
+    const fn range(&self) -> IdRange {
+        IdRange { rid_base: self.rid_base, id_base: self.stream_base, length: self.length }
     }
 }
 
@@ -76,28 +76,8 @@ impl RequesterIdMap {
     ///
     /// The [`MapFault`] that breaks an invariant, with the index of the entry in the order given.
     pub fn new(entries: impl IntoIterator<Item = MapEntry>, mask: u32) -> Result<Self, MapFault> {
-        let mut kept: Vec<(usize, MapEntry)> = Vec::new();
-        for (index, entry) in entries.into_iter().enumerate() {
-            if entry.rid_base & !mask != 0 {
-                return Err(MapFault::OutsideMask { index, rid_base: entry.rid_base, mask });
-            }
-            let Some(last) = entry.length.checked_sub(1) else { continue };
-            let fits = |base: u32| base.checked_add(last).is_some();
-            if !fits(entry.rid_base) || !fits(entry.stream_base) {
-                return Err(MapFault::Overflow { index });
-            }
-            kept.try_reserve(1).map_err(|_| MapFault::OutOfMemory)?;
-            kept.push((index, entry));
-        }
-        kept.sort_unstable_by_key(|(index, entry)| (entry.rid_base, *index));
-        for ((first, one), (second, two)) in kept.iter().zip(kept.iter().skip(1)) {
-            if one.place_of(two.rid_base).is_some() {
-                return Err(MapFault::Overlap { first: *first.min(second), second: *first.max(second) });
-            }
-        }
-        let mut entries = Vec::new();
-        entries.try_reserve_exact(kept.len()).map_err(|_| MapFault::OutOfMemory)?;
-        entries.extend(kept.into_iter().map(|(_, entry)| entry));
+        // Whoever sees the DMA: a requester ID has one stream.
+        let entries = id_range::checked(entries, mask, MapEntry::range, |_, _| true)?;
         Ok(Self { entries, mask })
     }
 
@@ -143,11 +123,10 @@ impl RequesterIdMap {
 
     fn hit(&self, rid: RequesterId) -> Result<(&MapEntry, IommuKey, StreamId), MapError> {
         let masked = u32::from(rid.0) & self.mask;
-        let found = self.entries.iter().find_map(|entry| Some((entry, entry.place_of(masked)?)));
-        let (entry, place) = found.ok_or(MapError::Unmapped { rid })?;
+        let found = self.entries.iter().find_map(|entry| Some((entry, entry.range().id_of(masked)?)));
+        let (entry, id) = found.ok_or(MapError::Unmapped { rid })?;
         match entry.iommu {
-            // By M1 the sum does not wrap.
-            Provider::Smmu(key) => Ok((entry, key, StreamId::new(entry.stream_base.wrapping_add(place)))),
+            Provider::Smmu(key) => Ok((entry, key, StreamId::new(id))),
             Provider::Foreign => Err(MapError::Foreign { rid }),
         }
     }
