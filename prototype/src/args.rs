@@ -42,8 +42,8 @@ Usage:
   prototype                          play the scenario on a built-in board
   prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
   prototype inspect [--json] BOARD.dtb
-                                     SMMUs, devices, groups, host bridges and stream-map
-                                     entries of a board, for people or as JSON
+                                     SMMUs, devices, groups, host bridges, stream-map entries
+                                     and MSI doorbells of a board, for people or as JSON
 
 Options:
   -h, --help       this text

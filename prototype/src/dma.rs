@@ -57,6 +57,30 @@ impl Stage<'_> {
         }
     }
 
+    /// A function interrupts, where its host bridge leads to a doorbell that guests have mapped: a write as any other.
+    pub(crate) fn interrupt(&mut self, subject: &Subject) {
+        let slot = subject.slot.and_then(|(bridge, at)| Some((self.world.bridges.get(bridge)?, at.requester_id())));
+        let Some((bridge, rid)) = slot else { return };
+        let (Some(doorbell), Some(msi), Some(stream)) =
+            (bridge.doorbell.clone(), &bridge.msi, subject.spec.streams.first().copied())
+        else {
+            return;
+        };
+        let id = msi.targets(rid).ok().and_then(|mut targets| targets.find_map(|target| target.id));
+        let id = id.map_or_else(|| "no ID that firmware says".to_owned(), |id| format!("ID {id:#x}"));
+        let (unit, at) = (stream.iommu(), doorbell.guest_register());
+        let reached = self.world.machine.dma_write(unit, stream.id(), at);
+        let line = self.recorder.line("msi", format!("{} id {}", subject.label, stream.id()));
+        let result = match reached {
+            Some(Reached::Memory(at)) => format!("reaches {at:#x}"),
+            _ => "DOES NOT ARRIVE".to_owned(),
+        };
+        let name = doorbell.controller.rsplit('/').next().unwrap_or_default().to_owned();
+        let detail = format!("the doorbell of {name}, mapped at {:#x}, with {id} there", doorbell.guest_page);
+        let held = reached == Some(Reached::Memory(doorbell.register));
+        line.result(result).detail(detail).expect(held, &format!("to reach the doorbell at {:#x}", doorbell.register));
+    }
+
     /// One DMA write that must come to `must`; a fault must be reported by an interrupt, in the device's name.
     fn dma_at(&mut self, subject: &Subject, stream: Stream, address: u64, must: &Must, remark: &str) {
         let (unit, id) = (stream.iommu(), stream.id());

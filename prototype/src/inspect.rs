@@ -11,6 +11,7 @@ use iommu_assign::smmu::cover::{CoverOptions, Cube, least_cover};
 use serde::{Serialize, Serializer};
 
 use crate::error::Failure;
+use crate::inspect_msi::{self, Messages};
 
 /// What `inspect` shows.
 #[derive(Debug, Serialize)]
@@ -21,6 +22,9 @@ pub(crate) struct Inspection {
     pub(crate) smmus: Vec<Smmu>,
     pub(crate) devices: Vec<Device>,
     pub(crate) bridges: Vec<Bridge>,
+    /// Only where a device or a bridge says where its message signalled interrupts go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) msi: Vec<Messages>,
 }
 
 /// An SMMUv1/v2.
@@ -111,6 +115,7 @@ impl Inspection {
             smmus: smmus.collect(),
             devices: devices.map(|(index, device)| Device::of(device, groups.of_device(index), &paths)).collect(),
             bridges: board.host_bridges().iter().map(|bridge| Bridge::of(bridge, &paths)).collect(),
+            msi: inspect_msi::read(&board),
         })
     }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::inspect::{Device, Hex, Inspection, Mapped, StreamOf};
-use crate::names;
 use crate::report::{HARD_BLANK, Page, Set, Table, printable};
+use crate::{inspect_msi, names};
 
 /// The whole output.
 pub(crate) fn page(inspection: &Inspection) -> String {
@@ -15,6 +15,7 @@ pub(crate) fn page(inspection: &Inspection) -> String {
     smmus(&mut page, inspection);
     devices(&mut page, inspection, &names);
     bridges(&mut page, inspection, &names);
+    inspect_msi::print(&mut page, &inspection.msi);
     page.into_text()
 }
 

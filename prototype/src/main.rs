@@ -11,11 +11,13 @@
 mod args;
 mod cast;
 mod dma;
+mod doorbells;
 mod error;
 mod guests;
 mod hooks;
 mod input;
 mod inspect;
+mod inspect_msi;
 mod inspect_text;
 mod must;
 mod names;

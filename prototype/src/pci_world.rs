@@ -16,6 +16,8 @@ use iommu_assign::pci::{
     Segment, control, enumerate,
 };
 
+use crate::doorbells::Doorbell;
+
 /// A configuration space, shared by the host bridge and the hooks of its functions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Space(Arc<Mutex<FakeConfigSpace>>);
@@ -34,6 +36,9 @@ pub(crate) struct Bridge {
     pub(crate) host: HostBridge,
     pub(crate) space: Space,
     pub(crate) passthrough: bool,
+    /// Where MSIs of functions behind it go, and what of that guests have mapped.
+    pub(crate) msi: Option<dt::Msi>,
+    pub(crate) doorbell: Option<Doorbell>,
     /// What was found by enumeration.
     pub(crate) functions: Vec<iommu_assign::pci::Function>,
     /// Why nothing was plugged in, or what enumeration could not use.
@@ -108,6 +113,8 @@ impl Bridge {
             host,
             space: Space::default(),
             passthrough: bridge.passthrough,
+            msi: None,
+            doorbell: None,
             functions: Vec::new(),
             remarks: Vec::new(),
             cards: BTreeMap::new(),

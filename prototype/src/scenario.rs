@@ -52,6 +52,7 @@ fn assign(stage: &mut Stage<'_>, cast: &Cast, one: &Guest, two: &Guest) {
         if let Some(subject) = subject {
             stage.bring(subject, guest);
             stage.dma(subject);
+            stage.interrupt(subject);
         }
     }
     if let Some(first) = &cast.first {

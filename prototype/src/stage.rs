@@ -68,7 +68,10 @@ impl<'a> Stage<'a> {
     /// Makes a guest with one page mapped.
     pub(crate) fn create(&mut self, name: &str, number: u64) -> Option<Guest> {
         let limits = self.world.service.limits()?;
-        let (tables, backing) = guests::tables(&self.world.machine, number, limits);
+        let (mut tables, backing) = guests::tables(&self.world.machine, number, limits);
+        for doorbell in self.world.doorbells.iter() {
+            tables.map(doorbell.guest_page, doorbell.page, true);
+        }
         let label = Label::from(name);
         let stage2 = tables.stage2();
         let (made, cost) = self.counted(|world| world.service.create_domain(label.clone(), stage2));

@@ -12,6 +12,7 @@ use iommu_assign::sync::Spin;
 use machine::Machine;
 use smmu_model::Counters;
 
+use crate::doorbells::{self, Doorbells};
 use crate::error::Failure;
 use crate::hooks::{Attempts, Function, Hooks};
 use crate::pci_world::{self, Bridge};
@@ -28,6 +29,7 @@ pub(crate) struct World {
     pub(crate) attempts: Attempts,
     pub(crate) units: Vec<Unit>,
     pub(crate) bridges: Vec<Bridge>,
+    pub(crate) doorbells: Doorbells,
     pub(crate) subjects: Vec<Rc<Subject>>,
     /// How many devices firmware disabled: they are not offered.
     pub(crate) disabled: usize,
@@ -99,6 +101,7 @@ impl World {
             attempts: Attempts::default(),
             units: Vec::new(),
             bridges: Vec::new(),
+            doorbells: Doorbells::default(),
             subjects: Vec::new(),
             disabled: board.devices().iter().filter(|device| !device.enabled).count(),
         };
@@ -225,7 +228,17 @@ impl World {
                     && *bridge.buses.start() <= buses.end().0
             };
             let twin = self.bridges.iter().find(same_place).map(|other| other.path.clone());
-            self.bridges.push(Bridge::plug(bridge, number, segment, twin.as_deref()));
+            let mut plugged = Bridge::plug(bridge, number, segment, twin.as_deref());
+            match board.msi(bridge.node) {
+                Ok(None) => {}
+                Ok(Some(msi)) => {
+                    plugged.remarks.extend(doorbells::remark(&msi));
+                    plugged.doorbell = self.doorbells.place(&msi);
+                    plugged.msi = Some(msi);
+                }
+                Err(error) => plugged.remarks.push(format!("no MSIs: {error}")),
+            }
+            self.bridges.push(plugged);
         }
     }
 
