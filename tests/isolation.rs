@@ -157,9 +157,10 @@ fn i8_a_sync_that_times_out_poisons_the_bank_until_a_later_one_completes() {
     assert_eq!(bench.dma(0x10), Reached::Fault, "in fault all the same");
     let error = bench.assign(&other, &two).unwrap_err();
     assert!(
-        matches!(error.cause, Cause::Iommu { error: IommuError::Exhausted { .. }, .. }),
+        matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }),
         "the bank is kept apart: {error}"
     );
+    assert_eq!(error.left, Left::Unchanged);
     let error = bench.service.destroy_domain(&one.domain).unwrap_err();
     assert!(matches!(error.cause, Cause::Iommu { .. }), "its tables must stay: {error}");
     // the cause goes, everything can be done.

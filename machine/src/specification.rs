@@ -79,7 +79,7 @@ struct State {
     entries: BTreeSet<Cube>,
     /// One for each bank whose drain was not confirmed, and no sync has completed since: whose it was.
     dirty: Vec<Guest>,
-    /// Guests that had such a bank, which a later sync has cleaned.
+    /// Guests that had such a bank, which a later sync may have cleaned.
     cleaned: BTreeSet<Guest>,
     /// Devices whose drain was not confirmed.
     undrained: BTreeSet<Slot>,
@@ -172,6 +172,12 @@ impl Specification {
             moved.collect::<Vec<_>>().into_iter().flat_map(cover::ids).map(move |id| (side, id))
         });
         Some((entries.collect(), guest))
+    }
+
+    /// Whether a move may have to finish an earlier operation's drain before it can say what it comes to.
+    #[must_use]
+    pub fn owes_drains(&self) -> bool {
+        Side::ALL.into_iter().any(|side| !self.side(side).dirty.is_empty() || !self.side(side).cleaned.is_empty())
     }
 
     /// Whether an SMMU is in service.

@@ -62,6 +62,19 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// where an earlier drain of a device has still not completed: nothing is reserved then.
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError>;
 
+    /// Finishes what earlier drains left unconfirmed: posts what is missing and waits for it, within the usual bound.
+    /// Says whether anything that [`plan`](Self::plan) had to refuse has become free. The service calls it where `plan`
+    /// said [`Exhausted`](IommuError::Exhausted), before it believes it (contract A-4).
+    ///
+    /// Costs no register access where nothing is left unconfirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::SyncTimeout`]: the hardware does not confirm it now either, and all stays as it was.
+    fn reclaim(&self) -> Result<bool, IommuError> {
+        Ok(false)
+    }
+
     /// Gives back what `plan` reserved for `devices`.
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared);
 

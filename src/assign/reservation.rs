@@ -37,7 +37,7 @@ impl<P: Platform> Service<P> {
     ///
     /// # Context
     ///
-    /// Waiting context. Writes no register.
+    /// Waiting context. Writes no register, but to finish an earlier drain that keeps back all contexts there are.
     pub fn test_assign(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
         self.reserve(device, domain).and_then(Reservation::abandon)
     }
@@ -52,7 +52,7 @@ impl<P: Platform> Service<P> {
     ///
     /// # Context
     ///
-    /// Waiting context. Writes no register.
+    /// Waiting context. Writes no register, but to finish an earlier drain that keeps back all contexts there are.
     pub fn reserve(&self, device: &Device, domain: &Domain<P>) -> Result<Reservation<'_, P>, Error> {
         let mut held = Held::enter();
         let held = &mut held;

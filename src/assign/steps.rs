@@ -7,7 +7,7 @@ use super::device::Device;
 use super::domain::Domain;
 use super::error::Cause;
 use super::identity::DeviceId;
-use super::iommu::{Iommu, Prepared};
+use super::iommu::{Iommu, IommuError, Prepared, Resource};
 use super::space::AddressSpace;
 use super::spec::IommuKey;
 use crate::sync::Platform;
@@ -59,7 +59,7 @@ impl Steps {
     pub(super) fn plan(&mut self, held: &mut Held<'_, Unlocked>, space: &AddressSpace) -> Result<(), Cause> {
         let mut failed = None;
         for step in &mut self.0 {
-            match step.iommu.call(held).plan(&step.devices, space) {
+            match plan(step.iommu.call(held).as_ref(), &step.devices, space) {
                 Ok(prepared) => step.prepared = Some(prepared),
                 Err(error) => {
                     failed = Some(Cause::Iommu { iommu: step.key, error });
@@ -135,4 +135,14 @@ impl Steps {
         let joined = self.0.iter().all(|step| domain.join(held, step.key, &step.iommu));
         if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
     }
+}
+
+/// Plans; where contexts are lacking that an earlier, unconfirmed drain keeps back, once more when it is finished
+/// (contract A-4).
+fn plan(iommu: &dyn Iommu, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+    let refused = match iommu.plan(devices, space) {
+        Err(error @ IommuError::Exhausted { resource: Resource::ContextBanks | Resource::Vmids, .. }) => error,
+        planned => return planned,
+    };
+    if iommu.reclaim()? { iommu.plan(devices, space) } else { Err(refused) }
 }

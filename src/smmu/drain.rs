@@ -11,7 +11,7 @@
 //! 2. A bank becomes free when a sync has completed behind an invalidation of its VMID that was posted when the bank
 //!    could not fill the TLB from its last owner's tables any more: its root was empty, or its M was 0 (contract I-7).
 
-use super::context::{self, BankIndex, BankState};
+use super::context::{self, Bank, BankIndex, BankState};
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::registers::cb;
@@ -80,6 +80,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.drain(held, Cut { banks: left, retiring: left, lost: false }, patience)?;
         }
         Ok(freed || left != 0)
+    }
+
+    /// Whether there is anything for [`finish_drains`](Self::finish_drains) to do.
+    pub(super) fn owes_drains(&self, held: &mut Held<'_, Unlocked>) -> bool {
+        let owes = |bank: &Bank| matches!(bank.state, BankState::Poisoned(_, sync) if sync != context::NEVER);
+        self.map.lock(held).find_bank(owes).is_some()
     }
 
     /// Sees to it that nothing of an earlier owner is in flight any more, where a sync has timed out (contract I-8).

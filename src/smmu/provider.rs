@@ -7,6 +7,7 @@ use super::context::{BankIndex, BankState};
 use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
 use super::mmio::Registers;
+use super::moves::timed_out;
 use super::reserved;
 use super::stream_map::{StreamMap, one};
 use crate::assign::{
@@ -41,6 +42,19 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
         self.plan_move(&mut Held::enter(), devices, space)
+    }
+
+    fn reclaim(&self) -> Result<bool, IommuError> {
+        let mut held = Held::enter();
+        {
+            let _inside = self.enter(Purpose::Acquire)?;
+            if !self.owes_drains(&mut held) {
+                return Ok(false);
+            }
+        }
+        self.powered(&mut held, Purpose::Acquire, |held| {
+            self.finish_drains(held, |_| true, Patience::Waiting).map_err(timed_out)
+        })
     }
 
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {

@@ -210,7 +210,7 @@ fn test_assign(state: &Specification, slot: Slot, guest: Guest) -> Steps {
         return missing;
     }
     let (subjects, reasons) = assign_reasons(state, slot, guest, false);
-    with_banks(state, &subjects, guest, reasons, |_| done(state.clone()))
+    with_banks(state, &subjects, guest, reasons, done)
 }
 
 fn assign_reasons(
@@ -299,12 +299,14 @@ fn with_banks(
     subjects: &BTreeSet<Slot>,
     guest: Guest,
     mut reasons: BTreeSet<Refusal>,
-    then: impl FnOnce(Specification) -> Steps,
+    then: impl Fn(Specification) -> Steps,
 ) -> Steps {
     if is_ended(state, guest) {
         reasons.insert(Refusal::DomainGone);
     }
-    let mut may_be_lacking = BTreeSet::new();
+    let mut may_be_told = BTreeSet::new();
+    // Where the plan may have got to at each SMMU, and from where it can go on.
+    let (mut reached, mut ready) = (BTreeSet::from([state.clone()]), BTreeSet::from([state.clone()]));
     for side in Side::ALL.into_iter().filter(|side| subjects.iter().any(|subject| is_on(*subject, *side))) {
         let here = state.side(side);
         let live = state.live_banks(side);
@@ -313,36 +315,45 @@ fn with_banks(
                 state.devices.keys().filter(|slot| is_on(**slot, side) && state.owner(**slot) == Some(*owner));
             users.all(|user| subjects.contains(user))
         });
-        let lacking = Refusal::Exhausted(side, Lacking::Banks);
-        if live.contains(&guest) || live.len() < here.part.banks.saturating_sub(here.dirty.len()) || frees_one {
-            // There is one.
-        } else if here.dirty.is_empty() {
-            reasons.insert(lacking);
-        } else if here.is_sound() {
-            // A sync would show that a poisoned bank is clean; the contract does not say who starts it.
-            may_be_lacking.insert(lacking);
-        } else {
-            reasons.insert(lacking);
-            reasons.insert(Refusal::SyncTimeout(side));
+        let synced = |states: &BTreeSet<Specification>| -> BTreeSet<Specification> {
+            let sync = |mut next: Specification| {
+                next.side_mut(side).sync();
+                next
+            };
+            states.iter().cloned().map(sync).collect()
+        };
+        let has_one = live.contains(&guest) || frees_one;
+        let free = here.part.banks.saturating_sub(live.len());
+        if !has_one && free == 0 {
+            reasons.insert(Refusal::Exhausted(side, Lacking::Banks));
+        } else if !has_one && free <= here.dirty.len() {
+            // A poisoned bank is clean when the SMMU works again, and the operation sees to it (contract A-4).
+            reached.extend(synced(&reached));
+            if here.is_sound() {
+                ready = synced(&ready);
+            } else {
+                reasons.insert(Refusal::SyncTimeout(side));
+            }
+        } else if !has_one && !here.cleaned.is_empty() {
+            // On some parts somebody else's sync is not enough to clean one (contract I-7).
+            reached.extend(synced(&reached));
+            if here.is_sound() {
+                ready.extend(synced(&ready));
+            } else {
+                may_be_told.insert(Refusal::SyncTimeout(side));
+            }
         }
         if !here.is_sound() && here.behind {
             // The plan may find out already that an earlier drain cannot be confirmed (contract I-8).
-            may_be_lacking.insert(Refusal::SyncTimeout(side));
+            may_be_told.insert(Refusal::SyncTimeout(side));
         }
     }
-    if !reasons.is_empty() {
-        reasons.extend(may_be_lacking);
-        return refuse(state, reasons);
+    let refused = !reasons.is_empty();
+    reasons.extend(may_be_told);
+    let mut steps: Steps = reached.iter().flat_map(|state| refuse(state, reasons.clone())).collect();
+    if !refused {
+        steps.extend(ready.into_iter().flat_map(then));
     }
-    let mut next = state.clone();
-    let mut steps = Steps::new();
-    for reason in may_be_lacking {
-        if let Refusal::Exhausted(side, _) = reason {
-            next.side_mut(side).sync();
-        }
-        steps.push((Outcome::refused(reason), state.clone()));
-    }
-    steps.extend(then(next));
     steps
 }
 

@@ -79,15 +79,21 @@ impl World {
         Side::ALL.map(|side| self.machine.counters(side.key()))
     }
 
-    /// A refusal writes nothing (contract I-11, A-2, A-5), and an SMMU that is not in service is left alone (C-8).
+    /// A refusal writes nothing (contract I-11, A-2, A-5), but to finish a drain that is owed, and an SMMU that is not in service is left alone (C-8).
     pub(super) fn check_accesses(
         &self,
         op: Op,
         outcome: &Outcome,
+        owed: bool,
         before: [Counters; 2],
         after: [Counters; 2],
     ) -> Result<(), String> {
-        let asked_only = outcome.is_refusal() || matches!(op, Op::TestAssign(..)) && *outcome == Outcome::Done;
+        let plans = matches!(
+            op,
+            Op::Assign(..) | Op::AssignGroup(..) | Op::Reassign(..) | Op::ReassignGroup(..) | Op::TestAssign(..)
+        );
+        let is_dry = outcome.is_refusal() || matches!(op, Op::TestAssign(..)) && *outcome == Outcome::Done;
+        let asked_only = is_dry && !(plans && owed);
         for ((side, before), after) in Side::ALL.into_iter().zip(before).zip(after) {
             if asked_only && after.writes != before.writes {
                 let writes = after.writes.wrapping_sub(before.writes);
