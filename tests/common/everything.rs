@@ -171,9 +171,16 @@ impl DeviceHooks for Hooks {
 
 /// A modelled SMMU's registers, polls noted.
 #[derive(Debug)]
-struct Polled {
+pub(crate) struct Polled {
     registers: ModelRegisters,
     banks: u32,
+}
+
+impl Polled {
+    /// The registers of a part of this make.
+    pub(crate) fn new(registers: ModelRegisters, model: &Config) -> Self {
+        Self { registers, banks: model.bank_base() }
+    }
 }
 
 impl Registers for Polled {
@@ -245,7 +252,7 @@ impl Run<'_> {
         let model = Config::generic_v2();
         let mut config = described(key, &model);
         config.fault_limits = FaultLimits { records: 2, storm: 3 };
-        let registers = Polled { registers: self.machine.add_smmu(key, model.clone()), banks: model.bank_base() };
+        let registers = Polled::new(self.machine.add_smmu(key, model.clone()), &model);
         let setup = Setup { power: Arc::new(Supply), ..Setup::default() };
         let masters = self.masters.clone();
         let mut probed = None;

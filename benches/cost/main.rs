@@ -1,5 +1,7 @@
 //! Register accesses of every operation, on every part of the model: `cargo bench --bench cost`, with `-- --json` as rows.
 //!
+//! Then, for every operation: how often it takes each lock, what it does under it, how often it takes memory (`locks.rs`).
+//!
 //! Counted, not timed: accesses are the same on every machine. A bound that is exceeded on any part makes it fail. With
 //! `BOARDS_DIR` set it also prints how many stream-map entries the devices of real boards need.
 
@@ -13,8 +15,9 @@
     reason = "a bench fails by panicking"
 )]
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../../tests/common/mod.rs"]
 mod common;
+mod locks;
 
 use std::process::ExitCode;
 
@@ -256,10 +259,12 @@ fn main() -> ExitCode {
     let json = std::env::args().any(|argument| argument == "--json");
     let sheets: Vec<Sheet> = parts().into_iter().map(sheet).collect();
     let reference = sheets.iter().find(|sheet| sheet.part == "generic v2").unwrap();
+    let locks = locks::table();
     if json {
         for Row { op, entries, cost: (reads, writes), .. } in &reference.rows {
             println!(r#"{{"op":"{op}","entries":{entries},"reads":{reads},"writes":{writes}}}"#);
         }
+        locks.json();
     } else {
         println!("n = 3 entries; generic v2\n");
         println!("{:<32} {:<26} {:<28} measured", "operation", "Xen today", "at most");
@@ -271,10 +276,11 @@ fn main() -> ExitCode {
             let Row { most, cost, .. } = &sheet.rows[0];
             println!("{:<24} {} R, {} W (at most {} R, {} W)", sheet.part, cost.0, cost.1, most.0, most.1);
         }
+        locks.print();
         threshold();
         boards();
     }
-    let mut exceeded = false;
+    let mut exceeded = locks.exceeded();
     for sheet in &sheets {
         for row in sheet.rows.iter().filter(|row| !row.holds()) {
             exceeded = true;
