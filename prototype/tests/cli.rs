@@ -27,6 +27,9 @@ fn without_an_argument_the_scenario_is_played_and_all_of_it_holds() {
         "assign   display@20000000 to guest-1               assigned",
         "assign   0000:00:01.0 to guest-1                   assigned",
         "the policy does not allow it to go to guest-1; nothing changed",
+        // A message signalled interrupt is a write to a doorbell that the guest has mapped.
+        "MSIs through msi-controller@2f180000, which",
+        "msi      0000:00:01.0 id 0x88                      reaches 0x2f190040",
         // A member of a group: both are named, and nothing is written.
         "assign   crypto@22010000 to guest-2                refused                         0      0",
         "dma-controller@22000000 of the same group has another owner: their streams meet at",
@@ -75,6 +78,7 @@ fn what_cannot_be_isolated_is_refused_with_its_reason() {
     let lines = run.out.lines().collect::<Vec<_>>().join(" ");
     let words = lines.split_whitespace().collect::<Vec<_>>().join(" ");
     let expected = [
+        "no MSIs: v2m@2f600000 does not tell devices apart, its doorbell is not mapped",
         "usb@3000000 iommu@2200000, which its streams name, is not registered (disabled by firmware, or not probed yet)",
         "display@3400000 an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it",
         "0001:00:00.0 cannot be isolated: requester ID 00:00.0 is in no entry of the host bridge's map",

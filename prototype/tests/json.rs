@@ -105,6 +105,29 @@ fn the_showcase_is_what_its_source_says() {
     );
 }
 
+#[test]
+fn s7_doorbells_and_msi_ids_are_listed() {
+    let found = inspected(&own("showcase"));
+    let its = "/interrupt-controller@2f000000/msi-controller@2f180000";
+    let controllers = json!([
+        {"path": its, "kind": "ITS", "enabled": true, "doorbell": "0x2f190040", "page": "0x2f190000"}
+    ]);
+    assert_eq!(
+        found.get("msi").unwrap(),
+        &json!([
+            {"path": "/soc/ethernet@24010000", "isolation": "by device", "controllers": controllers,
+             "ids": [{"controller": its, "id": "0x40", "length": "0x1"}]},
+            {"path": "/soc/pcie@30000000", "isolation": "by device", "controllers": controllers, "ids": [
+                {"controller": its, "rid": "0x0", "mask": "0x11f", "id": "0x100", "length": "0x20"},
+                {"controller": its, "rid": "0x100", "mask": "0x11f", "id": "0x120", "length": "0x20"}]},
+        ])
+    );
+    let odd = inspected(&own("oddities"));
+    let said: Vec<_> = array(&odd, "msi").iter().map(|one| (text(one, "path"), text(one, "isolation"))).collect();
+    let bad = "not isolated";
+    assert_eq!(said, [("/pcie@40000000", bad), ("/pcie@60000000", bad), ("/pcie@70000000", "unknown")]);
+}
+
 /// In the order of the blob, which is that of the output.
 fn sorted(mut group: [&str; 2]) -> Vec<&str> {
     group.sort_by_key(|path| !path.contains("dma-controller"));

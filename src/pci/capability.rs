@@ -6,8 +6,8 @@ use super::config::{ConfigError, ConfigSpace, FunctionConfig, STATUS};
 
 mod views;
 
-pub(super) use views::{ARI_FORWARDING, ATS_ENABLE, PASID_ENABLE, PHANTOM_ENABLE, PRI_ENABLE};
-pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, SrIov};
+pub(super) use views::{ARI_FORWARDING, ATS_ENABLE, PASID_ENABLE, PHANTOM_ENABLE, PRI_ENABLE, ari_control};
+pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, ResizableBars, SrIov};
 
 /// An entry of the standard list (7.5.1.1.11): in the first 256 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,12 @@ impl ExtendedCapability {
     pub const SR_IOV: u16 = 0x10;
     /// Page requests.
     pub const PRI: u16 = 0x13;
+    /// Base addresses of a size that can be set.
+    pub const RESIZABLE_BAR: u16 = 0x15;
     /// Process address space IDs.
     pub const PASID: u16 = 0x1b;
+    /// Virtual functions' base addresses of a size that can be set.
+    pub const VF_RESIZABLE_BAR: u16 = 0x24;
 }
 
 /// All capabilities of a function that matter for isolation.
@@ -77,6 +81,10 @@ pub struct Capabilities {
     pub pasid: Option<Pasid>,
     /// Single root I/O virtualization.
     pub sr_iov: Option<SrIov>,
+    /// Base addresses of a size that can be set.
+    pub resizable: Option<ResizableBars>,
+    /// The same for virtual functions.
+    pub vf_resizable: Option<ResizableBars>,
 }
 
 impl Capabilities {
@@ -104,6 +112,8 @@ impl Capabilities {
             ExtendedCapability::PRI => keep(&mut all.pri, || Pri::read(config, offset)),
             ExtendedCapability::PASID => keep(&mut all.pasid, || Pasid::read(config, offset)),
             ExtendedCapability::SR_IOV => keep(&mut all.sr_iov, || SrIov::read(config, offset)),
+            ExtendedCapability::RESIZABLE_BAR => keep(&mut all.resizable, || ResizableBars::read(config, offset)),
+            ExtendedCapability::VF_RESIZABLE_BAR => keep(&mut all.vf_resizable, || ResizableBars::read(config, offset)),
             _ => {}
         })?;
         // A function that vanished midway looks like one without some capabilities: never believe that.

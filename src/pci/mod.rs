@@ -28,7 +28,7 @@ mod topology;
 pub use address::{AddressError, Bus, DeviceFunction, RequesterId, Sbdf, Segment};
 pub use capability::{
     Acs, AcsControls, Ats, Capabilities, Capability, Express, ExtendedCapability, Msi, MsiX, Pasid, PortType, Pri,
-    SrIov,
+    ResizableBars, SrIov,
 };
 pub use config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
 pub use host_bridge::{Enumeration, Function, FunctionKind, HostBridge, OutOfMemory, Problem, StreamsError, enumerate};

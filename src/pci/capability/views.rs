@@ -311,6 +311,43 @@ impl SrIov {
     pub const fn control(&self) -> u16 {
         at(self.offset, SR_IOV_CONTROL)
     }
+
+    /// Where the number of virtual functions is, 16 bits.
+    #[must_use]
+    pub const fn number(&self) -> u16 {
+        at(self.offset, 0x10)
+    }
+
+    /// Where the page size and the six base addresses of the virtual functions are.
+    pub(in super::super) fn addresses(self) -> impl Iterator<Item = u16> {
+        [0x20, 0x24, 0x28, 0x2c, 0x30, 0x34, 0x38].into_iter().map(move |by| at(self.offset, by))
+    }
+}
+
+/// Base addresses of a size that can be set (7.8.6); for those of virtual functions the same (7.8.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResizableBars {
+    /// Where the capability is.
+    pub offset: u16,
+    /// How many base addresses there are, 0 to 7; good hardware says 1 to 6.
+    pub count: u8,
+}
+
+impl ResizableBars {
+    pub(super) fn read<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, offset: u16) -> Self {
+        Self { offset, count: (config.read_u16(at(offset, 8)) >> 5 & 7) as u8 }
+    }
+
+    /// Where the control register of each is.
+    pub(in super::super) fn controls(self) -> impl Iterator<Item = u16> {
+        (0..u16::from(self.count)).map(move |index| at(self.offset, index.wrapping_mul(8).wrapping_add(8)))
+    }
+}
+
+/// Where the control register of the ARI capability is (7.8.8.3).
+pub(in super::super) const fn ari_control(offset: u16) -> u16 {
+    at(offset, 0x06)
 }
 
 /// A register of a capability. One that would lie past the end of configuration space wraps into it: a lie of the
