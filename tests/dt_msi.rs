@@ -282,6 +282,17 @@ fn s7_a_broken_msi_map_takes_no_device_away() {
 }
 
 #[test]
+fn s7_the_id_of_a_bridges_own_msis_is_not_its_functions() {
+    let blob = board(|dev| {
+        dev.cells("msi-parent", &[1, 7]);
+    });
+    let board = Board::read(&blob).unwrap();
+    let bridge = msi(&board, "/dev");
+    assert_eq!(named(&board, bridge.own.clone()), one("its", Some(7)));
+    assert_eq!(targets(&board, &bridge, 0x100), Ok(one("its", None)));
+}
+
+#[test]
 fn s7_an_empty_map_and_an_empty_list_name_nobody() {
     let blob = board(|dev| {
         dev.cells("msi-map", &[]);
