@@ -46,6 +46,34 @@ fn a1_a_refused_assign_leaves_hardware_and_software_as_they_were() {
     bench.audit();
 }
 
+/// A second SMMU for devices that have streams on both.
+const SECOND: IommuKey = IommuKey::new(0x6000_0000);
+
+#[test]
+fn a1_an_add_that_the_second_smmu_cannot_take_writes_nothing_on_the_first() {
+    let mut bench = Bench::v2();
+    bench.smmu(SECOND, Config { groups: 1, ..Config::generic_v2() });
+    let mut hog = bench.spec("hog", &[]);
+    hog.streams.push(stream(SECOND, 1, 0));
+    bench.service.add(hog).unwrap();
+    // A mate on the first, whose entries the newcomer would have packed anew.
+    bench.add("mate", &[(0x10, 0), (0x11, 0)]);
+    let mut wide = bench.spec("wide", &[(0x11, 0), (0x12, 0), (0x13, 0), (0x40, 0)]);
+    wide.streams.push(stream(SECOND, 2, 0));
+    let counters = |bench: &Bench| [SMMU, SECOND].map(|key| bench.machine.counters(key));
+    let before = counters(&bench);
+    let error = bench.service.add(wide.clone()).unwrap_err();
+    let exhausted = IommuError::Exhausted { resource: Resource::StreamMapEntries, needed: 1, free: 0, total: 1 };
+    assert_eq!(error.cause, Cause::Iommu { iommu: SECOND, error: exhausted });
+    assert_eq!(error.left, Left::Unchanged);
+    assert_eq!(counters(&bench), before, "I-11: a refusal writes nothing");
+    bench.audit();
+    // what was allotted on the first is given back, and the add can be tried again.
+    bench.service.remove(DeviceKey::new(Source::Dt, 1)).unwrap();
+    bench.service.add(wide).unwrap();
+    bench.audit();
+}
+
 #[test]
 fn a2_every_illegal_pair_of_state_and_operation_is_an_error_without_effect() {
     let mut bench = Bench::v2();

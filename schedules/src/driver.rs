@@ -96,9 +96,11 @@ impl Universe for Driver {
         let device = Self::device(n);
         answer(match op {
             Op::Add => match self.smmu.publish(device, &self.streams[n]) {
-                // The device went between the two steps: added, then removed.
-                Ok(_) if self.smmu.enrol(device) == Err(IommuError::Unknown) => return Answer::Removed,
-                Ok(_) => Ok(()),
+                Ok(_) => match self.smmu.allot(device).and_then(|_| self.smmu.enrol(device)) {
+                    // The device went between two of the steps: added, then removed.
+                    Err(IommuError::Unknown) => return Answer::Removed,
+                    result => result,
+                },
                 Err(error) => Err(error),
             },
             Op::Remove => match self.smmu.block(&[device]) {
@@ -147,8 +149,9 @@ impl Universe for Driver {
         for n in 0..4_u64 {
             let stream = Stream::new(KEY, StreamId::new(0x40 + 2 * n as u32), StreamMask::NONE);
             let device = DeviceId::new(n + 10);
-            let taken = self.smmu.publish(device, &[stream]).and_then(|_| self.smmu.enrol(device));
+            let taken = self.smmu.publish(device, &[stream]).and_then(|_| self.smmu.allot(device));
             assert_eq!(taken, Ok(1), "A-3: an entry has leaked");
+            assert_eq!(self.smmu.enrol(device), Ok(()), "A-1: what was allotted can be written");
         }
         for (n, space) in [(0, &self.spaces[0]), (1, &self.spaces[1])] {
             let planned = self.smmu.plan(&[DeviceId::new(n + 10)], space);

@@ -15,6 +15,7 @@ use iommu_assign::sync::ExploredLock;
 #[derive(Clone, Debug, Default)]
 struct Record {
     streams: Vec<Stream>,
+    allotted: bool,
     enrolled: bool,
     space: Option<DomainId>,
     planned: bool,
@@ -81,8 +82,8 @@ impl State {
     }
 
     fn used_entries(&self) -> BTreeSet<u32> {
-        let enrolled = self.devices.values().filter(|record| record.enrolled);
-        enrolled.flat_map(|record| record.streams.iter().map(|stream| stream.id().value())).collect()
+        let allotted = self.devices.values().filter(|record| record.allotted);
+        allotted.flat_map(|record| record.streams.iter().map(|stream| stream.id().value())).collect()
     }
 
     /// No stream may reach two domains: what the contract is about.
@@ -133,7 +134,7 @@ impl Iommu for FakeIommu {
         Ok(met)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<usize, IommuError> {
+    fn allot(&self, device: DeviceId) -> Result<usize, IommuError> {
         let mut state = self.state.lock();
         let used = state.used_entries();
         let streams: BTreeSet<u32> = state.record(device).streams.iter().map(|stream| stream.id().value()).collect();
@@ -148,8 +149,16 @@ impl Iommu for FakeIommu {
                 total: self.entries,
             });
         }
-        state.record(device).enrolled = true;
+        state.record(device).allotted = true;
         Ok(streams.len())
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
+        let mut state = self.state.lock();
+        let record = state.record(device);
+        assert!(record.allotted, "A-1: enrolled before all that can fail was in the plan");
+        record.enrolled = true;
+        Ok(())
     }
 
     fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {

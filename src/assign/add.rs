@@ -141,9 +141,16 @@ impl<P: Platform> Service<P> {
         if let Some(shared) = self.join_groups(held, device, &meets)? {
             self.ask_to_share(held, device, &shared)?;
         }
-        for attachment in device.attachments().iter().filter(|_| !device.is_lazy()) {
-            let enrolled = attachment.iommu.call(held).enrol(device.id());
-            enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
+        if !device.is_lazy() {
+            // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
+            for attachment in device.attachments() {
+                let allotted = attachment.iommu.call(held).allot(device.id());
+                allotted.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
+            }
+            for attachment in device.attachments() {
+                let enrolled = attachment.iommu.call(held).enrol(device.id());
+                enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
+            }
         }
         {
             let registry = self.registry.lock(held);

@@ -1,9 +1,9 @@
 //! The one trait between the assignment layer and an IOMMU driver.
 //!
 //! A device's way through it: [`publish`](Iommu::publish) makes its streams known and says whom they meet;
-//! [`enrol`](Iommu::enrol) takes what the streams need and leaves them in fault; [`plan`](Iommu::plan) reserves all
-//! that a move into a domain can lack; [`install`](Iommu::install) moves; [`block`](Iommu::block) brings back to
-//! fault; [`withdraw`](Iommu::withdraw) takes everything back.
+//! [`allot`](Iommu::allot) keeps what the streams need; [`enrol`](Iommu::enrol) writes it, in fault;
+//! [`plan`](Iommu::plan) reserves all that a move into a domain can lack; [`install`](Iommu::install) moves;
+//! [`block`](Iommu::block) brings back to fault; [`withdraw`](Iommu::withdraw) takes everything back.
 //!
 //! # Locking
 //!
@@ -42,12 +42,25 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// the device is published already. Nothing has changed then.
     fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError>;
 
-    /// Takes the entries that `device` needs and leaves its streams in fault. Returns how many entries it uses.
+    /// Keeps the entries that `device` needs, without a register access. Returns how many it will use.
+    ///
+    /// What is kept is the device's until it is enrolled or withdrawn. A device that is enrolled already keeps what it
+    /// has.
     ///
     /// # Errors
     ///
-    /// [`IommuError::Exhausted`] when the entries do not suffice: nothing is taken and nothing written then.
-    fn enrol(&self, device: DeviceId) -> Result<usize, IommuError>;
+    /// [`IommuError::Exhausted`] when the entries do not suffice, [`IommuError::OutOfMemory`],
+    /// [`IommuError::Unknown`], [`IommuError::ProviderGone`]: nothing is kept then (contract ).
+    fn allot(&self, device: DeviceId) -> Result<usize, IommuError>;
+
+    /// Writes the entries that `device` was allotted, and leaves its streams in fault.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::ProviderGone`], [`IommuError::NoPower`], [`IommuError::WriteLost`]. What
+    /// [`allot`](Self::allot) says only where it was not called before, or where a caller has changed the device's
+    /// group in between. Nothing is written then, but for [`IommuError::WriteLost`], which leaves fault.
+    fn enrol(&self, device: DeviceId) -> Result<(), IommuError>;
 
     /// The devices that share a live entry with `device`, and so cannot be told apart from it by the hardware.
     fn sharers(&self, device: DeviceId) -> Vec<DeviceId>;

@@ -1,366 +1,276 @@
-//! Entries for a device: shared with its group, merged, repacked where the group is in fault, or one of them widened.
+//! A device's entries: allotted on paper, written in fault, given back.
 //!
-//! What is in the hardware never matches more than the group's own IDs (exact), unless the integrator named IDs that
-//! nobody uses (loose). Live entries never move (contract I-15).
+//! What is allotted can be written whatever others do meanwhile, but for a caller that changes the very group in
+//! between. The map holds what is in the registers and nothing else: what is only allotted stands with the device, with
+//! the free entries that are kept for it.
 //!
 //! # Locking
 //!
-//! `StreamMap` alone, once to look and once to write; the least cover is searched for with nothing locked, and searched
-//! for again when someone else's entries changed meanwhile.
+//! `StreamMap` alone, once to look and once to write; the layout is searched for with nothing locked, and searched for
+//! again when someone else's entries changed meanwhile.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::cover::{Cover, CoverError, CoverOptions, Cube, IdSet, least_cover, loose_cover};
+use super::cover::Cube;
 use super::instance::Smmu;
+use super::layout::{Freedom, Layout};
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
-use super::stream_map::{Entry, EntryIndex, Set, StreamMap, each, one};
+use super::stream_map::{Entry, EntryIndex, Set, StreamMap, Use, count, each, one};
 use crate::assign::{DeviceId, IommuError, Resource};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// Whether entries are written at once, or only allotted until the device is assigned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arming {
-    Now,
-    Later,
-}
-
-/// What is there before a device's entries are planned.
-#[derive(Debug, Default)]
-struct Survey {
+/// What devices were promised.
+#[derive(Debug)]
+pub(super) struct Allotment {
+    pub(super) layout: Layout,
+    /// For whom. The first of them keeps it.
+    pub(super) devices: Vec<DeviceId>,
+    /// The free entries that are kept for it.
+    pub(super) slots: Set,
+    /// The stream map's, when the layout was made.
     generation: u64,
-    /// The device's own IDs.
-    streams: Vec<Cube>,
-    /// The IDs of all devices that are connected with it, its own included, each device under a number.
-    group: Vec<(usize, Cube)>,
-    /// What the group's entries capture.
-    entries: Vec<(EntryIndex, Cube)>,
-    /// Those of the entries that meet the device's own IDs.
-    shared: Set,
-    /// What entries of other groups capture; only looked at for loose merging.
-    others: Vec<Cube>,
-    /// An entry of the group translates, or is about to.
-    live: bool,
-    free: usize,
-    /// The group's entries capture IDs that none of it has any more.
-    surplus: bool,
 }
 
-impl Survey {
-    fn reserve(&mut self, own: usize, all: usize, entries: usize) -> Result<(), IommuError> {
-        let Self { streams, group, entries: pairs, others, .. } = self;
-        let reserved = (streams.try_reserve(own))
-            .and_then(|()| group.try_reserve(all))
-            .and_then(|()| pairs.try_reserve(entries))
-            .and_then(|()| others.try_reserve(entries));
-        reserved.map_err(|_| IommuError::OutOfMemory)
+impl Allotment {
+    /// It promises nothing any more. Its memory goes with whoever keeps it.
+    pub(super) fn void(&mut self) {
+        self.devices.clear();
+        self.slots = 0;
     }
 
-    fn captured(&self) -> impl Iterator<Item = Cube> {
-        self.entries.iter().map(|(_, cube)| *cube)
+    /// Whether the map has not changed since the layout was made.
+    pub(super) const fn is_of(&self, map: &StreamMap) -> bool {
+        self.generation == map.generation
     }
 
-    /// Takes a part of the group out: devices whose streams meet, over any number of steps. A group that lost the
-    /// member which joined it has several parts.
-    fn take_part(&mut self) -> Result<Vec<Cube>, IommuError> {
-        let mut part: Vec<Cube> = Vec::new();
-        part.try_reserve(self.group.len()).map_err(|_| IommuError::OutOfMemory)?;
-        let Some(&(mut mate, _)) = self.group.first() else { return Ok(part) };
-        loop {
-            part.extend(self.group.iter().filter(|(other, _)| *other == mate).map(|(_, cube)| *cube));
-            self.group.retain(|(other, _)| *other != mate);
-            let next = self.group.iter().find(|(_, cube)| part.iter().any(|ours| ours.meets(*cube)));
-            let Some(&(other, _)) = next else { return Ok(part) };
-            mate = other;
-        }
+    /// Whether `device` is one of those that it is for.
+    pub(super) fn is_for(&self, device: DeviceId) -> bool {
+        self.devices.contains(&device)
     }
-}
 
-/// What is to change.
-#[derive(Debug, Default)]
-struct Layout {
-    dropped: Set,
-    widened: Vec<(EntryIndex, Cube)>,
-    fresh: Vec<Cube>,
-    least: bool,
+    /// Whether an entry goes.
+    fn drops(&self, number: EntryIndex) -> bool {
+        self.layout.dropped.iter().any(|(dropped, _)| *dropped == number)
+    }
+
+    /// The cubes that come, new ones and widened ones.
+    fn coming(&self) -> impl Iterator<Item = Cube> {
+        self.layout.fresh.iter().copied().chain(self.layout.widened.iter().map(|(_, _, cube)| *cube))
+    }
+
+    /// What `used` would have of the map with this: how many entries, and whether they match all its streams.
+    fn serves(&self, map: &StreamMap, used: &Use) -> (usize, bool) {
+        let widened = |number| self.layout.widened.iter().any(|(widened, ..)| *widened == number);
+        let kept = each(map.meeting_any(&used.streams)).filter(|number| !self.drops(*number) && !widened(*number));
+        let cubes = || kept.clone().filter_map(|number| map.cube(number)).chain(self.coming());
+        let meeting = cubes().filter(|cube| used.pairs_with(*cube) > 0).count();
+        // Cubes that match never overlap, so that sizes add up.
+        let matched = |stream: &Cube| {
+            let common = cubes().filter_map(|cube| cube.intersection(*stream));
+            common.map(Cube::size).fold(0, u64::saturating_add) >= stream.size()
+        };
+        (meeting, used.streams.iter().all(matched))
+    }
+
+    /// Whether it can be written: all that it rests on is as it was.
+    pub(super) fn fits(&self, map: &StreamMap) -> bool {
+        let Layout { dropped, widened, fresh, .. } = &self.layout;
+        let going = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
+        let moves = |used: &Use| used.bank.get().is_some() || used.planned.get();
+        let concerned = || map.uses().filter(|used| used.entries.get() & going != 0);
+        dropped.iter().all(|(number, cube)| map.cube(*number) == Some(*cube))
+            && !concerned().any(moves)
+            && widened.iter().all(|(number, old, new)| {
+                map.cube(*number) == Some(*old) && map.meeting(*new).all(|(met, _)| met == *number)
+            })
+            && fresh.iter().all(|cube| map.meeting(*cube).all(|(met, _)| self.drops(met)))
+            && concerned().all(|used| self.serves(map, used).1)
+            && self.devices.iter().all(|device| map.used_by(*device).is_some_and(|used| self.serves(map, used).1))
+    }
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
-    /// Takes entries for `device`. Returns how many it uses then.
-    pub(super) fn claim_entries(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: DeviceId,
-        arming: Arming,
-    ) -> Result<usize, IommuError> {
+    /// Keeps entries for `device`, and writes nothing. Returns how many it will use.
+    pub(super) fn allot_entries(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<usize, IommuError> {
         loop {
-            let mut survey = Survey::default();
             {
                 let map = self.map.lock(held);
                 let used = map.used_by(device).ok_or(IommuError::Unknown)?;
                 if used.entries.get() != 0 {
                     return Ok(count(used.entries.get()));
                 }
+                if let Some(taken) = map.allotment_of(device, |allotment| allotment.serves(&map, used).0) {
+                    return Ok(taken);
+                }
             }
-            self.survey(held, device, &mut survey)?;
-            let layout = self.lay_out(&mut survey, arming)?;
-            if !layout.least {
-                log::info!("{}: {device} may have more entries than it needs", self.config.key);
-            }
-            if let Some(taken) = self.apply(held, device, &survey, &layout, arming)? {
-                return Ok(taken);
+            let draft = self.draft(held, &[device], Freedom::Repack)?;
+            // Memory is released when the lock is free.
+            let (_spent, committed);
+            let mut map = self.map.lock(held);
+            if draft.is_of(&map) {
+                let used = map.used_by(device).ok_or(IommuError::Unknown)?;
+                let taken = draft.serves(&map, used).0;
+                (_spent, committed) = self.commit(&mut map, draft);
+                return committed.map(|()| taken);
             }
         }
+    }
+
+    /// What devices without entries lack, laid out and not yet promised.
+    pub(super) fn draft(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        freedom: Freedom,
+    ) -> Result<Box<Allotment>, IommuError> {
+        let mut list = Vec::new();
+        list.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+        list.extend_from_slice(devices);
+        let mut survey = self.survey(held, devices)?;
+        let layout = self.lay_out(&mut survey, freedom)?;
+        if let Some(device) = devices.first().filter(|_| !layout.least) {
+            log::info!("{}: {device} may have more entries than it needs", self.config.key);
+        }
+        Ok(Box::new(Allotment { layout, devices: list, slots: 0, generation: survey.generation }))
+    }
+
+    /// Keeps free entries for a draft and gives it to its devices, in the place of what they were promised before. On
+    /// failure nothing has changed. Returns what is to be dropped when the lock is free.
+    pub(super) fn commit(
+        &self,
+        map: &mut StreamMap,
+        mut draft: Box<Allotment>,
+    ) -> (Option<Box<Allotment>>, Result<(), IommuError>) {
+        let before = draft.devices.iter().fold(0, |all, device| {
+            all | map.used_by(*device).and_then(|used| used.allotment(|kept| kept.slots)).unwrap_or(0)
+        });
+        match self.find_slots(map, &draft.layout, before) {
+            Ok(slots) => draft.slots = slots,
+            Err(error) => return (Some(draft), Err(error)),
+        }
+        for device in &draft.devices {
+            map.void_allotment(*device);
+        }
+        (map.keep_allotment(draft), Ok(()))
+    }
+
+    /// The free entries that a layout needs besides those that go, `before` counted as free.
+    fn find_slots(&self, map: &StreamMap, layout: &Layout, before: Set) -> Result<Set, IommuError> {
+        let free = || map.entries().filter(|(n, entry)| entry.is_free() || before & one(*n) != 0).map(|(n, _)| n);
+        let going = layout.dropped.len();
+        let lacking = layout.fresh.len().saturating_sub(going);
+        if !self.geometry.matching {
+            // Where a stream ID is the index of its entry, the entry that is needed is free or the group's own.
+            let wanted = layout.fresh.iter().filter_map(|cube| u8::try_from(cube.id()).ok());
+            return Ok(wanted.filter(|number| free().any(|free| free == *number)).fold(0, |all, n| all | one(n)));
+        }
+        let available = free().count();
+        if available < lacking {
+            return Err(IommuError::Exhausted {
+                resource: Resource::StreamMapEntries,
+                needed: lacking.saturating_sub(available),
+                free: available.saturating_add(going),
+                total: map.entry_count(),
+            });
+        }
+        Ok(free().take(lacking).fold(0, |all, number| all | one(number)))
+    }
+
+    /// Writes what `device` was allotted, in fault. Where that does not fit any more, because its group has changed
+    /// meanwhile, or where nothing was allotted, this comes first.
+    pub(super) fn enrol_entries(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<(), IommuError> {
+        loop {
+            // Memory is released when the lock is free.
+            let (_spent, enrolled) = self.enrol_allotted(&mut self.map.lock(held), device);
+            if let Some(enrolled) = enrolled {
+                return enrolled;
+            }
+            self.allot_entries(held, device)?;
+        }
+    }
+
+    /// `None`: it was allotted nothing that fits. Returns also what is to be dropped when the lock is free.
+    fn enrol_allotted(
+        &self,
+        map: &mut StreamMap,
+        device: DeviceId,
+    ) -> (Option<Box<Allotment>>, Option<Result<(), IommuError>>) {
+        match map.used_by(device) {
+            None => return (None, Some(Err(IommuError::Unknown))),
+            Some(used) if used.entries.get() != 0 => return (None, Some(Ok(()))),
+            Some(_) => {}
+        }
+        let allotment = map.take_allotment(device);
+        let fitting = allotment.as_deref().filter(|allotment| allotment.fits(map));
+        let enrolled = fitting.map(|allotment| self.apply(map, allotment));
+        (allotment, enrolled)
     }
 
     /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left.
     /// Where that is not possible they stay as they are: they capture more, but nobody else's.
     pub(super) fn tidy(&self, held: &mut Held<'_, Unlocked>, member: DeviceId) {
-        let mut survey = Survey::default();
-        let done = self.survey(held, member, &mut survey).and_then(|()| {
-            let layout = self.lay_out(&mut survey, Arming::Now)?;
-            self.apply(held, member, &survey, &layout, Arming::Now)
-        });
-        if done.is_err() {
+        let mut tidied = || loop {
+            let mut draft = self.draft(held, &[member], Freedom::Repack)?;
+            let mut map = self.map.lock(held);
+            if draft.is_of(&map) && draft.fits(&map) {
+                draft.slots = self.find_slots(&map, &draft.layout, 0)?;
+                return self.apply(&mut map, &draft);
+            }
+        };
+        if tidied().is_err() {
             log::info!("{}: the entries of {member} still capture IDs of a device that has left", self.config.key);
         }
     }
 
-    /// Looks at what is there. Memory is reserved with nothing locked.
-    fn survey(&self, held: &mut Held<'_, Unlocked>, device: DeviceId, survey: &mut Survey) -> Result<(), IommuError> {
-        let loose = !self.unused.is_empty();
-        let (mut room, mut all) = (0_usize, 0_usize);
-        loop {
-            survey.reserve(room, all, self.geometry.entries.into())?;
-            let map = self.map.lock(held);
-            let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-            survey.shared = map.meeting_any(&used.streams);
-            let connected = map.connected(survey.shared);
-            let mates = || map.uses().filter(|mate| mate.device == device || mate.entries.get() & connected != 0);
-            room = used.streams.len();
-            all = mates().map(|mate| mate.streams.len()).fold(0, usize::saturating_add);
-            if room > survey.streams.capacity() || all > survey.group.capacity() {
-                continue;
-            }
-            survey.streams.extend_from_slice(&used.streams);
-            for (mate, used) in mates().enumerate() {
-                survey.group.extend(used.streams.iter().map(|stream| (mate, *stream)));
-            }
-            for (number, entry) in map.entries() {
-                match entry.cube {
-                    Some(cube) if connected & one(number) != 0 => survey.entries.push((number, cube)),
-                    Some(cube) if loose => survey.others.push(cube),
-                    _ => {}
-                }
-            }
-            let moving = mates().any(|mate| mate.bank.get().is_some() || mate.planned.get());
-            survey.live = moving || survey.entries.iter().any(|(number, _)| map.entry(*number).is_some_and(is_live));
-            survey.free = map.free_entries().count();
-            survey.generation = map.generation;
-            return Ok(());
-        }
-    }
-
-    /// The entries that are to be there, with nothing locked.
-    fn lay_out(&self, survey: &mut Survey, arming: Arming) -> Result<Layout, IommuError> {
-        let missing = self.minus(&survey.streams, survey.captured())?;
-        let mut grown = Layout::default();
-        let mut rest = missing.cubes();
-        let widened;
-        if survey.live && arming == Arming::Now {
-            widened = self.widen(survey, missing.cubes(), &mut grown)?;
-            rest = widened.cubes();
-        }
-        let mut unused = self.minus(self.unused_of(survey)?.cubes(), survey.captured())?;
-        let cover = self.cover(rest, &mut unused)?;
-        grown.least = cover.exact && survey.entries.is_empty();
-        grown.fresh = cover.cubes;
-        if survey.live || arming == Arming::Later || survey.entries.is_empty() {
-            return Ok(grown);
-        }
-        // The group is in fault: all of its entries may be made anew (I-15).
-        let before = survey.entries.len();
-        let as_it_is = before.saturating_add(grown.fresh.len());
-        let (packed, parts) = self.repack(survey)?;
-        let kept = |cube: Cube| packed.cubes.contains(&cube);
-        let dropped = survey.entries.iter().filter(|(_, cube)| !kept(*cube)).fold(0, |all, (n, _)| all | one(*n));
-        let wrong = parts > 1 || survey.surplus;
-        if packed.cubes.len() < as_it_is || (wrong && packed.cubes.len() <= before.saturating_add(survey.free)) {
-            let least = packed.exact;
-            let mut fresh = packed.cubes;
-            fresh.retain(|cube| !survey.captured().any(|old| old == *cube));
-            return Ok(Layout { dropped, widened: Vec::new(), fresh, least });
-        }
-        grown.least = packed.exact && packed.cubes.len() == as_it_is;
-        Ok(grown)
-    }
-
-    /// The entries of a group that is packed anew, and into how many parts it falls.
-    fn repack(&self, survey: &mut Survey) -> Result<(Cover, usize), IommuError> {
-        let mut unused = self.unused_of(survey)?;
-        let mut all = Cover { cubes: Vec::new(), exact: true };
-        let mut parts = 0_usize;
-        let mut surplus = self.minus_all(survey.captured(), &[])?;
-        while !survey.group.is_empty() {
-            let part = survey.take_part()?;
-            let cover = self.cover(&part, &mut unused)?;
-            all.cubes.try_reserve(cover.cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
-            all.cubes.extend(cover.cubes);
-            all.exact &= cover.exact;
-            parts = parts.saturating_add(1);
-            surplus = self.minus(surplus.cubes(), part.into_iter())?;
-        }
-        survey.surplus = !surplus.is_empty() && self.unused.is_empty();
-        Ok((all, parts))
-    }
-
-    /// Widens entries that the device shares anyway by whole neighbours, which must all be the device's own. Returns
-    /// what is left. A live entry changes with one SMR write, and captures nothing new of anyone else's (I-15).
-    fn widen(&self, survey: &Survey, missing: &[Cube], layout: &mut Layout) -> Result<IdSet, IommuError> {
-        let mut rest = self.minus(missing, core::iter::empty())?;
-        for &(number, cube) in survey.entries.iter().filter(|(number, _)| survey.shared & one(*number) != 0) {
-            let mut widest = cube;
-            for bit in (0..16).map(|shift| 1_u32 << shift).filter(|bit| self.widths.mask_bits & bit != 0) {
-                let neighbour = Cube::new(widest.id() ^ bit, widest.mask());
-                if widest.mask() & bit == 0 && rest.contains(neighbour) {
-                    rest.remove(neighbour).map_err(|error| self.uncovered(error))?;
-                    widest = widest.widened(bit);
-                }
-            }
-            if widest != cube {
-                layout.widened.try_reserve(1).map_err(|_| IommuError::OutOfMemory)?;
-                layout.widened.push((number, widest));
-            }
-        }
-        Ok(rest)
-    }
-
-    fn minus(&self, ids: &[Cube], without: impl Iterator<Item = Cube>) -> Result<IdSet, IommuError> {
-        let set = || {
-            let mut set = IdSet::from_cubes(ids)?;
-            for cube in without {
-                set.remove(cube)?;
-            }
-            Ok(set)
-        };
-        set().map_err(|error| self.uncovered(error))
-    }
-
-    fn minus_all(&self, ids: impl Iterator<Item = Cube>, without: &[Cube]) -> Result<IdSet, IommuError> {
-        let set = || {
-            let mut set = IdSet::new();
-            for cube in ids {
-                set.insert(cube)?;
-            }
-            for cube in without {
-                set.remove(*cube)?;
-            }
-            Ok(set)
-        };
-        set().map_err(|error| self.uncovered(error))
-    }
-
-    /// What entries may capture besides, for loose merging: not what any entry captures already, or a device has.
-    fn unused_of(&self, survey: &Survey) -> Result<IdSet, IommuError> {
-        let had = survey.group.iter().map(|(_, cube)| *cube);
-        self.minus(&self.unused, survey.others.iter().copied().chain(had))
-    }
-
-    fn cover(&self, ids: &[Cube], unused: &mut IdSet) -> Result<Cover, IommuError> {
-        let options = CoverOptions::new(self.widths.id_bits, self.widths.mask_bits);
-        let cover =
-            if unused.is_empty() { least_cover(ids, &options) } else { loose_cover(ids, unused.cubes(), &options) };
-        let cover = cover.map_err(|error| self.uncovered(error))?;
-        if !unused.is_empty() {
-            for cube in &cover.cubes {
-                unused.remove(*cube).map_err(|error| self.uncovered(error))?;
-            }
-        }
-        Ok(cover)
-    }
-
-    fn uncovered(&self, error: CoverError) -> IommuError {
-        match error {
-            CoverError::OutOfMemory => IommuError::OutOfMemory,
-            _ => IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: usize::from(self.geometry.entries).saturating_add(1),
-                free: 0,
-                total: self.geometry.entries.into(),
-            },
-        }
-    }
-
-    /// Carries a layout out, all or nothing. `None`: someone else's entries changed since the survey.
-    fn apply(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: DeviceId,
-        survey: &Survey,
-        layout: &Layout,
-        arming: Arming,
-    ) -> Result<Option<usize>, IommuError> {
-        let mut map = self.map.lock(held);
-        if map.used_by(device).is_none() {
-            // Withdrawn since the survey: entries would belong to nobody.
-            return Err(IommuError::Unknown);
-        }
-        let went_live = each(layout.dropped).any(|number| map.entry(number).is_some_and(is_live));
-        if map.generation != survey.generation || went_live {
-            // What was planned may overlap with others now, or would take an entry that translates (I-15).
-            return Ok(None);
-        }
-        let free = map.free_entries().count().saturating_add(count(layout.dropped));
-        // Where a stream ID is the index of its entry, the entry that is needed is either free or the group's own.
-        if self.geometry.matching && free < layout.fresh.len() {
-            return Err(IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: layout.fresh.len().saturating_sub(free),
-                free,
-                total: map.entry_count(),
-            });
-        }
+    /// Carries an allotment out that fits: its entries stand in the registers, in fault.
+    pub(super) fn apply(&self, map: &mut StreamMap, allotment: &Allotment) -> Result<(), IommuError> {
+        let Layout { dropped, widened, fresh, .. } = &allotment.layout;
+        let mut touched = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
+        let mut slots = allotment.slots | touched;
         // I-1: what goes is gone before anything comes. The group is in fault, so that unmatched streams lose nothing.
-        for number in each(layout.dropped) {
-            self.free_entry(&mut map, number);
+        for (number, _) in dropped {
+            self.free_entry(map, *number);
         }
         let mut written = true;
-        let mut touched = layout.dropped;
-        for &(number, cube) in &layout.widened {
+        for &(number, _, cube) in widened {
             map.set_cube(number, Some(cube));
             written &= self.write_match(number, cube);
             touched |= one(number);
         }
-        for &cube in &layout.fresh {
-            let number = if self.geometry.matching { map.free_entries().next() } else { u8::try_from(cube.id()).ok() };
+        for &cube in fresh {
+            let number = if self.geometry.matching { each(slots).next() } else { u8::try_from(cube.id()).ok() };
             let Some(number) = number else { continue };
+            slots &= !one(number);
             map.set_cube(number, Some(cube));
-            if let Some(entry) = map.entry_mut(number) {
-                *entry = Entry { cube: Some(cube), armed: arming == Arming::Now, ..Entry::FREE };
-            }
-            written &= arming == Arming::Later || self.write_new_entry(number, cube);
+            written &= self.write_new_entry(number, cube);
             touched |= one(number);
         }
-        touched |= map.used_by(device).map_or(0, |used| map.meeting_any(&used.streams));
+        let joins = |used: &Use| allotment.is_for(used.device);
+        touched |= map.uses().filter(|used| joins(used)).fold(0, |all, used| all | map.meeting_any(&used.streams));
         touched = map.connected(touched);
-        for used in map.uses().filter(|used| used.device == device || used.entries.get() & touched != 0) {
+        for used in map.uses().filter(|used| joins(used) || used.entries.get() & touched != 0) {
             used.entries.set(map.meeting_any(&used.streams));
         }
         for number in each(map.connected(touched)) {
             map.recount(number);
         }
-        let taken = map.used_by(device).map_or(0, |used| used.entries.get());
-        if !written {
-            // An entry that does not hold what was written must not be believed in.
-            self.unclaim(&mut map, device);
-            return Err(IommuError::WriteLost { register: "SMR or S2CR" });
+        // Who shares what has changed, even where no entry has.
+        map.generation = map.generation.wrapping_add(1);
+        if written {
+            return Ok(());
         }
-        Ok(Some(count(taken)))
+        // An entry that does not hold what was written must not be believed in.
+        for device in &allotment.devices {
+            self.unclaim(map, *device);
+        }
+        Err(IommuError::WriteLost { register: "SMR or S2CR" })
     }
 
     /// Takes a device's entries back; those that nobody else uses become free.
-    pub(super) fn unclaim(&self, map: &mut StreamMap, device: DeviceId) {
+    fn unclaim(&self, map: &mut StreamMap, device: DeviceId) {
         let taken = map.used_by(device).map_or(0, |used| used.entries.replace(0));
         for number in each(taken) {
             self.release(map, number);
@@ -375,39 +285,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    /// Writes the entries that were only allotted so far, in fault. Says whether they hold.
-    pub(super) fn arm(&self, map: &mut StreamMap, device: DeviceId) -> bool {
-        let entries = map.used_by(device).map_or(0, |used| used.entries.get());
-        let mut written = true;
-        for number in each(entries) {
-            if let Some(entry) = map.entry_mut(number)
-                && !entry.armed
-                && let Some(cube) = entry.cube
-            {
-                entry.armed = true;
-                written &= self.write_new_entry(number, cube);
-            }
-        }
-        written
-    }
-
-    /// Takes back what was only allotted: a lazily added device whose first move was given up.
-    pub(super) fn disarm(&self, map: &mut StreamMap, device: DeviceId) {
-        let entries = map.used_by(device).map_or(0, |used| used.entries.get());
-        if each(entries).any(|number| map.entry(number).is_some_and(|entry| !entry.armed)) {
-            self.unclaim(map, device);
-        }
-    }
-
     fn free_entry(&self, map: &mut StreamMap, number: EntryIndex) {
-        let armed = map.entry(number).is_some_and(|entry| entry.armed);
         map.set_cube(number, None);
         if let Some(entry) = map.entry_mut(number) {
             *entry = Entry::FREE;
         }
-        if armed {
-            self.write_free_entry(number);
-        }
+        self.write_free_entry(number);
     }
 
     // --- registers ---
@@ -447,13 +330,4 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.registers.write32(gr0::smr(number), 0);
         }
     }
-}
-
-fn is_live(entry: &Entry) -> bool {
-    entry.assigned > 0
-}
-
-/// How many members a set has.
-pub(super) fn count(set: Set) -> usize {
-    usize::try_from(set.count_ones()).unwrap_or(usize::MAX)
 }

@@ -100,7 +100,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             .up_to(self.config.key, StreamId::new(last))
             .filter(move |master| bare(master.device) && master.meets(cubes))
             .map(|master| master.device);
-        by_entry.chain(by_stream)
+        // New entries that are promised may capture IDs that nobody has (loose merging).
+        let by_promise = map
+            .uses()
+            .filter(move |used| used.allotted(|fresh| fresh.iter().any(|cube| cubes.iter().any(|id| cube.meets(*id)))))
+            .map(|used| used.device);
+        by_entry.chain(by_stream).chain(by_promise)
     }
 
     pub(super) fn withdraw_master(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<(), IommuError> {

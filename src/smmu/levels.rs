@@ -9,6 +9,6 @@ lock_order! {
         TlbSync: "the posting of invalidations and of the one sync in flight of a sync register: an instance's own, or a bank's",
     }
     edges {
-        Masters => StreamMap: "a master is published and its entries are allotted, or both are taken back, in one step",
+        Masters => StreamMap: "a master is published with its use of the map, or both are taken back with its entries, in one step",
     }
 }

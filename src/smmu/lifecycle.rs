@@ -61,7 +61,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     BankState::Free | BankState::Reserved(_) => bank.left_on = None,
                 }
             }
-            for (number, entry) in map.entries().filter(|(_, entry)| entry.armed) {
+            // What is only allotted is written when its device is enrolled.
+            for (number, entry) in map.entries() {
                 if let Some(cube) = entry.cube {
                     let mut holds = self.write_new_entry(number, cube);
                     if entry.action != S2cr::Fault {
@@ -101,7 +102,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut holds = true;
         {
             let map = self.map.lock(held);
-            for (number, _) in map.entries().filter(|(_, entry)| entry.armed) {
+            for (number, _) in map.entries().filter(|(_, entry)| entry.cube.is_some()) {
                 holds &= self.write_s2cr(number, S2cr::Fault, true);
             }
         }

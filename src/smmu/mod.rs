@@ -30,6 +30,7 @@ mod gate;
 mod geometry;
 mod index;
 mod instance;
+mod layout;
 pub(crate) mod levels;
 mod lifecycle;
 mod lines;

@@ -7,10 +7,11 @@
 
 use alloc::vec::Vec;
 
-use super::claims::Arming;
+use super::claims::Allotment;
 use super::context::{self, BankIndex, BankState};
 use super::drain::Cut;
 use super::instance::Smmu;
+use super::layout::Freedom;
 use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
@@ -28,28 +29,37 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<Prepared, IommuError> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
-        // Devices that were added lazily get their entries now, on paper.
-        for (done, device) in devices.iter().enumerate() {
-            if let Err(error) = self.claim_entries(held, *device, Arming::Later) {
-                self.forget_claims(held, devices.get(..done).unwrap_or(&[]));
-                return Err(error);
+        loop {
+            // Devices that were added lazily are allotted their entries now, together.
+            let bare = self.without_entries(held, devices)?;
+            let draft = match bare.is_empty() {
+                true => None,
+                false => Some(self.draft(held, &bare, Freedom::Grow)?),
+            };
+            // Memory is released when the lock is free.
+            let (_spent, committed);
+            let mut map = self.map.lock(held);
+            if draft.as_ref().is_some_and(|draft| !draft.is_of(&map)) {
+                continue;
             }
+            let bank = self.plan_bank(&mut map, devices, space)?;
+            if let Some(draft) = draft {
+                (_spent, committed) = self.commit(&mut map, draft);
+                if let Err(error) = committed {
+                    self.unplan(&mut map, devices, bank);
+                    return Err(error);
+                }
+            }
+            return Ok(Prepared { space: *space, ticket: bank.into() });
         }
-        let planned = self.plan_bank(held, devices, space);
-        if planned.is_err() {
-            self.forget_claims(held, devices);
-        }
-        let ticket = planned?.into();
-        Ok(Prepared { space: *space, ticket })
     }
 
     fn plan_bank(
         &self,
-        held: &mut Held<'_, Unlocked>,
+        map: &mut StreamMap,
         devices: &[DeviceId],
         space: &AddressSpace,
     ) -> Result<BankIndex, IommuError> {
-        let mut map = self.map.lock(held);
         let mut leaving = None;
         for &device in devices {
             let used = map.used_by(device).ok_or(IommuError::Unknown)?;
@@ -58,11 +68,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             leaving = leaving.or(used.bank.get());
         }
-        let bank = self.reserve_bank(&mut map, devices, leaving, space)?;
+        let bank = self.reserve_bank(map, devices, leaving, space)?;
         let conflict =
             devices.iter().filter_map(|device| map.used_by(*device)).any(|used| map.conflicts(used, bank, devices));
         if conflict {
-            self.unreserve_bank(&mut map, bank);
+            self.unreserve_bank(map, bank);
             return Err(IommuError::Busy);
         }
         for used in devices.iter().filter_map(|device| map.used_by(*device)) {
@@ -71,14 +81,28 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(bank)
     }
 
-    /// Takes back the entries of devices that were added lazily and are not planned.
-    fn forget_claims(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) {
-        let mut map = self.map.lock(held);
+    fn unplan(&self, map: &mut StreamMap, devices: &[DeviceId], bank: BankIndex) {
+        for used in devices.iter().filter_map(|device| map.used_by(*device)) {
+            used.planned.set(false);
+        }
+        self.unreserve_bank(map, bank);
+    }
+
+    /// Those of `devices` that have no entries yet.
+    fn without_entries(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+    ) -> Result<Vec<DeviceId>, IommuError> {
+        let mut bare = Vec::new();
+        bare.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+        let map = self.map.lock(held);
         for &device in devices {
-            if map.used_by(device).is_some_and(|used| !used.planned.get()) {
-                self.disarm(&mut map, device);
+            if map.used_by(device).ok_or(IommuError::Unknown)?.entries.get() == 0 {
+                bare.push(device);
             }
         }
+        Ok(bare)
     }
 
     pub(super) fn abandon_move(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {
@@ -87,12 +111,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         {
             let mut map = self.map.lock(held);
             for &device in devices {
-                if let Some(used) = map.used_by(device) {
-                    used.planned.set(false);
-                }
-                self.disarm(&mut map, device);
+                map.void_allotment(device);
             }
-            self.unreserve_bank(&mut map, bank);
+            self.unplan(&mut map, devices, bank);
             // The domain's last device may have left while the plan held the bank.
             if self.park_if_unused(&mut map, bank) {
                 cut = Cut { banks: one(bank), retiring: one(bank), lost: false };
@@ -124,27 +145,49 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Programs the bank where that is still to do, and turns the devices' entries to it.
     fn turn(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) -> Result<(), IommuError> {
+        // Memory is released when the lock is free.
+        let (_spent, turned) = {
+            let mut map = self.map.lock(held);
+            let bare = devices.iter().find(|device| map.used_by(**device).is_some_and(|used| used.entries.get() == 0));
+            let allotment = bare.and_then(|device| map.take_allotment(*device));
+            let turned = self.turn_with(&mut map, devices, prepared, allotment.as_deref());
+            (allotment, turned)
+        };
+        turned
+    }
+
+    /// [`turn`](Self::turn), with what those of the devices were allotted that have no entries yet.
+    fn turn_with(
+        &self,
+        map: &mut StreamMap,
+        devices: &[DeviceId],
+        prepared: &Prepared,
+        allotment: Option<&Allotment>,
+    ) -> Result<(), IommuError> {
         let bank = bank_of(prepared);
-        let mut map = self.map.lock(held);
         // Who came in between since the plan, with no claim to keep others off, is seen here.
-        let ready =
-            |used: &Use| used.bank.get().is_none() && !used.draining.get() && !map.conflicts(used, bank, devices);
-        if !devices.iter().all(|device| map.used_by(*device).is_some_and(ready)) {
+        let has = |used: &Use| used.entries.get() != 0 || allotment.is_some_and(|kept| kept.is_for(used.device));
+        let ready = |used: &Use| {
+            let in_fault = used.bank.get().is_none() && !used.draining.get();
+            in_fault && has(used) && !map.conflicts(used, bank, devices)
+        };
+        let fits = allotment.is_none_or(|allotment| allotment.fits(map));
+        if !fits || !devices.iter().all(|device| map.used_by(*device).is_some_and(ready)) {
             return Err(IommuError::Busy);
         }
         let state = map.bank(bank).map(|bank| bank.state).ok_or(IommuError::Unknown)?;
         match state {
             BankState::Live(live) if live == prepared.space => {}
-            BankState::Reserved(space) if space == prepared.space => self.program_bank(&mut map, bank, &space)?,
+            BankState::Reserved(space) if space == prepared.space => self.program_bank(map, bank, &space)?,
             // The users that were to leave have not: the caller did not block them first.
             _ => return Err(IommuError::Busy),
         }
+        if let Some(allotment) = allotment {
+            self.apply(map, allotment)?;
+        }
         let mut holds = true;
         for &device in devices {
-            holds &= self.arm(&mut map, device);
-        }
-        for &device in devices {
-            holds &= self.attach(&mut map, device, bank);
+            holds &= self.attach(map, device, bank);
         }
         if !holds {
             return Err(IommuError::WriteLost { register: "S2CR" });
@@ -162,7 +205,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         {
             let mut map = self.map.lock(held);
             let all = devices.iter().filter_map(|device| map.used_by(*device));
-            let entries = all.fold(0, |all: Set, used| all | used.entries.get());
+            let entries = all.fold(0, |all: Set, used| all | used.reach(&map));
             let leaves = |used: &&Use| {
                 let concerned = devices.contains(&used.device) || used.entries.get() & entries != 0;
                 concerned && map.bank_of(used).is_some_and(context::Bank::is_own)

@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 
-use super::claims::Arming;
 use super::context::{BankIndex, BankState};
 use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
@@ -31,8 +30,13 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.publish_master(&mut Held::enter(), device, streams)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<usize, IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.claim_entries(held, device, Arming::Now))
+    fn allot(&self, device: DeviceId) -> Result<usize, IommuError> {
+        let _inside = self.enter(Purpose::Acquire)?;
+        self.allot_entries(&mut Held::enter(), device)
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.enrol_entries(held, device))
     }
 
     fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
@@ -188,9 +192,12 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     }
 }
 
-/// The next device after `after` that uses an entry, and its domain.
+/// The next device after `after` that uses an entry, or that it is kept for, and its domain.
 fn entry_use(map: &StreamMap, index: u8, after: Option<DeviceId>) -> Option<(DeviceId, Option<DomainId>)> {
-    let uses = |used: &&super::stream_map::Use| used.entries.get() & one(index) != 0 && Some(used.device) > after;
+    let kept_for = map.entry(index).and_then(|entry| entry.kept_for);
+    let uses = |used: &&super::stream_map::Use| {
+        (used.entries.get() & one(index) != 0 || kept_for == Some(used.device)) && Some(used.device) > after
+    };
     let used = map.uses().find(uses)?;
     Some((used.device, map.bank_of(used).and_then(super::context::Bank::domain)))
 }

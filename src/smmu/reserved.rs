@@ -6,7 +6,6 @@
 //! off: the stream never stops, and never reaches more than it did. It ends when a device that owns the stream is
 //! assigned.
 
-use super::claims::Arming;
 use super::cover::Cube;
 use super::geometry::ProbeError;
 use super::instance::Smmu;
@@ -127,7 +126,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.map.lock(held).insert_use(used);
         }
         self.adopt(held, device, kept);
-        self.claim_entries(held, device, Arming::Later)?;
         let space = AddressSpace { domain: own_space::RESERVED, stage2: reserved.space };
         let devices = [device];
         let prepared = self.plan_move(held, &devices, &space)?;
@@ -152,7 +150,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             map.set_cube(number, Some(cube));
             if let Some(entry) = map.entry_mut(number) {
-                *entry = Entry { cube: Some(cube), armed: true, ..Entry::FREE };
+                *entry = Entry { cube: Some(cube), ..Entry::FREE };
             }
         }
     }

@@ -14,6 +14,8 @@
 //! 3. Devices that share an entry and are in a domain are in the same one: the caller keeps groups (contract I-11), and
 //!    [`StreamMap::conflicts`] refuses a caller that does not.
 //! 4. A device either uses every entry that meets its streams, or none: then it is not enrolled.
+//! 5. An entry is kept for a device exactly when what that device was allotted counts on it; it matches nothing then,
+//!    in the shadow and in the registers.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -21,6 +23,7 @@ use core::cell::Cell;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
+use super::claims::Allotment;
 use super::context::{Bank, BankIndex};
 use super::cover::Cube;
 use super::index::Index;
@@ -39,8 +42,13 @@ pub(super) const fn one(number: u8) -> Set {
 }
 
 /// The members of a set, lowest first.
-pub(super) fn each(set: Set) -> impl Iterator<Item = u8> {
+pub(super) fn each(set: Set) -> impl Iterator<Item = u8> + Clone {
     (0..128_u8).filter(move |number| set & one(*number) != 0)
+}
+
+/// How many members a set has.
+pub(super) fn count(set: Set) -> usize {
+    usize::try_from(set.count_ones()).unwrap_or(usize::MAX)
 }
 
 /// A stream-map entry as the driver believes it to be.
@@ -50,8 +58,8 @@ pub(super) struct Entry {
     pub(super) cube: Option<Cube>,
     /// What it does.
     pub(super) action: S2cr,
-    /// It is in the registers, not only allotted to a device that was added lazily.
-    pub(super) armed: bool,
+    /// Whom it is kept for, while it matches nothing.
+    pub(super) kept_for: Option<DeviceId>,
     /// Pairs that meet it.
     pub(super) registered: usize,
     /// Pairs whose device is in a space.
@@ -62,7 +70,12 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) const FREE: Self =
-        Self { cube: None, action: S2cr::Fault, armed: false, registered: 0, assigned: 0, user: None };
+        Self { cube: None, action: S2cr::Fault, kept_for: None, registered: 0, assigned: 0, user: None };
+
+    /// Whether anyone may take it.
+    pub(super) const fn is_free(&self) -> bool {
+        self.cube.is_none() && self.kept_for.is_none()
+    }
 }
 
 /// What a device uses of the map.
@@ -72,6 +85,8 @@ pub(super) struct Use {
     pub(super) streams: Vec<Cube>,
     /// The entries that meet its streams; none: it is not enrolled.
     pub(super) entries: Cell<Set>,
+    /// What it was promised, with others or alone. Looked at by taking it out and putting it back.
+    allotment: Cell<Option<Box<Allotment>>>,
     /// The bank that translates for it.
     pub(super) bank: Cell<Option<BankIndex>>,
     /// A move is planned.
@@ -87,6 +102,7 @@ impl Use {
             device,
             streams,
             entries: Cell::new(0),
+            allotment: Cell::new(None),
             bank: Cell::new(None),
             planned: Cell::new(false),
             draining: Cell::new(false),
@@ -96,6 +112,28 @@ impl Use {
     /// How many of the device's streams meet `cube`.
     pub(super) fn pairs_with(&self, cube: Cube) -> usize {
         self.streams.iter().filter(|stream| stream.meets(cube)).count()
+    }
+
+    /// Looks at what the device keeps of promises.
+    pub(super) fn allotment<T>(&self, look: impl FnOnce(&mut Allotment) -> T) -> Option<T> {
+        let mut allotment = self.allotment.take();
+        let seen = allotment.as_deref_mut().map(look);
+        self.allotment.set(allotment);
+        seen
+    }
+
+    /// What new entries match that the device was promised.
+    pub(super) fn allotted<T: Default>(&self, look: impl FnOnce(&[Cube]) -> T) -> T {
+        let promised = |allotment: &mut Allotment| match allotment.devices.first() {
+            Some(_) => look(&allotment.layout.fresh),
+            None => T::default(),
+        };
+        self.allotment(promised).unwrap_or_default()
+    }
+
+    /// The entries that the device uses, or those of others that it will.
+    pub(super) fn reach(&self, map: &StreamMap) -> Set {
+        if self.entries.get() == 0 { map.meeting_any(&self.streams) } else { self.entries.get() }
     }
 
     /// Whether `id` is one of the device's.
@@ -149,10 +187,12 @@ impl StreamMap {
 
     pub(super) fn insert_use(&mut self, used: Box<Use>) {
         self.uses.insert(used);
+        self.generation = self.generation.wrapping_add(1);
     }
 
     /// Takes a device's use out, with the entries that it used counted without it.
     pub(super) fn take_use(&mut self, device: DeviceId) -> Option<Box<Use>> {
+        self.void_allotment(device);
         let used = self.uses.find_mut(&device).remove()?;
         for entry in each(used.entries.get()) {
             self.recount(entry);
@@ -163,7 +203,7 @@ impl StreamMap {
     /// The devices other than `used`'s that use one of its entries, or will: of two that were added lazily, the streams
     /// tell.
     pub(super) fn sharers<'a>(&'a self, used: &'a Use) -> impl Iterator<Item = &'a Use> {
-        let mine = if used.entries.get() == 0 { self.meeting_any(&used.streams) } else { used.entries.get() };
+        let mine = used.reach(self);
         self.uses.iter().filter(move |other| {
             let theirs = other.entries.get();
             let meets = || used.streams.iter().any(|stream| other.pairs_with(*stream) > 0);
@@ -191,6 +231,60 @@ impl StreamMap {
                 return reached;
             }
             reached = grown;
+        }
+    }
+
+    // --- allotments ---
+
+    /// Gives an allotment to the first of its devices, and keeps its entries free. Returns what that one had before.
+    pub(super) fn keep_allotment(&mut self, allotment: Box<Allotment>) -> Option<Box<Allotment>> {
+        let keeper = allotment.devices.first().copied();
+        for number in each(allotment.slots) {
+            if let Some(entry) = self.entry_mut(number) {
+                entry.kept_for = keeper;
+            }
+        }
+        self.generation = self.generation.wrapping_add(1);
+        match keeper.and_then(|keeper| self.used_by(keeper)) {
+            Some(used) => used.allotment.replace(Some(allotment)),
+            None => Some(allotment),
+        }
+    }
+
+    /// Looks at what `device` was promised, by itself or with others.
+    pub(super) fn allotment_of<T>(&self, device: DeviceId, mut look: impl FnMut(&Allotment) -> T) -> Option<T> {
+        let keeper = self.keeper_of(device)?;
+        keeper.allotment(|allotment| look(allotment))
+    }
+
+    /// Takes out what `device` was promised, by itself or with others; the entries that were kept for it are free.
+    pub(super) fn take_allotment(&mut self, device: DeviceId) -> Option<Box<Allotment>> {
+        let allotment = self.keeper_of(device)?.allotment.take()?;
+        self.unkeep(allotment.slots);
+        Some(allotment)
+    }
+
+    /// Takes back what `device` keeps of promises.
+    pub(super) fn void_allotment(&mut self, device: DeviceId) {
+        let void = |allotment: &mut Allotment| {
+            let slots = allotment.slots;
+            allotment.void();
+            slots
+        };
+        let slots = self.used_by(device).and_then(|used| used.allotment(void)).unwrap_or(0);
+        self.unkeep(slots);
+    }
+
+    fn keeper_of(&self, device: DeviceId) -> Option<&Use> {
+        let promises = |used: &&Use| used.allotment(|allotment| allotment.devices.contains(&device)) == Some(true);
+        self.used_by(device).filter(promises).or_else(|| self.uses.iter().find(promises))
+    }
+
+    fn unkeep(&mut self, slots: Set) {
+        for number in each(slots) {
+            if let Some(entry) = self.entry_mut(number) {
+                entry.kept_for = None;
+            }
         }
     }
 
@@ -224,7 +318,12 @@ impl StreamMap {
 
     /// The free entries, lowest first.
     pub(super) fn free_entries(&self) -> impl Iterator<Item = EntryIndex> {
-        self.entries().filter(|(_, entry)| entry.cube.is_none()).map(|(number, _)| number)
+        self.entries().filter(|(_, entry)| entry.is_free()).map(|(number, _)| number)
+    }
+
+    /// Whether an entry translates.
+    pub(super) fn is_live(&self, number: EntryIndex) -> bool {
+        self.entry(number).is_some_and(|entry| entry.assigned > 0)
     }
 
     /// The entry that matches a stream ID.
