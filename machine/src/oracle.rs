@@ -86,7 +86,8 @@ impl Oracle {
         self.with(|allowed| (allowed.writes, allowed.violations.clone()))
     }
 
-    fn look(&self, smmu: &Smmu, memory: &Memory, page: u64) {
+    /// Asks of this SMMU now: what an operation left, or, for SMMUs that share their caches, what a write to another did.
+    pub fn look(&self, smmu: &Smmu, memory: &Memory, page: u64) {
         self.with(|allowed| {
             // The first few tell the story.
             if allowed.violations.len() < 8 {
