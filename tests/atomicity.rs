@@ -18,6 +18,7 @@ use iommu_assign::assign::{
     Incompatible, IommuError, IommuKey, Label, Left, Resource, Source, Stage2, TableMemory,
 };
 use iommu_assign::smmu::{Architecture, EmptyRoot, ProbeError, Smmu, SmmuConfig};
+use iommu_assign::sync::Waited;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -192,7 +193,7 @@ fn a7_hardware_that_cannot_isolate_fails_its_probe() {
     assert!(contradiction(Injection::ReadsAs(IDR[0], 0x3800_1e20)).contains("NTS"));
     assert!(contradiction(Injection::ReadsAs(IDR[0], 0x7800_1e00)).contains("NUMSMRG"));
     let stuck = probe(v2(), Some(Injection::StatusNeverClears(SyncRegister::Global)));
-    assert_eq!(stuck, ProbeError::SyncTimeout { iommu: SMMU, polls: 100 });
+    assert_eq!(stuck, ProbeError::SyncTimeout { iommu: SMMU, waited: Waited { polls: 100, time: None } });
     let deaf = probe(v2(), Some(Injection::WriteDoesNotStick(0)));
     assert!(matches!(deaf, ProbeError::ControlNotTaken { .. }), "{deaf}");
 }

@@ -205,7 +205,7 @@ fn c14_a_sync_that_never_completes_holds_up_nobody_else() {
     bench.assign(&stuck, &guest).unwrap();
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     let (reads, _, refused) = bench.cost(|| bench.service.deassign(&stuck));
-    assert!(matches!(refused.unwrap_err().cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }));
+    assert!(matches!(refused.unwrap_err().cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }));
     assert_eq!(reads, 100, "the bound that the integrator gave");
     bench.oracle.allow(stuck.label(), &[(0x10, 0)], &[]);
     bench.assign(&free, &guest).unwrap();

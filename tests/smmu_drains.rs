@@ -67,7 +67,7 @@ fn lose_syncs(bench: &Bench, syncs: u32) {
 }
 
 fn timed_out(error: &Error) -> bool {
-    matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. })
+    matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. })
 }
 
 #[test]

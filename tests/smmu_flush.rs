@@ -15,6 +15,7 @@ mod common;
 use common::parts::parts;
 use common::{Bench, Guest, PAGE, SMMU};
 use iommu_assign::assign::{Cause, Changed, FlushRange, IommuError, StreamId};
+use iommu_assign::sync::Waited;
 use machine::Reached;
 use smmu_model::{Architecture, Config, Injection, SyncDelay, SyncRegister};
 
@@ -103,7 +104,7 @@ fn c10_the_atomic_form_has_its_own_smaller_bound() {
     let guest = touched(&mut bench, 2);
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Bank(0))));
     let flush = range(PAGE, 1, Changed::Leaf);
-    let timeout = |polls| Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout { polls } };
+    let timeout = |polls| Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout(Waited { polls, time: None }) };
     let (reads, _, refused) = bench.cost(|| bench.service.flush_range_atomic(&guest.domain, &flush));
     assert_eq!((reads, refused.unwrap_err().cause), (7, timeout(7)));
     let (reads, _, refused) = bench.cost(|| bench.service.flush_range(&guest.domain, &flush));

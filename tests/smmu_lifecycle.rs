@@ -19,6 +19,7 @@ use common::parts::{named, parts};
 use common::{Bench, PAGE, SMMU};
 use iommu_assign::assign::{Cause, FaultLine, IommuError, Left, StreamId};
 use iommu_assign::smmu::{Power, PowerError, ProbeError, Registers, Setup, Smmu, SmmuConfig};
+use iommu_assign::sync::Waited;
 use machine::{ModelRegisters, Reached};
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -178,7 +179,7 @@ fn s5_a_resume_that_fails_leaves_it_suspended() {
     let busy = Cause::Iommu { iommu: SMMU, error: IommuError::Busy };
     assert_eq!(bench.service.suspend_iommu(SMMU), Err(busy), "it is suspended already");
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
-    let timeout = Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout { polls: 100 } };
+    let timeout = Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout(Waited { polls: 100, time: None }) };
     assert_eq!(bench.service.resume_iommu(SMMU), Err(timeout));
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.service.resume_iommu(SMMU).unwrap();
@@ -247,7 +248,7 @@ fn c9_a_forced_unregister_that_does_not_drain_lets_nothing_in_and_can_be_repeate
     bench.assign(&device, &guest).unwrap();
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     let error = bench.service.force_unregister_iommu(SMMU).unwrap_err();
-    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }), "{error}");
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }), "{error}");
     assert_eq!(bench.dma(0x10), Reached::Fault);
     let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
     assert_eq!(bench.service.assign(&late, &guest.domain).unwrap_err().cause, gone);
@@ -291,7 +292,10 @@ fn s8_a_crash_polls_a_bounded_number_of_times() {
     let handle = bench.service.iommu(SMMU).unwrap();
     let (reads, _, stopped) = bench.cost(|| handle.crash());
     assert_eq!(reads, 9);
-    assert_eq!(stopped, Err(Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout { polls: 9 } }));
+    assert_eq!(
+        stopped,
+        Err(Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout(Waited { polls: 9, time: None }) })
+    );
 }
 
 #[test]
@@ -357,7 +361,7 @@ fn i8_a_domain_ends_though_a_drain_is_not_confirmed_and_its_tables_are_held() {
     assert_eq!(token.label(), one.domain.label());
     assert_eq!(bench.service.destroy_domain(&one.domain).unwrap_err().cause, Cause::Gone);
     let (token, cause) = token.redeem().unwrap_err();
-    assert!(matches!(cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }), "{cause}");
+    assert!(matches!(cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }), "{cause}");
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     token.redeem().unwrap();
     bench.assign(&device, &two).unwrap();

@@ -220,7 +220,7 @@ impl Cause {
             Self::OutOfMemory => Blame::Exhausted,
             Self::Iommu { error, .. } => match error {
                 IommuError::Exhausted { .. } | IommuError::OutOfMemory => Blame::Exhausted,
-                IommuError::SyncTimeout { .. } => Blame::Hardware,
+                IommuError::SyncTimeout(_) => Blame::Hardware,
                 IommuError::TooWide { .. } => Blame::Firmware,
                 _ => Blame::Caller,
             },

@@ -19,6 +19,7 @@ use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::{DeviceId, DomainId};
 use super::space::{AddressSpace, Incompatible, Stage2Limits};
 use super::spec::{IommuKey, Stream, StreamId};
+use crate::sync::Waited;
 
 /// A driver for one IOMMU instance.
 ///
@@ -374,11 +375,8 @@ pub enum IommuError {
     #[error("out of memory")]
     OutOfMemory,
     /// The hardware did not confirm an invalidation.
-    #[error("the IOMMU did not confirm an invalidation within {polls} polls")]
-    SyncTimeout {
-        /// How often the status was read.
-        polls: u32,
-    },
+    #[error("the IOMMU did not confirm an invalidation within {0}")]
+    SyncTimeout(Waited),
     /// A stream ID or mask has bits that the hardware does not keep.
     #[error("stream {stream} does not fit: the hardware keeps ID bits {id_bits:#x} and mask bits {mask_bits:#x}")]
     TooWide {

@@ -197,7 +197,7 @@ impl<P: Platform> Service<P> {
             Ok(()) => return Ok(None),
             Err(error) => error,
         };
-        if !matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout { .. }, .. }) {
+        if !matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }) {
             return Err(error);
         }
         let mut held = Held::enter();

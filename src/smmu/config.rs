@@ -1,6 +1,7 @@
 //! What the driver is told about an instance, because no register says it.
 
-use crate::assign::{IommuKey, PhysicalAddress};
+use crate::assign::{IommuKey, Patience, PhysicalAddress};
+use crate::sync::{Bound, Micros};
 
 /// The architecture version. No register tells it (IDR7 is the product's revision): firmware's compatible does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +90,12 @@ pub struct SmmuConfig {
     pub context_lines: u32,
     /// Where retired banks point to.
     pub empty_root: EmptyRoot,
-    /// How often a status register is read before the hardware is taken for stuck.
+    /// How long a status register is read before the hardware is taken for stuck, where the platform has a clock
+    /// ([`Platform::now`](crate::sync::Platform::now); contract C-14).
+    pub timeout: Micros,
+    /// The same for a flush in atomic context and for a hypervisor that is crashing.
+    pub atomic_timeout: Micros,
+    /// How often a status register is read before the hardware is taken for stuck, where there is no clock.
     pub polls: u32,
     /// The same for a flush in atomic context and for a hypervisor that is crashing.
     pub atomic_polls: u32,
@@ -117,6 +123,10 @@ pub struct FaultLimits {
 }
 
 impl SmmuConfig {
+    /// A sync of a loaded unit takes up to milliseconds; other drivers wait a second for it.
+    pub const DEFAULT_TIMEOUT: Micros = Micros::from_millis(1000);
+    /// The same in atomic context.
+    pub const DEFAULT_ATOMIC_TIMEOUT: Micros = Micros::from_millis(2);
     /// Reads of a status register before a sync counts as timed out. A read of device memory takes on the order of
     /// 100 ns, a sync of a loaded unit up to milliseconds.
     pub const DEFAULT_POLLS: u32 = 1_000_000;
@@ -125,7 +135,7 @@ impl SmmuConfig {
     /// Enough to see what goes wrong, and no storm for a device that is being stopped.
     pub const DEFAULT_FAULT_LIMITS: FaultLimits = FaultLimits { records: 10, storm: 100 };
 
-    /// An instance with the bound on polls that suits hardware, one context interrupt line, and walks that are not
+    /// An instance with the bounds in time and polls that suit hardware, one context interrupt line, and walks that are not
     /// coherent.
     #[must_use]
     pub const fn new(key: IommuKey, region_size: u64, architecture: Architecture, empty_root: EmptyRoot) -> Self {
@@ -137,6 +147,8 @@ impl SmmuConfig {
             coherent: false,
             context_lines: 1,
             empty_root,
+            timeout: Self::DEFAULT_TIMEOUT,
+            atomic_timeout: Self::DEFAULT_ATOMIC_TIMEOUT,
             polls: Self::DEFAULT_POLLS,
             atomic_polls: Self::DEFAULT_ATOMIC_POLLS,
             chip: Chip::Unnamed,
@@ -146,5 +158,18 @@ impl SmmuConfig {
             read_back: false,
             fault_limits: Self::DEFAULT_FAULT_LIMITS,
         }
+    }
+
+    /// How long the hardware is waited for.
+    pub(super) const fn bound(&self, patience: Patience) -> Bound {
+        match patience {
+            Patience::Waiting => Bound { polls: self.polls, time: self.timeout },
+            Patience::Atomic => Bound { polls: self.atomic_polls, time: self.atomic_timeout },
+        }
+    }
+
+    /// How long another call is waited for that may wait for the hardware itself: a look costs a fraction of a poll.
+    pub(super) const fn looks(&self) -> Bound {
+        Bound { polls: self.polls.saturating_mul(16), time: self.timeout }
     }
 }

@@ -38,7 +38,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let Cut { mut banks, mut retiring, lost } = cut;
         loop {
             let ticket = self.post_vmids(held, banks);
-            let drained = self.tlb.wait(held, &self.registers, ticket, self.bound(patience));
+            let drained = self.tlb.wait(held, &self.registers, ticket, self.config.bound(patience));
             // An entry that did not take FAULT may name its bank for good.
             let poison = if lost { Some(Ticket(context::NEVER)) } else { drained.err().map(|_| ticket) };
             retiring = self.retire_all(held, retiring, poison);
@@ -96,7 +96,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             return Ok(());
         }
         let ticket = self.tlb.post(held, &self.registers, |_| ());
-        self.tlb.wait(held, &self.registers, ticket, self.config.polls)
+        self.tlb.wait(held, &self.registers, ticket, self.config.bound(Patience::Waiting))
     }
 
     /// Takes banks whose drain has ended one step on. Returns those whose VMID must be invalidated once more.

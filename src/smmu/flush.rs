@@ -45,7 +45,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             return Ok(());
         }
         let ticket = self.post_vmids(held, banks);
-        self.tlb.wait(held, &self.registers, ticket, self.bound(patience)).map_err(timed_out)?;
+        self.tlb.wait(held, &self.registers, ticket, self.config.bound(patience)).map_err(timed_out)?;
         // What leaves has been drained by that, or needs one step more.
         if cached.leaving != 0 {
             self.finish_drains(held, |theirs| theirs == domain, patience).map_err(timed_out)?;
@@ -67,7 +67,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         for bank in each(cached.live) {
             let Some(tlb) = self.bank_tlbs.get(usize::from(bank)) else { continue };
             let ticket = self.post_pages(held, tlb, bank, range, pages);
-            tlb.wait(held, &self.registers, ticket, self.bound(patience)).map_err(timed_out)?;
+            tlb.wait(held, &self.registers, ticket, self.config.bound(patience)).map_err(timed_out)?;
         }
         Ok(())
     }
@@ -142,16 +142,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         cached
     }
 
-    pub(super) const fn bound(&self, patience: Patience) -> u32 {
-        match patience {
-            Patience::Waiting => self.config.polls,
-            Patience::Atomic => self.config.atomic_polls,
-        }
-    }
-
     /// Invalidates everything and waits. Used where the instance is started and where it is taken out of service.
     pub(super) fn flush_everything(&self, held: &mut Held<'_, Unlocked>) -> Result<(), SyncTimeout> {
         let ticket = super::probe::post_everything(held, &self.registers, &self.tlb);
-        self.tlb.wait(held, &self.registers, ticket, self.config.polls)
+        self.tlb.wait(held, &self.registers, ticket, self.config.bound(Patience::Waiting))
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::assign::IommuError;
 use crate::sync::inflight::{InFlight, Inside as Counted};
+use crate::sync::{Bound, Platform, Watch};
 
 /// What an instance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,26 +57,36 @@ impl Gate {
         Self(InFlight::new(Mode::Running as u8))
     }
 
-    /// Enters. Waits for a change that is under way, which takes a bounded number of register accesses: `patience` looks.
-    pub(super) fn enter(&self, purpose: Purpose, patience: u32) -> Result<Inside<'_>, IommuError> {
-        for _ in 0..=patience {
-            let mut mode = Mode::Changing;
-            let counted = self.0.enter(|state| {
-                mode = mode_of(state);
-                match mode {
-                    Mode::Running | Mode::Suspended => true,
-                    Mode::Leaving | Mode::Gone => purpose == Purpose::Release,
-                    Mode::Changing => false,
+    /// Enters, if that is possible now. Otherwise says what the instance is.
+    pub(super) fn try_enter(&self, purpose: Purpose) -> Result<Inside<'_>, Mode> {
+        let mut mode = Mode::Changing;
+        let counted = self.0.enter(|state| {
+            mode = mode_of(state);
+            match mode {
+                Mode::Running | Mode::Suspended => true,
+                Mode::Leaving | Mode::Gone => purpose == Purpose::Release,
+                Mode::Changing => false,
+            }
+        });
+        counted.map(|counted| Inside { _counted: counted, mode }).map_err(|_| mode)
+    }
+
+    /// Enters. Waits for a change that is under way, within `bound`.
+    pub(super) fn enter<P: Platform>(&self, purpose: Purpose, bound: Bound) -> Result<Inside<'_>, IommuError> {
+        let mut watch = None;
+        loop {
+            // Asked before the look, so that there is one after the time is over. Usually there is no time to ask for.
+            let was_last = watch.as_mut().is_some_and(Watch::<P>::is_last);
+            match self.try_enter(purpose) {
+                Ok(inside) => return Ok(inside),
+                Err(Mode::Leaving | Mode::Gone) => return Err(IommuError::ProviderGone),
+                Err(Mode::Changing) if !was_last => {
+                    watch.get_or_insert_with(|| Watch::start(bound));
+                    core::hint::spin_loop();
                 }
-            });
-            match (counted, mode) {
-                (Ok(counted), _) => return Ok(Inside { _counted: counted, mode }),
-                (Err(_), Mode::Changing) => core::hint::spin_loop(),
-                (Err(_), Mode::Leaving | Mode::Gone) => return Err(IommuError::ProviderGone),
-                (Err(_), Mode::Running | Mode::Suspended) => return Err(IommuError::Busy),
+                Err(_) => return Err(IommuError::Busy),
             }
         }
-        Err(IommuError::Busy)
     }
 
     /// Shuts out everybody, if the instance is `from` and nobody is inside.
@@ -127,29 +138,32 @@ const fn mode_of(state: u8) -> Mode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::{Micros, Spin};
+
+    const BOUND: Bound = Bound { polls: 3, time: Micros::new(0) };
 
     #[test]
     fn nobody_is_inside_while_it_changes_and_a_refused_entry_is_not_counted() {
         let gate = Gate::new();
-        let inside = gate.enter(Purpose::Acquire, 1).map(drop);
+        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND).map(drop);
         assert_eq!(inside, Ok(()));
-        let inside = gate.enter(Purpose::Acquire, 1);
+        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND);
         assert!(gate.change(Mode::Running).is_err(), "somebody is inside");
         drop(inside);
         let Ok(changing) = gate.change(Mode::Running) else { return };
-        assert_eq!(gate.enter(Purpose::Release, 3).map(drop), Err(IommuError::Busy));
+        assert_eq!(gate.enter::<Spin>(Purpose::Release, BOUND).map(drop), Err(IommuError::Busy));
         changing.finish(Mode::Suspended);
         assert_eq!(gate.mode(), Mode::Suspended);
-        assert_eq!(gate.enter(Purpose::Acquire, 1).map(|inside| inside.mode), Ok(Mode::Suspended));
+        assert_eq!(gate.enter::<Spin>(Purpose::Acquire, BOUND).map(|inside| inside.mode), Ok(Mode::Suspended));
     }
 
     #[test]
     fn what_leaves_takes_no_more_and_gives_back_still() {
         let gate = Gate::new();
-        let inside = gate.enter(Purpose::Acquire, 1);
+        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND);
         assert_eq!(gate.close(), Mode::Leaving);
-        assert_eq!(gate.enter(Purpose::Acquire, 1).map(drop), Err(IommuError::ProviderGone));
-        assert_eq!(gate.enter(Purpose::Release, 1).map(drop), Ok(()));
+        assert_eq!(gate.enter::<Spin>(Purpose::Acquire, BOUND).map(drop), Err(IommuError::ProviderGone));
+        assert_eq!(gate.enter::<Spin>(Purpose::Release, BOUND).map(drop), Ok(()));
         assert!(gate.change(Mode::Leaving).is_err());
         drop(inside);
         assert!(gate.change(Mode::Leaving).is_ok());

@@ -9,6 +9,7 @@ use super::mmio::Registers;
 use super::quirks::{self, Effects};
 use super::registers::{bit, field, gr0};
 use crate::assign::{Granules, IommuError, IommuKey, Stage2Limits};
+use crate::sync::Waited;
 
 /// What an instance is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +88,12 @@ pub enum ProbeError {
         given: u64,
     },
     /// The global sync after the reset's invalidation did not complete: enabling would be unsafe.
-    #[error("{iommu}: the invalidation at reset was not confirmed within {polls} polls; the SMMU is left as it was")]
+    #[error("{iommu}: the invalidation at reset was not confirmed within {waited}; the SMMU is left as it was")]
     SyncTimeout {
         /// The instance.
         iommu: IommuKey,
-        /// How often the status was read.
-        polls: u32,
+        /// How long was waited.
+        waited: Waited,
     },
     /// An SMMU that is in use cannot be brought into the mode that it needs without letting its streams through.
     #[error(

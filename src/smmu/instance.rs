@@ -226,8 +226,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Enters without touching a register.
     pub(super) fn enter(&self, purpose: Purpose) -> Result<Inside<'_>, IommuError> {
-        // A change that is under way waits for one sync at most; a look costs a fraction of a poll.
-        self.gate.enter(purpose, self.config.polls.saturating_mul(16))
+        self.gate.enter::<P>(purpose, self.config.looks())
     }
 
     /// Does something with the registers, between get and put of the power hook (contract S-5).

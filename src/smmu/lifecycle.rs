@@ -13,9 +13,9 @@ use super::mmio::Registers;
 use super::moves::timed_out;
 use super::probe;
 use super::registers::{ANY_VALUE, S2cr, gr0};
-use crate::assign::IommuError;
-use crate::sync::Platform;
+use crate::assign::{IommuError, Patience};
 use crate::sync::order::{Held, Unlocked};
+use crate::sync::{Platform, Watch};
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Nothing is written: the integrator takes the power away.
@@ -122,15 +122,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         P::barrier();
         self.registers.write32(gr0::TLBIALLNSNH, ANY_VALUE);
         self.registers.write32(gr0::STLBGSYNC, ANY_VALUE);
-        let polls = self.config.atomic_polls;
-        let drained = (0..polls).any(|_| self.registers.status(gr0::STLBGSTATUS) & 1 == 0);
-        if drained { Ok(()) } else { Err(IommuError::SyncTimeout { polls }) }
+        let mut watch = Watch::<P>::start(self.config.bound(Patience::Atomic));
+        loop {
+            let is_last = watch.is_last();
+            if self.registers.status(gr0::STLBGSTATUS) & 1 == 0 {
+                return Ok(());
+            }
+            if is_last {
+                return Err(IommuError::SyncTimeout(watch.waited()));
+            }
+        }
     }
 }
 
 const fn not_resumed(error: ProbeError) -> IommuError {
     match error {
-        ProbeError::SyncTimeout { polls, .. } => IommuError::SyncTimeout { polls },
+        ProbeError::SyncTimeout { waited, .. } => IommuError::SyncTimeout(waited),
         ProbeError::LiveInOtherMode(_) => IommuError::NotResumed("it came back enabled in another mode"),
         ProbeError::ControlNotTaken { .. } => IommuError::NotResumed("sCR0 did not take what was written"),
         _ => IommuError::NotResumed("the reset failed"),

@@ -332,7 +332,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 }
 
 pub(super) fn timed_out(timeout: SyncTimeout) -> IommuError {
-    IommuError::SyncTimeout { polls: timeout.polls }
+    IommuError::SyncTimeout(timeout.0)
 }
 
 /// The ticket of a plan is the bank's index.

@@ -20,8 +20,8 @@ use super::quirks::Effects;
 use super::registers::{ANY_VALUE, Fsr, S2cr, Scr0, Spelling, cb, gr0, smr};
 use super::reserved::{self, Kept};
 use super::stream_map::one;
-use super::tlb::{Ticket, Tlb};
-use crate::assign::Stream;
+use super::tlb::{SyncTimeout, Ticket, Tlb};
+use crate::assign::{Patience, Stream};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -107,16 +107,15 @@ pub(super) fn reset<P: Platform, R: Registers>(
     };
 
     let ticket = post_everything(held, registers, tlb);
-    let mut drained = tlb.wait(held, registers, ticket, config.polls);
+    let bound = config.bound(Patience::Waiting);
+    let mut drained = tlb.wait(held, registers, ticket, bound);
     if drained.is_err() && end_stalls(part) {
         // Q7: a stalled transaction of a live unit is not waited for by any sync, and holds up others.
         let ticket = post_everything(held, registers, tlb);
-        drained = tlb.wait(held, registers, ticket, config.polls);
+        drained = tlb.wait(held, registers, ticket, bound);
     }
-    if drained.is_err() {
-        // O14: what may still be steered to a bank must not find it switched off.
-        return Err(ProbeError::SyncTimeout { iommu, polls: config.polls });
-    }
+    // O14: what may still be steered to a bank must not find it switched off.
+    drained.map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;
     for bank in (0..geometry.banks).filter(|bank| kept.banks & one(*bank) == 0) {
         switch_off(registers, geometry, bank);
     }

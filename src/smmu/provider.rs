@@ -102,7 +102,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
             return self.powered(&mut held, Purpose::Acquire, |held| self.flush_pages(held, domain, range, patience));
         }
         // Atomic context cannot wait for power.
-        let inside = self.gate.enter(Purpose::Acquire, self.config.atomic_polls)?;
+        let inside = self.gate.enter::<P>(Purpose::Acquire, self.config.bound(patience))?;
         if inside.mode == Mode::Running && !self.power.call(&mut held).is_on() {
             return Err(IommuError::NoPower("it is off, and atomic context cannot switch it on"));
         }

@@ -19,10 +19,10 @@ use super::geometry::Geometry;
 use super::levels::TlbSync;
 use super::mmio::Registers;
 use super::registers::{ANY_VALUE, cb, gr0};
-use crate::sync::Platform;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock::Lock;
 use crate::sync::order::{Before, Held};
+use crate::sync::{Bound, Platform, Waited, Watch};
 
 /// The number of the sync that completes what was posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,10 +31,7 @@ pub(super) struct Ticket(pub(super) u64);
 
 /// The sync was not confirmed within the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SyncTimeout {
-    /// How often the status was read.
-    pub(super) polls: u32,
-}
+pub(super) struct SyncTimeout(pub(super) Waited);
 
 /// One sync register and what was posted for it.
 #[derive(Debug)]
@@ -102,18 +99,19 @@ impl<P: Platform> Tlb<P> {
         held: &mut Held<'_, H>,
         registers: &Access<R>,
         ticket: Ticket,
-        polls: u32,
+        bound: Bound,
     ) -> Result<(), SyncTimeout> {
         const ACTIVE: u32 = 1;
-        let mut polled = 0_u32;
+        let mut watch = Watch::<P>::start(bound);
+        let mut was_last = false;
         while !self.is_complete(ticket) {
-            if polled == polls {
+            if was_last {
                 self.give_up(held, ticket);
-                return Err(SyncTimeout { polls });
+                return Err(SyncTimeout(watch.waited()));
             }
+            was_last = watch.is_last();
             // Which sync the status is about must be known before it is read: afterwards another may be in flight.
             let about = self.issued.load(Ordering::Acquire);
-            polled = polled.saturating_add(1);
             if registers.status(self.status) & ACTIVE != 0 {
                 core::hint::spin_loop();
                 continue;

@@ -15,6 +15,7 @@ mod one_cpu;
 pub(crate) mod order;
 pub(crate) mod outside;
 mod platform;
+mod time;
 #[cfg(feature = "trace-locks")]
 #[cfg_attr(docsrs, doc(cfg(feature = "trace-locks")))]
 pub mod trace;
@@ -27,6 +28,8 @@ pub use interrupts::Daif;
 pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};
 pub use one_cpu::{CheckedFlag, Halt, OneCpu, Reentry};
 pub use platform::{InterruptSafe, ManyCpus, Platform, SingleCpu, Spin};
+pub(crate) use time::{Bound, Watch};
+pub use time::{Micros, Waited};
 pub use wait::{TimedOut, Waiter};
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! What the hypervisor supplies and what must inline: its lock and its barrier.
+//! What the hypervisor supplies and what must inline: its lock, its barrier, its clock.
 
 use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 
 use lock_api::RawMutex;
+
+use super::time::Micros;
 
 /// The hypervisor under the library, as one type parameter of the public types (contract C-11).
 ///
@@ -17,7 +19,7 @@ use lock_api::RawMutex;
 ///
 /// # Context
 ///
-/// All items are leaves: they do not call back into the library; `barrier` and `wake` do not block.
+/// All items are leaves: they do not call back into the library; `barrier`, `now` and `wake` do not block.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// The lock that every lock of the library is made of: any `lock_api` raw mutex.
     type Lock: RawMutex + Send + Sync + 'static;
@@ -29,6 +31,15 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// Orders all earlier stores to memory before all later stores to device registers, as the SMMU's table walker
     /// sees them (`dsb` on Arm; contract S-1).
     fn barrier();
+
+    /// The time on a clock that never goes back, counted from any fixed point; `None` where there is no clock. With one,
+    /// the hardware is waited for so long at most, without one, so many polls
+    /// ([`SmmuConfig`](crate::smmu::SmmuConfig); contract C-14).
+    ///
+    /// Called before each poll of a status register, with no lock held, in whatever context the caller is in.
+    fn now() -> Option<Micros> {
+        None
+    }
 
     /// Wakes whoever waits for the library ([`Waiter`](super::Waiter)). Called with no lock held, whenever a claim ends.
     fn wake() {}

@@ -142,7 +142,7 @@ impl Refusal {
                 },
             ),
             IommuError::ProviderGone => Self::ProviderGone(side),
-            IommuError::SyncTimeout { .. } => Self::SyncTimeout(side),
+            IommuError::SyncTimeout(_) => Self::SyncTimeout(side),
             IommuError::TooWide { .. } => Self::TooWide(side),
             _ => Self::Unexpected,
         }
