@@ -43,7 +43,12 @@ pub(super) const fn one(number: u8) -> Set {
 
 /// The members of a set, lowest first.
 pub(super) fn each(set: Set) -> impl Iterator<Item = u8> + Clone {
-    (0..128_u8).filter(move |number| set & one(*number) != 0)
+    let mut left = set;
+    core::iter::from_fn(move || {
+        let lowest = u8::try_from(left.trailing_zeros()).ok().filter(|_| left != 0)?;
+        left &= !one(lowest);
+        Some(lowest)
+    })
 }
 
 /// How many members a set has.
