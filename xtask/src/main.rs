@@ -1,6 +1,9 @@
 //! What the project does to itself.
 //!
 //! `cargo xtask schedules`: explores the interleavings of operations, with builds of their own beside the ordinary one.
+//! `cargo xtask instructions`: counts the instructions of each operation, with callgrind.
+
+mod instructions;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -27,7 +30,11 @@ Four threads of random operations (shuttle), then every pair of operations (loom
   --seed S         threads: the seed that is fresh each time without it
   --broken NAME    explores a deliberately broken variant, and must find a violation
   --list-broken    names the broken variants
-  FILTER           explores only the pairs whose line contains it";
+  FILTER           explores only the pairs whose line contains it
+
+       cargo xtask instructions
+
+Instructions of each operation, counted by valgrind's callgrind; the same each time with the same compiler.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,6 +53,10 @@ fn main() -> ExitCode {
         ["schedules", rest @ ..] => match suites(rest) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
+            Err(message) => refuse(&message),
+        },
+        ["instructions"] => match instructions::table() {
+            Ok(()) => ExitCode::SUCCESS,
             Err(message) => refuse(&message),
         },
         _ => refuse(HELP),
