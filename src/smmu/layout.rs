@@ -96,7 +96,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn survey(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<Survey, IommuError> {
         let loose = !self.unused.is_empty();
         let mut survey = Survey::default();
-        let (mut own, mut all, mut others) = (0_usize, 0_usize, 0_usize);
+        // Enough for most groups, so that one look suffices.
+        let (mut own, mut all, mut others) = (16_usize, 16_usize, 0_usize);
         loop {
             survey.reserve(own, all, others, self.geometry.entries.into())?;
             let map = self.map.lock(held);
