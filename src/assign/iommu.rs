@@ -200,9 +200,11 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// The instance is about to lose its power: from now on its registers are not touched, and what changes is kept for
     /// [`resume`](Self::resume). All of its masters must have been stopped (contract S-5).
     ///
+    /// New calls wait outside while those in flight are waited for, within the usual bound (contract C-1).
+    ///
     /// # Errors
     ///
-    /// [`IommuError::Busy`] while a call is in flight.
+    /// [`IommuError::Busy`] where a call in flight does not end in that time: it goes on in service.
     fn suspend(&self) -> Result<(), IommuError> {
         Err(IommuError::Unsupported)
     }
@@ -222,8 +224,8 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`IommuError::Busy`] while a call is in flight, [`IommuError::SyncTimeout`]: nothing new gets in and every stream
-    /// faults, but the instance is not out of service yet: call again.
+    /// [`IommuError::Busy`] where a call in flight does not end within the usual bound: nothing that acquires gets in, call
+    /// again. [`IommuError::SyncTimeout`]: the same, and every stream faults.
     fn close(&self) -> Result<(), IommuError> {
         Err(IommuError::Unsupported)
     }

@@ -395,7 +395,8 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`], [`Cause::Iommu`] with `Busy` while an operation is under way there.
+    /// [`Cause::NotFound`], [`Cause::Iommu`] with `Busy` where an operation that is under way there does not end in time.
+    /// A stream of callers does not hold it up: they wait while it waits (contract C-1).
     ///
     /// # Context
     ///

@@ -20,7 +20,7 @@ pub(super) enum Mode {
     Leaving = 2,
     /// Out of service for good: what releases does so in software (contract C-9).
     Gone = 3,
-    /// Being changed from one to another: nobody is inside.
+    /// Being changed from one to another: nobody gets in, and those inside are waited for.
     Changing = 4,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Inside<'a> {
     pub(super) mode: Mode,
 }
 
-/// Nobody is inside, and nobody gets in.
+/// Nobody gets in; nobody is inside, once [`Gate::change`] has returned it.
 #[derive(Debug)]
 #[must_use = "the instance stays as it was unless `finish` is called"]
 pub(super) struct Changing<'a> {
@@ -89,14 +89,25 @@ impl Gate {
         }
     }
 
-    /// Shuts out everybody, if the instance is `from` and nobody is inside.
-    pub(super) fn change(&self, from: Mode) -> Result<Changing<'_>, IommuError> {
-        let changed =
-            self.0.change(|seen| (mode_of(seen.state) == from && seen.calls == 0).then_some(Mode::Changing as u8));
-        match changed {
-            Ok(_) => Ok(Changing { gate: self, next: from }),
-            Err(seen) if mode_of(seen.state) == Mode::Gone => Err(IommuError::ProviderGone),
-            Err(_) => Err(IommuError::Busy),
+    /// Shuts out everybody, if the instance is `from`; then waits, within `bound`, for those inside to leave. Where they
+    /// do not, it opens again as it was (contract C-1: no new holds, then drain).
+    pub(super) fn change<P: Platform>(&self, from: Mode, bound: Bound) -> Result<Changing<'_>, IommuError> {
+        let shut = self.0.change(|seen| (mode_of(seen.state) == from).then_some(Mode::Changing as u8));
+        let changing = match shut {
+            Ok(_) => Changing { gate: self, next: from },
+            Err(seen) if mode_of(seen.state) == Mode::Gone => return Err(IommuError::ProviderGone),
+            Err(_) => return Err(IommuError::Busy),
+        };
+        let mut watch = Watch::<P>::start(bound);
+        loop {
+            let is_last = watch.is_last();
+            if self.0.seen().calls == 0 {
+                return Ok(changing);
+            }
+            if is_last {
+                return Err(IommuError::Busy);
+            }
+            core::hint::spin_loop();
         }
     }
 
@@ -104,10 +115,6 @@ impl Gate {
     pub(super) fn close(&self) -> Mode {
         let closed = self.0.change(|seen| (mode_of(seen.state) == Mode::Running).then_some(Mode::Leaving as u8));
         closed.map_or_else(|seen| mode_of(seen.state), |_| Mode::Leaving)
-    }
-
-    pub(super) fn mode(&self) -> Mode {
-        mode_of(self.0.seen().state)
     }
 }
 
@@ -142,30 +149,37 @@ mod tests {
 
     const BOUND: Bound = Bound { polls: 3, time: Micros::new(0) };
 
+    fn enter(gate: &Gate, purpose: Purpose) -> Result<Mode, IommuError> {
+        gate.enter::<Spin>(purpose, BOUND).map(|inside| inside.mode)
+    }
+
+    fn change(gate: &Gate, from: Mode) -> Result<Changing<'_>, IommuError> {
+        gate.change::<Spin>(from, BOUND)
+    }
+
     #[test]
     fn nobody_is_inside_while_it_changes_and_a_refused_entry_is_not_counted() {
         let gate = Gate::new();
-        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND).map(drop);
-        assert_eq!(inside, Ok(()));
-        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND);
-        assert!(gate.change(Mode::Running).is_err(), "somebody is inside");
+        assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Running));
+        let inside = gate.try_enter(Purpose::Acquire);
+        assert!(change(&gate, Mode::Running).is_err(), "somebody is inside");
+        assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Running), "it is open again");
         drop(inside);
-        let Ok(changing) = gate.change(Mode::Running) else { return };
-        assert_eq!(gate.enter::<Spin>(Purpose::Release, BOUND).map(drop), Err(IommuError::Busy));
+        let Ok(changing) = change(&gate, Mode::Running) else { return };
+        assert_eq!(enter(&gate, Purpose::Release), Err(IommuError::Busy));
         changing.finish(Mode::Suspended);
-        assert_eq!(gate.mode(), Mode::Suspended);
-        assert_eq!(gate.enter::<Spin>(Purpose::Acquire, BOUND).map(|inside| inside.mode), Ok(Mode::Suspended));
+        assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Suspended));
     }
 
     #[test]
     fn what_leaves_takes_no_more_and_gives_back_still() {
         let gate = Gate::new();
-        let inside = gate.enter::<Spin>(Purpose::Acquire, BOUND);
+        let inside = gate.try_enter(Purpose::Acquire);
         assert_eq!(gate.close(), Mode::Leaving);
-        assert_eq!(gate.enter::<Spin>(Purpose::Acquire, BOUND).map(drop), Err(IommuError::ProviderGone));
-        assert_eq!(gate.enter::<Spin>(Purpose::Release, BOUND).map(drop), Ok(()));
-        assert!(gate.change(Mode::Leaving).is_err());
+        assert_eq!(enter(&gate, Purpose::Acquire), Err(IommuError::ProviderGone));
+        assert_eq!(enter(&gate, Purpose::Release), Ok(Mode::Leaving));
+        assert!(change(&gate, Mode::Leaving).is_err());
         drop(inside);
-        assert!(gate.change(Mode::Leaving).is_ok());
+        assert!(change(&gate, Mode::Leaving).is_ok());
     }
 }

@@ -20,14 +20,14 @@ use crate::sync::{Platform, Watch};
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Nothing is written: the integrator takes the power away.
     pub(super) fn go_dark(&self) -> Result<(), IommuError> {
-        let changing = self.gate.change(Mode::Running)?;
+        let changing = self.gate.change::<P>(Mode::Running, self.config.looks())?;
         self.registers.set_dark(true);
         changing.finish(Mode::Suspended);
         Ok(())
     }
 
     pub(super) fn come_back(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
-        let changing = self.gate.change(Mode::Suspended)?;
+        let changing = self.gate.change::<P>(Mode::Suspended, self.config.looks())?;
         self.power.call(held).get().map_err(|error| IommuError::NoPower(error.0))?;
         self.registers.set_dark(false);
         let replayed = self.replay(held);
@@ -82,7 +82,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if mode == Mode::Gone {
             return Ok(());
         }
-        let changing = self.gate.change(mode)?;
+        let changing = self.gate.change::<P>(mode, self.config.looks())?;
         if mode == Mode::Leaving {
             self.power.call(held).get().map_err(|error| IommuError::NoPower(error.0))?;
             let stopped = self.stop(held);

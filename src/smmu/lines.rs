@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use super::config::Architecture;
 use super::context::{self, BankIndex, BankState};
 use super::fault;
-use super::gate::Mode;
+use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::probe;
@@ -48,7 +48,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     pub(super) fn intake(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
         let mut answer = FaultAnswer::Done;
-        if self.gate.mode() != Mode::Running || !self.power.call(&mut Held::enter()).is_on() {
+        // A handler counts as a call in flight too: the power stays until it has left (contract C-17, S-5).
+        let Ok(inside) = self.gate.try_enter(Purpose::Acquire) else { return answer };
+        if inside.mode != Mode::Running || !self.power.call(&mut Held::enter()).is_on() {
             return answer;
         }
         let limits = self.config.fault_limits;

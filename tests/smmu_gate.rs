@@ -1,0 +1,207 @@
+//! Suspend and the end against calls in flight: new ones wait outside, those inside are waited for (contract C-1, C-17).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use common::parts::named;
+use common::{Bench, SMMU};
+use iommu_assign::assign::{Cause, FaultLine, IommuError, IommuHandle};
+use iommu_assign::smmu::{Registers, Setup, SmmuConfig};
+use machine::{ModelRegisters, Reached};
+
+/// Registers at which one access stops until it is let go on.
+#[derive(Debug)]
+struct Held {
+    registers: ModelRegisters,
+    stop: Arc<Stop>,
+}
+
+/// The next read of `offset` meets the test at the barrier, and again to go on.
+#[derive(Debug)]
+struct Stop {
+    offset: AtomicU32,
+    barrier: Barrier,
+}
+
+const NOWHERE: u32 = u32::MAX;
+const SGFSR: u32 = 0x48;
+const STLBGSTATUS: u32 = 0x74;
+
+impl Stop {
+    /// Has the next read of `offset` stop.
+    fn at(&self, offset: u32) {
+        self.offset.store(offset, Ordering::SeqCst);
+    }
+
+    /// Meets who has stopped, or lets him go on.
+    fn meet(&self) {
+        self.barrier.wait();
+    }
+}
+
+impl Registers for Held {
+    fn read32(&self, offset: u32) -> u32 {
+        let stops = self.stop.offset.compare_exchange(offset, NOWHERE, Ordering::SeqCst, Ordering::SeqCst);
+        if stops.is_ok() {
+            self.stop.meet();
+            self.stop.meet();
+        }
+        self.registers.read32(offset)
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        self.registers.write32(offset, value);
+    }
+
+    fn read64(&self, offset: u32) -> u64 {
+        self.registers.read64(offset)
+    }
+
+    fn write64(&self, offset: u32, value: u64) {
+        self.registers.write64(offset, value);
+    }
+}
+
+/// A bench on held registers, with `polls` as the bound.
+fn bench(polls: u32) -> (Bench, Arc<Stop>) {
+    let (bench, part) = (Bench::new(), named("generic v2"));
+    let stop = Arc::new(Stop { offset: AtomicU32::new(NOWHERE), barrier: Barrier::new(2) });
+    let config = SmmuConfig { polls, ..part.config };
+    let shared = stop.clone();
+    bench.smmu_through(config, Setup::default(), part.model, |registers| Held { registers, stop: shared });
+    (bench, stop)
+}
+
+const BUSY: Cause = Cause::Iommu { iommu: SMMU, error: IommuError::Busy };
+/// Long enough that nobody reaches it here: about a minute of looks.
+const PATIENT: u32 = 200_000_000;
+
+fn a_moment() {
+    thread::sleep(Duration::from_millis(50));
+}
+
+// What was seen is judged when everybody has gone on: who fails while another one is stopped would hang instead.
+
+#[test]
+fn c1_s5_suspend_keeps_new_calls_out_and_waits_for_those_inside() {
+    let (mut bench, stop) = bench(PATIENT);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let (service, domain) = (&bench.service, &guest.domain);
+    let (suspended, later) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut seen = (true, true, true);
+    let (mut suspension, mut flush) = (Err(BUSY), Ok(()));
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| service.flush(domain));
+        stop.meet();
+        scope.spawn(|| {
+            suspension = service.suspend_iommu(SMMU);
+            suspended.store(true, Ordering::SeqCst);
+        });
+        a_moment();
+        let before = bench.machine.counters(SMMU);
+        scope.spawn(|| {
+            flush = service.flush(domain);
+            later.store(true, Ordering::SeqCst);
+        });
+        a_moment();
+        let touched = bench.machine.counters(SMMU) != before;
+        seen = (suspended.load(Ordering::SeqCst), later.load(Ordering::SeqCst), touched);
+        stop.meet();
+    });
+    assert_eq!(seen, (false, false, false), "both wait for the one inside, and no register is touched");
+    assert_eq!((suspension, flush), (Ok(()), Ok(())));
+    bench.service.resume_iommu(SMMU).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
+}
+
+#[test]
+fn c1_a_stream_of_callers_does_not_keep_suspend_out() {
+    let (mut bench, _) = bench(PATIENT);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let (service, stopped) = (&bench.service, AtomicBool::new(false));
+    let mut changes = Vec::new();
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stopped.load(Ordering::SeqCst) {
+                    service.flush(&guest.domain).unwrap();
+                }
+            });
+        }
+        for _ in 0..5 {
+            changes.extend([service.suspend_iommu(SMMU), service.resume_iommu(SMMU)]);
+        }
+        stopped.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(changes, [const { Ok(()) }; 10]);
+    bench.audit();
+}
+
+#[test]
+fn c1_c9_who_waits_in_vain_gives_up_within_the_bound_and_opens_again() {
+    let (mut bench, stop) = bench(1000);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let (service, domain) = (&bench.service, &guest.domain);
+    let (mut suspension, mut findings, mut end, mut flush) = (Ok(()), 0, Ok(()), Ok(()));
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| service.flush(domain));
+        stop.meet();
+        suspension = service.suspend_iommu(SMMU);
+        let before = bench.machine.counters(SMMU);
+        service.audit(&mut |_| findings += 1);
+        findings += u32::from(bench.machine.counters(SMMU) == before);
+        end = service.force_unregister_iommu(SMMU);
+        flush = service.flush(domain);
+        stop.meet();
+    });
+    assert_eq!(suspension, Err(BUSY));
+    assert_eq!(findings, 0, "it is in service as before: an audit reads its registers");
+    assert_eq!(end.map_err(|error| error.cause), Err(BUSY));
+    let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
+    assert_eq!(flush.map_err(|error| error.cause), Err(gone), "the end lets nothing in, though it cannot come yet");
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
+    bench.service.force_unregister_iommu(SMMU).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}
+
+#[test]
+fn c16_c17_a_fault_handler_is_waited_for_too() {
+    let (bench, stop) = bench(1000);
+    bench.dma(0x33);
+    let handle: IommuHandle = bench.service.iommu(SMMU).unwrap();
+    let (mut faults, mut suspension) = (0, Ok(()));
+    thread::scope(|scope| {
+        stop.at(SGFSR);
+        scope.spawn(|| handle.take_faults(FaultLine::Global, &mut |_| faults += 1));
+        stop.meet();
+        suspension = bench.service.suspend_iommu(SMMU);
+        stop.meet();
+    });
+    assert_eq!((suspension, faults), (Err(BUSY), 1), "its registers were being read");
+    bench.service.suspend_iommu(SMMU).unwrap();
+    let before = bench.machine.counters(SMMU);
+    let _ = handle.take_faults(FaultLine::Global, &mut |_| panic!("it is dark"));
+    assert_eq!(bench.machine.counters(SMMU), before);
+}
