@@ -13,7 +13,7 @@
 mod builder;
 
 use builder::{BEGIN_NODE, Builder, END, NOP, at, fault, stream, with_iommus};
-use iommu_assign::dt::{BlobErrorKind, Block, Board, DtError, MAX_DEPTH, NodeFault, Tree};
+use iommu_assign::dt::{BlobErrorKind, Block, Board, DtError, MAX_DEPTH, MAX_NAME, NodeFault, Tree};
 
 const SHOWCASE: &[u8] = include_bytes!("../boards/showcase.dtb");
 const ODDITIES: &[u8] = include_bytes!("../boards/oddities.dtb");
@@ -188,14 +188,32 @@ fn a8_nesting_has_a_bound_and_takes_no_stack() {
 }
 
 #[test]
-fn names_may_have_any_length() {
-    let long = "x".repeat(5000);
-    let mut board = Builder::board();
-    board.smmu(0x1000, 1, 1).begin(&long).property(&long, &[1, 2, 3]).cells("iommus", &[1, 5]).end();
-    let blob = board.finish();
+fn a8_names_may_be_longer_than_the_specification_says_and_have_a_bound() {
+    let named = |node: &str, property: &str| {
+        let mut board = Builder::board();
+        board.smmu(0x1000, 1, 1).begin(node).property(property, &[1, 2, 3]).cells("iommus", &[1, 5]).end();
+        board.finish()
+    };
+    let (long, too_long) = ("x".repeat(MAX_NAME), "x".repeat(MAX_NAME + 1));
+    let blob = named(&long, &long);
     let board = Board::read(&blob).unwrap();
     assert_eq!(board.devices()[0].path, format!("/{long}"));
     assert_eq!(board.tree().find(&board.devices()[0].path).unwrap().property(&long).unwrap().value(), [1, 2, 3]);
+    assert_eq!(blob_fault(&named(&too_long, "x")), BlobErrorKind::NameTooLong);
+    assert_eq!(blob_fault(&named("x", &too_long)), BlobErrorKind::NameTooLong);
+}
+
+/// Without a bound this blob of a megabyte would have its one name read forty thousand times.
+#[test]
+fn a8_properties_that_share_one_endless_name_end_the_walk_at_once() {
+    let mut board = Builder::new();
+    board.begin("");
+    for _ in 0..40_000 {
+        board.raw_property(0, 0, &[]);
+    }
+    board.strings.resize(500_000, b'x');
+    board.strings.push(0);
+    assert_eq!(blob_fault(&board.finish()), BlobErrorKind::NameTooLong);
 }
 
 // The tree.

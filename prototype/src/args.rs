@@ -49,7 +49,8 @@ Options:
   -h, --help       this text
   -V, --version    the version
 
-Exit status: 0 when all that was expected held, 1 when something did not, 2 for an error.
+Exit status: 0 when all that was expected held, 1 when something did not (for inspect: when
+nodes were refused; the rest is shown), 2 for an error.
 ";
 
 /// Reads the arguments after the program's name.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use iommu_assign::assign::{IommuKey, Stream};
-use iommu_assign::dt::{Board, DtDevice, HostBridge, SmmuNode};
+use iommu_assign::dt::{Board, DtDevice, HostBridge, Refusal, SmmuNode};
 use iommu_assign::pci::{MapEntry, Provider};
 use iommu_assign::smmu::cover::{CoverOptions, Cube, least_cover};
 use serde::{Serialize, Serializer};
@@ -25,6 +25,16 @@ pub(crate) struct Inspection {
     /// Only where a device or a bridge says where its message signalled interrupts go.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) msi: Vec<Messages>,
+    /// Only where nodes cannot be followed: what is wrong with each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A node that is not offered.
+#[derive(Debug, Serialize)]
+pub(crate) struct Refused {
+    pub(crate) path: String,
+    pub(crate) error: String,
 }
 
 /// An SMMUv1/v2.
@@ -116,6 +126,7 @@ impl Inspection {
             devices: devices.map(|(index, device)| Device::of(device, groups.of_device(index), &paths)).collect(),
             bridges: board.host_bridges().iter().map(|bridge| Bridge::of(bridge, &paths)).collect(),
             msi: inspect_msi::read(&board),
+            refused: board.refusals().iter().map(Refused::of).collect(),
         })
     }
 
@@ -126,11 +137,13 @@ impl Inspection {
     }
 }
 
-/// Reads a board that has an SMMU at all.
+/// Reads a board that has an SMMU at all; bad nodes are left out.
 pub(crate) fn read<'a>(blob: &'a [u8], name: &str) -> Result<Board<'a>, Failure> {
-    let board = Board::read(blob).map_err(|error| Failure::new(format!("{name}: {error}")))?;
+    let board = Board::read_lenient(blob).map_err(|error| Failure::new(format!("{name}: {error}")))?;
     if board.smmus().is_empty() {
-        return Err(Failure::new(format!("{name}: no SMMUv1 or SMMUv2 in this device tree")));
+        let none = "no SMMUv1 or SMMUv2 in this device tree".to_owned();
+        let why = board.refusals().first().map_or(none, |refusal| format!("no SMMU can be used: {refusal}"));
+        return Err(Failure::new(format!("{name}: {why}")));
     }
     Ok(board)
 }
@@ -142,6 +155,12 @@ pub(crate) fn title(board: &Board<'_>, name: &str) -> String {
     match model.filter(|model| !model.is_empty()) {
         Some(model) => format!("{model} ({name})"),
         None => name.to_owned(),
+    }
+}
+
+impl Refused {
+    fn of(refusal: &Refusal) -> Self {
+        Self { path: refusal.path.clone(), error: refusal.to_string() }
     }
 }
 

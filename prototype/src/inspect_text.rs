@@ -16,6 +16,7 @@ pub(crate) fn page(inspection: &Inspection) -> String {
     devices(&mut page, inspection, &names);
     bridges(&mut page, inspection, &names);
     inspect_msi::print(&mut page, &inspection.msi);
+    refused(&mut page, inspection.refused.iter().map(|refused| refused.error.as_str()));
     page.into_text()
 }
 
@@ -136,6 +137,14 @@ fn mapped(mapped: &Mapped) -> String {
     };
     let nothing = if mapped.length.0 == 0 { format!("{HARD_BLANK}(empty)") } else { String::new() };
     format!("{}{HARD_BLANK}→{HARD_BLANK}{}{nothing}", range(mapped.rid), range(mapped.stream))
+}
+
+/// The nodes that are not offered. Says nothing where there are none.
+pub(crate) fn refused<'a>(page: &mut Page, errors: impl ExactSizeIterator<Item = &'a str>) {
+    if errors.len() > 0 {
+        page.heading(&format!("Refused nodes: {}", errors.len()));
+        errors.for_each(|error| page.text(2, error));
+    }
 }
 
 fn yes(on: bool) -> String {

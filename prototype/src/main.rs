@@ -65,7 +65,8 @@ fn play(command: &Command) -> Result<(String, u8), Failure> {
             let blob = input::read(board)?;
             let inspection = inspect::Inspection::of(&blob, &input::name(board))?;
             let text = if *json { inspection.json()? } else { inspect_text::page(&inspection) };
-            (text, 0)
+            // The rest is shown, and who asks in a script hears of the bad nodes.
+            (text, u8::from(!inspection.refused.is_empty()))
         }
         Command::Run(board) => run(board)?,
     })

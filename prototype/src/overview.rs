@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use iommu_assign::assign::{DeviceKey, Stream, StreamMask};
 use iommu_assign::smmu::{Architecture, Geometry};
 
+use crate::inspect_text;
 use crate::report::{Page, Set, Table, WIDTH, printable, shortened, width, wrapped};
 use crate::world::{State, Subject, World};
 
@@ -14,6 +15,7 @@ pub(crate) fn print(page: &mut Page, world: &World) {
     smmus(page, world);
     bridges(page, world);
     devices(page, world);
+    inspect_text::refused(page, world.refused.iter().map(String::as_str));
 }
 
 fn smmus(page: &mut Page, world: &World) {

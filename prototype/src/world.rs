@@ -33,6 +33,8 @@ pub(crate) struct World {
     pub(crate) subjects: Vec<Rc<Subject>>,
     /// How many devices firmware disabled: they are not offered.
     pub(crate) disabled: usize,
+    /// What firmware says that cannot be followed, by node: those are not offered either.
+    pub(crate) refused: Vec<String>,
 }
 
 /// An SMMU of the board.
@@ -104,6 +106,7 @@ impl World {
             doorbells: Doorbells::default(),
             subjects: Vec::new(),
             disabled: board.devices().iter().filter(|device| !device.enabled).count(),
+            refused: board.refusals().iter().map(ToString::to_string).collect(),
         };
         let masters = Arc::new(Masters::new());
         for node in board.smmus() {

@@ -72,6 +72,9 @@ pub enum BlobErrorKind {
     /// A name does not end inside its block.
     #[error("a name does not end")]
     NameEnd,
+    /// A name has more than [`MAX_NAME`] characters.
+    #[error("a name has more than {MAX_NAME} characters")]
+    NameTooLong,
     /// A property's name lies outside the strings block.
     #[error("a property's name at {0:#x} lies outside the strings block")]
     NameOutside(u32),
@@ -144,6 +147,11 @@ impl fmt::Display for Block {
 
 /// How deep nodes may be nested, the root counted: real trees end at 8, and the bound keeps paths short.
 pub const MAX_DEPTH: usize = 64;
+
+/// How long a name may be. The specification says 31; blobs in the field have more, and none comes near this. Without a
+/// bound a small blob could take hours to read: all its properties can share one name as long as itself, and all its
+/// nodes' paths can go through one.
+pub const MAX_NAME: usize = 255;
 
 /// One step of the walk through the structure block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -351,7 +359,11 @@ impl<'a> Cursor<'a> {
         let at = self.absolute();
         let unterminated = BlobError::new(at, BlobErrorKind::NameEnd);
         let rest = self.bytes.get(self.position..).ok_or(unterminated)?;
-        let length = rest.iter().position(|&byte| byte == 0).ok_or(unterminated)?;
+        let length = match rest.iter().take(MAX_NAME.saturating_add(1)).position(|&byte| byte == 0) {
+            Some(length) => length,
+            None if rest.len() > MAX_NAME => return Err(BlobError::new(at, BlobErrorKind::NameTooLong)),
+            None => return Err(unterminated),
+        };
         let name = self.take(length)?;
         self.take(1)?;
         let character = BlobError::new(at, BlobErrorKind::NameCharacter);

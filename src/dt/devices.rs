@@ -4,8 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::iommus::{self, SpecifierCount};
+use super::refusal::Refusals;
 use super::smmu::SmmuNode;
-use super::tree::{Node, NodeId, Tree};
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::Stream;
 
@@ -35,30 +36,54 @@ pub struct DtDevice {
     pub parent: Option<NodeId>,
 }
 
-/// The devices of a tree, in the order of the blob: parents before children.
-pub(super) fn read(tree: &Tree<'_>, smmus: &[SmmuNode<'_>]) -> Result<Vec<DtDevice>, DtError> {
+/// The devices of a tree, in the order of the blob: parents before children. Refuses nodes whose `iommus` cannot be
+/// followed; one of `smmus` is refused as a device only.
+pub(super) fn read(
+    tree: &mut Tree<'_>,
+    smmus: &[SmmuNode<'_>],
+    refusals: &mut Refusals,
+) -> Result<Vec<DtDevice>, DtError> {
     let mut devices: Vec<DtDevice> = Vec::new();
-    for node in tree.nodes().filter(|node| !node.is_metadata()) {
-        let Some(masters) = iommus::read(&node, smmus)? else { continue };
-        let is_device = |ancestor: &Node<'_, '_>| find(&devices, ancestor.id()).is_some();
-        let parent = node.ancestors().find(is_device).map(|ancestor| ancestor.id());
-        let device = DtDevice {
-            node: node.id(),
-            path: node.path()?,
-            key: node.key(),
-            enabled: node.is_enabled(),
-            streams: masters.streams,
-            specifiers: masters.specifiers,
-            foreign_iommus: masters.foreign,
-            on_disabled_smmu: masters.on_disabled_smmu,
-            passthrough: node.property("xen,passthrough").is_some(),
-            parent,
-        };
-        devices.try_reserve(1)?;
-        devices.push(device);
+    for index in 0..tree.len() {
+        let Some(node) = tree.nth(index).filter(|node| !node.is_metadata()) else { continue };
+        let id = node.id();
+        match node.refused() {
+            // Its map was refused, or all of it.
+            Refused::Master | Refused::Whole => continue,
+            Refused::Above if node.property(iommus::IOMMUS).is_some() => {
+                refusals.add_below(tree, id)?;
+                continue;
+            }
+            Refused::Above => continue,
+            Refused::No => {}
+        }
+        match read_one(&node, smmus, &devices) {
+            Ok(None) => {}
+            Ok(Some(device)) => {
+                devices.try_reserve(1)?;
+                devices.push(device);
+            }
+            Err(error) => refusals.add(tree, id, Refused::Master, error)?,
+        }
     }
-    refuse_collisions(tree, &devices)?;
+    refuse_collisions(tree, refusals, &mut devices)?;
     Ok(devices)
+}
+
+fn read_one(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>], devices: &[DtDevice]) -> Result<Option<DtDevice>, DtError> {
+    let Some(masters) = iommus::read(node, smmus)? else { return Ok(None) };
+    Ok(Some(DtDevice {
+        node: node.id(),
+        path: node.path()?,
+        key: node.key(),
+        enabled: node.is_enabled(),
+        streams: masters.streams,
+        specifiers: masters.specifiers,
+        foreign_iommus: masters.foreign,
+        on_disabled_smmu: masters.on_disabled_smmu,
+        passthrough: node.property("xen,passthrough").is_some(),
+        parent: parent(node, devices),
+    }))
 }
 
 /// The device that `node` is, if it is one.
@@ -67,21 +92,45 @@ pub(super) fn find(devices: &[DtDevice], node: NodeId) -> Option<&DtDevice> {
     devices.get(index)
 }
 
-fn refuse_collisions(tree: &Tree<'_>, devices: &[DtDevice]) -> Result<(), DtError> {
+/// Of two devices with one key neither is offered.
+fn refuse_collisions(tree: &mut Tree<'_>, refusals: &mut Refusals, devices: &mut Vec<DtDevice>) -> Result<(), DtError> {
     let mut keys: Vec<(u64, NodeId)> = Vec::new();
     keys.try_reserve_exact(devices.len())?;
     keys.extend(devices.iter().map(|device| (device.key, device.node)));
     keys.sort_unstable();
-    for (&(key, first), &(next, second)) in keys.iter().zip(keys.iter().skip(1)) {
-        if key == next {
-            return Err(tree.error_at(second, NodeFault::KeyCollision { key, other: tree.path_of(first)? }));
+    for keys in keys.chunk_by(|one, next| one.0 == next.0) {
+        let [first, second, ..] = keys else { continue };
+        let all = keys.iter().skip(1).map(|other| (other, first)).chain([(first, second)]);
+        for (&(key, node), (_, other)) in all {
+            let error = tree.error_at(node, NodeFault::KeyCollision { key, other: tree.path_of(*other)? });
+            refusals.add(tree, node, Refused::Whole, error)?;
         }
     }
+    retain_sound(tree, devices);
     Ok(())
 }
 
+/// Takes out those whose nodes have been refused since; what was below one gets the next one above for a parent.
+pub(super) fn retain_sound(tree: &Tree<'_>, devices: &mut Vec<DtDevice>) {
+    let before = devices.len();
+    devices.retain(|device| tree.node(device.node).is_some_and(|node| node.refused() == Refused::No));
+    if devices.len() == before {
+        return;
+    }
+    for index in 0..devices.len() {
+        let above = devices.get(index).and_then(|device| tree.node(device.node)).map(|node| parent(&node, devices));
+        if let (Some(device), Some(parent)) = (devices.get_mut(index), above) {
+            device.parent = parent;
+        }
+    }
+}
+
+fn parent(node: &Node<'_, '_>, devices: &[DtDevice]) -> Option<NodeId> {
+    node.ancestors().map(|above| above.id()).find(|above| find(devices, *above).is_some())
+}
+
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use alloc::string::ToString;
 
@@ -92,13 +141,22 @@ mod tests {
     /// No two paths with one hash are known that anybody would write, so the devices are made to collide.
     #[test]
     fn a9_two_devices_with_one_key_are_refused() {
-        let tree = Tree::read(SHOWCASE).unwrap();
-        let smmus = super::super::smmu::read(&tree).unwrap();
-        let mut devices = read(&tree, &smmus).unwrap();
-        let key = devices.first().unwrap().key;
-        devices.last_mut().unwrap().key = key;
-        let error = refuse_collisions(&tree, &devices).unwrap_err().to_string();
-        let expected = alloc::format!("/soc/audio@28100000: its key {key:#018x} is also that of /soc/display@20000000");
-        assert_eq!(error, expected);
+        let mut tree = Tree::read(SHOWCASE).unwrap();
+        let mut refusals = Refusals::default();
+        let smmus = super::super::smmu::read(&mut tree, &mut refusals).unwrap();
+        let mut devices = read(&mut tree, &smmus, &mut refusals).unwrap();
+        let codec = devices.iter().position(|device| device.path == "/soc/video-codec@20200000").unwrap();
+        let (key, count) = (devices.first().unwrap().key, devices.len());
+        devices.get_mut(codec).unwrap().key = key;
+        refuse_collisions(&mut tree, &mut refusals, &mut devices).unwrap();
+        let [second, first] = &refusals.into_list()[..] else { panic!("not two refusals") };
+        let expected = alloc::format!("its key {key:#018x} is also that of");
+        assert_eq!(second.to_string(), alloc::format!("{}: {expected} {}", second.path, first.path));
+        assert_eq!(first.to_string(), alloc::format!("{}: {expected} {}", first.path, second.path));
+        assert_eq!(first.path, "/soc/display@20000000");
+        assert_eq!(devices.len(), count - 2);
+        // What was below the codec stands on its own.
+        let firmware = devices.iter().find(|device| device.path.ends_with("video-firmware")).unwrap();
+        assert_eq!(firmware.parent, None);
     }
 }

@@ -249,6 +249,22 @@ pub enum NodeFault {
         /// Which entry.
         entry: usize,
     },
+    /// The node is below one that was refused, from which it inherits.
+    #[error("it is below {ancestor}, which was refused")]
+    RefusedAncestor {
+        /// Path of the node above.
+        ancestor: String,
+    },
+    /// The node that an entry refers to was refused itself.
+    #[error("entry {entry} of `{property}` refers to {target}, which was refused")]
+    RefusedTarget {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+        /// Path of the node referred to.
+        target: String,
+    },
     /// A node has a phandle that none may have: 0 or 0xffffffff.
     #[error("phandle {phandle:#x} is reserved")]
     ReservedPhandle {

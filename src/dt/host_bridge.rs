@@ -10,8 +10,9 @@ use core::ops::RangeInclusive;
 
 use super::cells::{Cells, Region};
 use super::iommus::{iommu_cells, resolve};
+use super::refusal::Refusals;
 use super::smmu::{self, SmmuNode};
-use super::tree::{Node, NodeId, Tree};
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::StreamMask;
 use crate::pci::{MapEntry, MapFault, Provider, RequesterIdMap};
@@ -46,15 +47,36 @@ pub struct HostBridge {
     pub passthrough: bool,
 }
 
-/// The nodes with a map that names one of `smmus`, in the order of the blob.
-pub(super) fn read(tree: &Tree<'_>, smmus: &[SmmuNode<'_>]) -> Result<Vec<HostBridge>, DtError> {
+/// The nodes with a map that names one of `smmus`, in the order of the blob; refuses those whose map cannot be followed.
+pub(super) fn read(
+    tree: &mut Tree<'_>,
+    smmus: &[SmmuNode<'_>],
+    refusals: &mut Refusals,
+) -> Result<Vec<HostBridge>, DtError> {
     let mut bridges = Vec::new();
-    for node in tree.nodes().filter(|node| !node.is_metadata()) {
+    for index in 0..tree.len() {
+        let Some(node) = tree.nth(index).filter(|node| !node.is_metadata()) else { continue };
         let Some(property) = node.property(MAP) else { continue };
-        let map = read_map(&node, property.value(), smmus)?;
-        if map.entries.iter().any(|entry| matches!(entry.iommu, Provider::Smmu(_))) {
-            bridges.try_reserve(1)?;
-            bridges.push(read_one(&node, map, smmus)?);
+        let id = node.id();
+        match node.refused() {
+            Refused::Master | Refused::Whole => continue,
+            Refused::Above => {
+                refusals.add_below(tree, id)?;
+                continue;
+            }
+            Refused::No => {}
+        }
+        let ours = |entry: &MapEntry| matches!(entry.iommu, Provider::Smmu(_));
+        let bridge = read_map(&node, property.value(), smmus).and_then(|map| {
+            if map.entries.iter().any(ours) { read_one(&node, map, smmus).map(Some) } else { Ok(None) }
+        });
+        match bridge {
+            Ok(None) => {}
+            Ok(Some(bridge)) => {
+                bridges.try_reserve(1)?;
+                bridges.push(bridge);
+            }
+            Err(error) => refusals.add(tree, id, Refused::Master, error)?,
         }
     }
     Ok(bridges)
@@ -124,6 +146,9 @@ fn read_map(node: &Node<'_, '_>, value: &[u8], smmus: &[SmmuNode<'_>]) -> Result
         });
     }
     match (read_entries(node, value, smmus, Form::FourCells), by_target) {
+        // What would be read past a reference to a refused IOMMU is no reading.
+        (Err(error @ DtError::Node { cause: NodeFault::RefusedTarget { .. }, .. }), _)
+        | (_, Err(error @ DtError::Node { cause: NodeFault::RefusedTarget { .. }, .. })) => Err(error),
         (Ok(four), Ok(other)) if four != other => Err(node.error(NodeFault::AmbiguousMap {
             property: MAP,
             four: four.entries.len(),

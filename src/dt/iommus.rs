@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::cells::Cells;
 use super::smmu::{self, IOMMU_CELLS, SmmuNode};
-use super::tree::{Node, NodeId};
+use super::tree::{Node, NodeId, Refused};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
 
@@ -77,7 +77,13 @@ pub(super) fn resolve<'t, 'a>(
         return Err(node.error(NodeFault::PhandleZero { property, entry }));
     }
     let dangling = || node.error(NodeFault::DanglingPhandle { property, entry, phandle });
-    node.tree().by_phandle(phandle).ok_or_else(dangling)
+    let target = node.tree().by_phandle(phandle).ok_or_else(dangling)?;
+    match target.refused() {
+        Refused::No | Refused::Master => Ok(target),
+        Refused::Whole | Refused::Above => {
+            Err(node.error(NodeFault::RefusedTarget { property, entry, target: target.path()? }))
+        }
+    }
 }
 
 /// How many cells follow a reference to `target`.
@@ -104,4 +110,4 @@ fn count(specifiers: &mut Vec<SpecifierCount>, smmu: IommuKey) -> Result<(), DtE
     Ok(())
 }
 
-const IOMMUS: &str = "iommus";
+pub(super) const IOMMUS: &str = "iommus";

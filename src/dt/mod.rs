@@ -2,8 +2,8 @@
 //!
 //! A blob becomes a [`Tree`] in one validating walk; the tree becomes a [`Board`]: SMMUv1/v2 instances, the nodes
 //! that they watch, and the host bridges whose functions they watch. Everything firmware says is checked once, here;
-//! what cannot be followed is an error that names the node, never a guess and never a panic (contract A-6, A-8).
-//! Whether the hardware can hold a stream ID is the driver's to check.
+//! what cannot be followed is an error that names the node, never a guess and never a panic (contract A-6, A-8). One bad
+//! node is enough for [`Board::read`]; [`Board::read_lenient`] goes on without it. Whether the hardware can hold a stream ID is the driver's to check.
 //!
 //! ```no_run
 //! # fn offer(blob: &[u8]) -> Result<(), iommu_assign::dt::DtError> {
@@ -30,12 +30,13 @@ mod error;
 mod host_bridge;
 mod iommus;
 mod msi;
+mod refusal;
 mod smmu;
 mod tree;
 
 use alloc::vec::Vec;
 
-pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH};
+pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH, MAX_NAME};
 pub use cells::Region;
 pub use devices::DtDevice;
 pub use error::{DtError, NodeFault};
@@ -44,10 +45,12 @@ pub use iommus::SpecifierCount;
 pub use msi::{
     Doorbell, Msi, MsiController, MsiControllerKind, MsiIsolation, MsiMap, MsiMapEntry, MsiTarget, UnmappedMsi,
 };
+pub use refusal::Refusal;
 pub use smmu::{Interrupt, SmmuNode};
 pub use tree::{Node, NodeId, Property, Tree};
 
 use crate::assign::IommuKey;
+use refusal::Refusals;
 
 /// What a device tree says of SMMUs and of those whom they watch. Borrows names and values from the blob.
 #[derive(Clone, Debug)]
@@ -56,6 +59,7 @@ pub struct Board<'a> {
     smmus: Vec<SmmuNode<'a>>,
     devices: Vec<DtDevice>,
     host_bridges: Vec<HostBridge>,
+    refusals: Vec<Refusal>,
 }
 
 impl<'a> Board<'a> {
@@ -67,13 +71,30 @@ impl<'a> Board<'a> {
     ///
     /// [`DtError::Blob`] for a malformed or truncated blob; [`DtError::Node`] for a node that the tree has twice, for
     /// an SMMU whose registers, interrupts or `#iommu-cells` cannot be followed, and for an `iommus` or `iommu-map`
-    /// that is malformed or refers to no IOMMU, be the node enabled or not; [`DtError::OutOfMemory`].
+    /// that is malformed or refers to no IOMMU, be the node enabled or not; [`DtError::OutOfMemory`]. Of several bad
+    /// nodes one is told.
     pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
-        let tree = Tree::read(blob)?;
-        let smmus = smmu::read(&tree)?;
-        let devices = devices::read(&tree, &smmus)?;
-        let host_bridges = host_bridge::read(&tree, &smmus)?;
-        Ok(Self { tree, smmus, devices, host_bridges })
+        let board = Self::read_lenient(blob)?;
+        Refusals::first(&board.refusals)?;
+        Ok(board)
+    }
+
+    /// The same, where one bad node does not take the board away: it is not offered, and is among [`Self::refusals`].
+    ///
+    /// With an SMMU whose node is bad go all that refer to it, with a node that is there twice or has a property twice all
+    /// below it. Whatever is offered was read from sound nodes alone, as [`Self::read`] would have read it.
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Blob`], [`DtError::OutOfMemory`].
+    pub fn read_lenient(blob: &'a [u8]) -> Result<Self, DtError> {
+        let mut refusals = Refusals::default();
+        let mut tree = Tree::read_lenient(blob, &mut refusals)?;
+        let smmus = smmu::read(&mut tree, &mut refusals)?;
+        let mut devices = devices::read(&mut tree, &smmus, &mut refusals)?;
+        let host_bridges = host_bridge::read(&mut tree, &smmus, &mut refusals)?;
+        devices::retain_sound(&tree, &mut devices);
+        Ok(Self { tree, smmus, devices, host_bridges, refusals: refusals.into_list() })
     }
 
     /// The tree itself.
@@ -110,6 +131,12 @@ impl<'a> Board<'a> {
     #[must_use]
     pub fn host_bridges(&self) -> &[HostBridge] {
         &self.host_bridges
+    }
+
+    /// The nodes that are not offered, each with what is wrong. Empty where [`Self::read`] has read the board.
+    #[must_use]
+    pub fn refusals(&self) -> &[Refusal] {
+        &self.refusals
     }
 
     /// Where the message signalled interrupts of a device go, or of the functions below a host bridge; `None` where the

@@ -7,7 +7,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cells::{Cells, Region};
-use super::tree::{Node, NodeId, Tree};
+use super::iommus::resolve;
+use super::refusal::Refusals;
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
 use crate::smmu::{Architecture, Implementation};
@@ -75,20 +77,50 @@ impl<'a> Interrupt<'a> {
     }
 }
 
-/// The SMMUs of a tree, in the order of the blob.
-pub(super) fn read<'a>(tree: &Tree<'a>) -> Result<Vec<SmmuNode<'a>>, DtError> {
+/// The SMMUs of a tree, in the order of the blob; refuses nodes that say that they are one and make none.
+pub(super) fn read<'a>(tree: &mut Tree<'a>, refusals: &mut Refusals) -> Result<Vec<SmmuNode<'a>>, DtError> {
     let mut smmus: Vec<SmmuNode<'a>> = Vec::new();
-    for node in tree.nodes().filter(|node| !node.is_metadata()) {
-        let Some((architecture, implementation)) = node.strings(COMPATIBLE)?.find_map(recognise) else { continue };
-        let smmu = read_one(&node, architecture, implementation)?;
-        if let Some(other) = smmus.iter().find(|other| other.key == smmu.key) {
-            let other = tree.path_of(other.node)?;
-            return Err(node.error(NodeFault::DuplicateBase { base: smmu.key.base(), other }));
+    for index in 0..tree.len() {
+        let Some(node) = tree.nth(index).filter(|node| !node.is_metadata()) else { continue };
+        let id = node.id();
+        match (node.refused(), node.strings(COMPATIBLE).map(|mut names| names.find_map(recognise))) {
+            (Refused::Whole, _) | (_, Ok(None)) => {}
+            // Without its compatible a node can be an SMMU, and must not pass for another IOMMU.
+            (Refused::Above, _) => refusals.add_below(tree, id)?,
+            (_, Err(error)) => refusals.add(tree, id, Refused::Whole, error)?,
+            (_, Ok(Some((architecture, implementation)))) => match read_one(&node, architecture, implementation) {
+                Ok(smmu) => {
+                    smmus.try_reserve(1)?;
+                    smmus.push(smmu);
+                }
+                Err(error) => refusals.add(tree, id, Refused::Whole, error)?,
+            },
         }
-        smmus.try_reserve(1)?;
-        smmus.push(smmu);
     }
+    refuse_shared_registers(tree, refusals, &mut smmus)?;
     Ok(smmus)
+}
+
+/// Two drivers at the same registers would undo each other's work: neither SMMU is offered.
+fn refuse_shared_registers(
+    tree: &mut Tree<'_>,
+    refusals: &mut Refusals,
+    smmus: &mut Vec<SmmuNode<'_>>,
+) -> Result<(), DtError> {
+    let mut bases: Vec<(u64, NodeId)> = Vec::new();
+    bases.try_reserve_exact(smmus.len())?;
+    bases.extend(smmus.iter().map(|smmu| (smmu.key.base(), smmu.node)));
+    bases.sort_unstable();
+    for bases in bases.chunk_by(|one, next| one.0 == next.0) {
+        let [first, second, ..] = bases else { continue };
+        let all = bases.iter().skip(1).map(|other| (other, first)).chain([(first, second)]);
+        for (&(base, node), (_, other)) in all {
+            let error = tree.error_at(node, NodeFault::DuplicateBase { base, other: tree.path_of(*other)? });
+            refusals.add(tree, node, Refused::Whole, error)?;
+        }
+    }
+    smmus.retain(|smmu| tree.node(smmu.node).is_some_and(|node| node.refused() != Refused::Whole));
+    Ok(())
 }
 
 /// The SMMU that `node` is, among all of them.
@@ -196,8 +228,7 @@ fn interrupts<'a>(node: &Node<'_, 'a>) -> Result<Vec<Interrupt<'a>>, DtError> {
         let mut cells = node.cells(EXTENDED)?;
         while let Some(phandle) = cells.next() {
             let entry = interrupts.len();
-            let dangling = || node.error(NodeFault::DanglingPhandle { property: EXTENDED, entry, phandle });
-            let controller = node.tree().by_phandle(phandle).ok_or_else(dangling)?;
+            let controller = resolve(node, EXTENDED, entry, phandle)?;
             let width = controller.required_u32(INTERRUPT_CELLS)?;
             push(node, &mut interrupts, EXTENDED, controller.id(), width, &mut cells)?;
         }
@@ -232,9 +263,7 @@ fn interrupt_parent<'t, 'a>(node: &Node<'t, 'a>) -> Result<Node<'t, 'a>, DtError
     // References can form a circle; a way without one meets no node twice.
     for _ in 0..tree.len() {
         let above = match at.u32(INTERRUPT_PARENT)? {
-            Some(phandle) => Some(tree.by_phandle(phandle).ok_or_else(|| {
-                at.error(NodeFault::DanglingPhandle { property: INTERRUPT_PARENT, entry: 0, phandle })
-            })?),
+            Some(phandle) => Some(resolve(&at, INTERRUPT_PARENT, 0, phandle)?),
             None => at.parent(),
         };
         match above {

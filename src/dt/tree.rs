@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! T1. Nodes stand in document order: a parent before its children, a node's descendants right behind it.
-//! T2. A path names one node, a property name one property of its node, a phandle one node.
+//! T2. A path names one node, a property name one property of its node, a phandle one node: of those nodes that were
+//!     not refused.
 //! T3. Nothing below a root child named `__like_this__` (`__symbols__`, `__local_fixups__`) is a device: such a
 //!     subtree repeats names and values of real nodes. Its nodes are disabled and have no phandle.
 //! T4. Nothing depends on where the blob lies in memory: a [`NodeId`] counts nodes, and is the same in every run
@@ -16,6 +17,7 @@ use core::iter;
 use core::ops::Range;
 
 use super::blob::{Event, MAX_DEPTH, Walk};
+use super::refusal::Refusals;
 use super::{DtError, NodeFault};
 
 /// A device tree that was read from a blob, whose names and values it borrows.
@@ -35,11 +37,22 @@ impl<'a> Tree<'a> {
     /// [`DtError::Blob`] for a malformed or truncated blob, [`DtError::Node`] for a name or phandle that two nodes
     /// or properties share, [`DtError::OutOfMemory`] when there is no room for the tree.
     pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
+        let mut refusals = Refusals::default();
+        let tree = Self::read_lenient(blob, &mut refusals)?;
+        Refusals::first(&refusals.into_list())?;
+        Ok(tree)
+    }
+
+    /// The same with bad nodes: of names and phandles that two have, all are refused, with what is below.
+    pub(super) fn read_lenient(blob: &'a [u8], refusals: &mut Refusals) -> Result<Self, DtError> {
         let mut tree = Self { nodes: Vec::new(), properties: Vec::new(), phandles: Vec::new() };
         tree.collect(Walk::new(blob)?)?;
-        tree.refuse_duplicates()?;
+        tree.refuse_repeated_properties(refusals)?;
+        tree.refuse_repeated_names(refusals)?;
+        tree.hand_refusals_down();
         tree.mark_enabled();
-        tree.collect_phandles()?;
+        // Nobody inherits a phandle.
+        tree.collect_phandles(refusals)?;
         Ok(tree)
     }
 
@@ -80,6 +93,11 @@ impl<'a> Tree<'a> {
         Some(node)
     }
 
+    /// The node at this place in the order of the blob, the root being 0.
+    pub(super) fn nth(&self, index: usize) -> Option<Node<'_, 'a>> {
+        self.node(NodeId(index))
+    }
+
     /// How many nodes there are.
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
@@ -99,6 +117,7 @@ impl<'a> Tree<'a> {
                         properties: self.properties.len()..self.properties.len(),
                         phandle: None,
                         enabled: false,
+                        refused: Refused::No,
                         metadata: parent.is_some_and(|parent| {
                             parent.metadata || parent.parent.is_none() && name.starts_with("__") && name.ends_with("__")
                         }),
@@ -130,21 +149,53 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn refuse_duplicates(&self) -> Result<(), DtError> {
+    fn refuse_repeated_properties(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
         let properties = self.nodes().flat_map(|node| node.properties().map(move |property| (node.id, property.name)));
-        if let Some((id, name)) = first_repeated(properties, self.properties.len())? {
-            let mut property = String::new();
-            property.try_reserve_exact(name.len())?;
-            property.push_str(name);
-            return Err(self.error_at(id, NodeFault::DuplicateProperty { property }));
-        }
-        let children = self.nodes().filter_map(|node| Some((node.data.parent?, node.data.name)));
-        match first_repeated(children, self.nodes.len())? {
-            Some((parent, name)) => {
-                let child = self.node(parent).and_then(|parent| parent.children().find(|child| child.name() == name));
-                Err(self.error_at(child.map_or(parent, |child| child.id), NodeFault::DuplicateNode))
+        let mut last = None;
+        for (id, name) in repeated(properties, self.properties.len())? {
+            if last != Some(id) {
+                let mut property = String::new();
+                property.try_reserve_exact(name.len())?;
+                property.push_str(name);
+                let error = self.error_at(id, NodeFault::DuplicateProperty { property });
+                refusals.add(self, id, Refused::Whole, error)?;
             }
-            None => Ok(()),
+            last = Some(id);
+        }
+        Ok(())
+    }
+
+    fn refuse_repeated_names(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
+        let children = self.nodes().filter_map(|node| Some((node.data.parent?, node.data.name)));
+        let names = repeated(children, self.nodes.len())?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        for index in 0..self.nodes.len() {
+            let Some(node) = self.node(NodeId(index)) else { continue };
+            let Some(parent) = node.data.parent else { continue };
+            if names.binary_search(&(parent, node.data.name)).is_ok() {
+                let error = node.error(NodeFault::DuplicateNode);
+                refusals.add(self, NodeId(index), Refused::Whole, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node inherits it has from above: below one that is not sound nothing is (R3).
+    fn hand_refusals_down(&mut self) {
+        for index in 0..self.nodes.len() {
+            let Some(node) = self.node(NodeId(index)) else { continue };
+            if node.parent().is_some_and(|parent| parent.refused() != Refused::No) && node.refused() == Refused::No {
+                self.refuse(NodeId(index), Refused::Above);
+            }
+        }
+    }
+
+    /// Marks a node as refused.
+    pub(super) fn refuse(&mut self, id: NodeId, how: Refused) {
+        if let Some(node) = self.nodes.get_mut(id.0) {
+            node.refused = how;
         }
     }
 
@@ -162,10 +213,17 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn collect_phandles(&mut self) -> Result<(), DtError> {
+    fn collect_phandles(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
         for index in 0..self.nodes.len() {
             let Some(node) = self.node(NodeId(index)) else { continue };
-            let phandle = if node.data.metadata { None } else { node.stated_phandle()? };
+            let stated = if node.data.metadata { Ok(None) } else { node.stated_phandle() };
+            let phandle = match stated {
+                Ok(phandle) => phandle,
+                Err(error) => {
+                    refusals.add(self, NodeId(index), Refused::Whole, error)?;
+                    None
+                }
+            };
             let Some(phandle) = phandle else { continue };
             self.phandles.try_reserve(1)?;
             self.phandles.push((phandle, NodeId(index)));
@@ -174,12 +232,32 @@ impl<'a> Tree<'a> {
             }
         }
         self.phandles.sort_unstable();
+        self.refuse_repeated_phandles(refusals)
+    }
+
+    /// Which of the nodes a reference means nobody can say: none of them is sound. One stays in the table, so that what
+    /// refers to it finds it refused.
+    fn refuse_repeated_phandles(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
+        let mut repeated: Vec<(u32, NodeId, NodeId)> = Vec::new();
         for (&(phandle, first), &(next, second)) in self.phandles.iter().zip(self.phandles.iter().skip(1)) {
             if phandle == next {
-                let other = self.path_of(first)?;
-                return Err(self.error_at(second, NodeFault::DuplicatePhandle { phandle, other }));
+                repeated.try_reserve(1)?;
+                repeated.push((phandle, first, second));
             }
         }
+        let mut last = None;
+        for (phandle, first, second) in repeated {
+            let mut refuse = |id, other| {
+                let error = self.error_at(id, NodeFault::DuplicatePhandle { phandle, other: self.path_of(other)? });
+                refusals.add(self, id, Refused::Whole, error)
+            };
+            refuse(second, first)?;
+            if last != Some(phandle) {
+                refuse(first, second)?;
+            }
+            last = Some(phandle);
+        }
+        self.phandles.dedup_by_key(|(phandle, _)| *phandle);
         Ok(())
     }
 
@@ -322,6 +400,11 @@ impl<'t, 'a> Node<'t, 'a> {
         self.data.metadata
     }
 
+    /// Whether the node can be relied on.
+    pub(super) const fn refused(&self) -> Refused {
+        self.data.refused
+    }
+
     /// The tree that the node stands in.
     pub(super) const fn tree(&self) -> &'t Tree<'a> {
         self.tree
@@ -382,22 +465,42 @@ struct NodeData<'a> {
     phandle: Option<u32>,
     enabled: bool,
     metadata: bool,
+    refused: Refused,
     /// FNV-1a of the path; of the empty string for the root, so that children go on from it.
     path_hash: u64,
 }
 
-/// The first pair, by order, that `pairs` has twice.
-fn first_repeated<'a>(
+/// What of a node was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Nothing.
+    No,
+    /// What it says of its DMA. What refers to it can be followed.
+    Master,
+    /// All of it, and it was told.
+    Whole,
+    /// All of it, for what is above. It was not told of, since most nodes are nobody's matter here.
+    Above,
+}
+
+/// The pairs that `pairs` has twice or more, by order, each once.
+fn repeated<'a>(
     pairs: impl Iterator<Item = (NodeId, &'a str)>,
     at_most: usize,
-) -> Result<Option<(NodeId, &'a str)>, DtError> {
+) -> Result<Vec<(NodeId, &'a str)>, DtError> {
     let mut sorted: Vec<(NodeId, &'a str)> = Vec::new();
     sorted.try_reserve_exact(at_most)?;
     // Never more than was reserved: `extend` would abort when memory runs out.
     sorted.extend(pairs.take(at_most));
     sorted.sort_unstable();
-    let repeated = sorted.iter().zip(sorted.iter().skip(1)).find(|(one, next)| one == next);
-    Ok(repeated.map(|(one, _)| *one))
+    let mut found: Vec<(NodeId, &'a str)> = Vec::new();
+    for (one, next) in sorted.iter().zip(sorted.iter().skip(1)) {
+        if one == next && found.last() != Some(one) {
+            found.try_reserve(1)?;
+            found.push(*one);
+        }
+    }
+    Ok(found)
 }
 
 /// FNV-1a, 64 bits, going on from `hash`.
