@@ -55,7 +55,7 @@ impl Driver {
 
     fn add(&self, n: u64, ids: &[u32]) {
         self.publish(n, ids);
-        self.smmu.allot(device(n)).unwrap();
+        self.smmu.allot(device(n), &[]).unwrap();
         self.smmu.enrol(device(n)).unwrap();
     }
 
@@ -104,9 +104,9 @@ fn a1_what_is_allotted_is_kept_from_others_and_costs_no_access() {
         let driver = Driver::new(model);
         driver.publish(1, &[0x10, 0x21]);
         driver.publish(2, &[0x40]);
-        assert_eq!(driver.writes(|| assert_eq!(driver.smmu.allot(device(1)), Ok(2))), [""; 0]);
+        assert_eq!(driver.writes(|| assert_eq!(driver.smmu.allot(device(1), &[]), Ok(2))), [""; 0]);
         let exhausted = IommuError::Exhausted { resource: Resource::StreamMapEntries, needed: 1, free: 0, total: 2 };
-        assert_eq!(driver.smmu.allot(device(2)), Err(exhausted));
+        assert_eq!(driver.smmu.allot(device(2), &[]), Err(exhausted));
         assert_eq!(driver.plan(2).unwrap_err(), exhausted);
         let mut users = Vec::new();
         driver.smmu.usage(&mut |usage| users.extend(usage.device));
@@ -115,7 +115,7 @@ fn a1_what_is_allotted_is_kept_from_others_and_costs_no_access() {
         // Withdrawn before it was written: nothing is written then either.
         assert_eq!(driver.writes(|| driver.smmu.withdraw(device(1)).unwrap()), [""; 0]);
         assert_eq!(driver.smmu.enrol(device(1)), Err(IommuError::Unknown));
-        assert_eq!(driver.smmu.allot(device(2)), Ok(1));
+        assert_eq!(driver.smmu.allot(device(2), &[]), Ok(1));
         assert_eq!(driver.smmu.enrol(device(2)), Ok(()));
         driver.check();
     }
@@ -126,7 +126,7 @@ fn c15_an_install_between_allot_and_enrol_writes_the_entry_and_enrol_leaves_it()
     for model in spellings(2) {
         let driver = Driver::new(model);
         driver.publish(1, &[0x10]);
-        driver.smmu.allot(device(1)).unwrap();
+        driver.smmu.allot(device(1), &[]).unwrap();
         driver.opens(&[0x10]);
         driver.assign(1).unwrap();
         assert_eq!(driver.writes(|| driver.smmu.enrol(device(1)).unwrap()), [""; 0], "no fault over a live entry");
@@ -157,7 +157,7 @@ fn i15_entries_that_went_live_since_allot_are_not_packed_anew_by_enrol() {
         driver.add(1, &[0x10, 0x11]);
         driver.publish(2, &[0x11, 0x12, 0x13]);
         // One entry for both, in the place of the one that is there.
-        assert_eq!(driver.smmu.allot(device(2)), Ok(1));
+        assert_eq!(driver.smmu.allot(device(2), &[]), Ok(1));
         driver.opens(&[0x10, 0x11]);
         driver.assign(1).unwrap();
         driver.opens(&[0x12, 0x13]);
@@ -174,7 +174,7 @@ fn c15_a_mate_that_is_withdrawn_between_allot_and_enrol_leaves_no_hole() {
         driver.add(1, &[0x10]);
         // It counts on the mate's entry, and on one of its own.
         driver.publish(2, &[0x10, 0x41]);
-        driver.smmu.allot(device(2)).unwrap();
+        driver.smmu.allot(device(2), &[]).unwrap();
         driver.smmu.withdraw(device(1)).unwrap();
         driver.smmu.enrol(device(2)).unwrap();
         driver.opens(&[0x10, 0x41]);
@@ -192,8 +192,8 @@ fn i1_two_that_are_allotted_for_one_stream_do_not_both_write_an_entry() {
         let driver = Driver::new(model);
         driver.publish(1, &[0x10]);
         driver.publish(2, &[0x10]);
-        driver.smmu.allot(device(1)).unwrap();
-        driver.smmu.allot(device(2)).unwrap();
+        driver.smmu.allot(device(1), &[]).unwrap();
+        driver.smmu.allot(device(2), &[]).unwrap();
         driver.smmu.enrol(device(1)).unwrap();
         assert_eq!(driver.writes(|| driver.smmu.enrol(device(2)).unwrap()), [""; 0], "it shares the entry");
         driver.check();
@@ -207,7 +207,7 @@ fn i11_an_id_that_a_promise_captures_is_met_by_whoever_publishes_it() {
     let setup = Setup { unused: vec![stream(SMMU, 0x10, 0xf)], ..Setup::default() };
     let driver = Driver::with(setup, Config::generic_v2());
     driver.publish(1, &[0x10, 0x11, 0x12]);
-    assert_eq!(driver.smmu.allot(device(1)), Ok(1));
+    assert_eq!(driver.smmu.allot(device(1), &[]), Ok(1));
     assert_eq!(driver.publish(2, &[0x13]), [device(1)], "one entry will be for both");
     driver.smmu.enrol(device(1)).unwrap();
     driver.check();
@@ -220,7 +220,7 @@ fn i15_loose_entries_do_not_capture_the_ids_of_a_device_without_entries() {
     // Added lazily: it meets nobody, and is nobody's mate.
     driver.publish(1, &[0x13]);
     driver.publish(2, &[0x10, 0x11, 0x12]);
-    assert_eq!(driver.smmu.allot(device(2)), Ok(2));
+    assert_eq!(driver.smmu.allot(device(2), &[]), Ok(2));
     driver.smmu.enrol(device(2)).unwrap();
     assert_eq!(driver.smmu.sharers(device(1)), []);
     driver.check();
@@ -232,8 +232,8 @@ fn s5_what_is_enrolled_while_the_instance_sleeps_is_replayed() {
         let driver = Driver::new(model);
         driver.publish(1, &[0x10]);
         driver.publish(2, &[0x20]);
-        driver.smmu.allot(device(1)).unwrap();
-        driver.smmu.allot(device(2)).unwrap();
+        driver.smmu.allot(device(1), &[]).unwrap();
+        driver.smmu.allot(device(2), &[]).unwrap();
         driver.smmu.suspend().unwrap();
         assert_eq!(driver.writes(|| driver.smmu.enrol(device(1)).unwrap()), [""; 0]);
         driver.smmu.resume().unwrap();
@@ -250,12 +250,12 @@ fn a1_a_refused_plan_leaves_what_was_allotted() {
     driver.opens(&[0x10]);
     driver.assign(1).unwrap();
     driver.publish(2, &[0x20]);
-    driver.smmu.allot(device(2)).unwrap();
+    driver.smmu.allot(device(2), &[]).unwrap();
     let elsewhere = AddressSpace { domain: DomainId::new(2), stage2: driver.tables.stage2() };
     let refused = driver.smmu.plan(&[device(2)], &elsewhere).unwrap_err();
     assert!(matches!(refused, IommuError::Exhausted { resource: Resource::ContextBanks, .. }), "{refused}");
     driver.publish(3, &[0x30]);
-    assert!(driver.smmu.allot(device(3)).is_err());
+    assert!(driver.smmu.allot(device(3), &[]).is_err());
     driver.smmu.enrol(device(2)).unwrap();
     driver.check();
 }
@@ -273,7 +273,7 @@ fn i13_a_mate_that_came_since_allot_is_not_cut_off_by_packing_anew() {
         driver.smmu.withdraw(device(2)).unwrap();
         driver.smmu.block(&[device(1)]).unwrap();
         driver.publish(3, &[0x11]);
-        assert_eq!(driver.smmu.allot(device(3)), Ok(1), "packed anew, without them");
+        assert_eq!(driver.smmu.allot(device(3), &[]), Ok(1), "packed anew, without them");
         driver.add(4, &[0x12]);
         driver.smmu.enrol(device(3)).unwrap();
         driver.assign(4).unwrap();

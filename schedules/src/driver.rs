@@ -96,7 +96,7 @@ impl Universe for Driver {
         let device = Self::device(n);
         answer(match op {
             Op::Add => match self.smmu.publish(device, &self.streams[n]) {
-                Ok(_) => match self.smmu.allot(device).and_then(|_| self.smmu.enrol(device)) {
+                Ok(_) => match self.smmu.allot(device, &[]).and_then(|_| self.smmu.enrol(device)) {
                     // The device went between two of the steps: added, then removed.
                     Err(IommuError::Unknown) => return Answer::Removed,
                     result => result,
@@ -149,7 +149,7 @@ impl Universe for Driver {
         for n in 0..4_u64 {
             let stream = Stream::new(KEY, StreamId::new(0x40 + 2 * n as u32), StreamMask::NONE);
             let device = DeviceId::new(n + 10);
-            let taken = self.smmu.publish(device, &[stream]).and_then(|_| self.smmu.allot(device));
+            let taken = self.smmu.publish(device, &[stream]).and_then(|_| self.smmu.allot(device, &[]));
             assert_eq!(taken, Ok(1), "A-3: an entry has leaked");
             assert_eq!(self.smmu.enrol(device), Ok(()), "A-1: what was allotted can be written");
         }

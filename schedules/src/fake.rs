@@ -134,7 +134,7 @@ impl Iommu for FakeIommu {
         Ok(met)
     }
 
-    fn allot(&self, device: DeviceId) -> Result<usize, IommuError> {
+    fn allot(&self, device: DeviceId, _: &[DeviceId]) -> Result<usize, IommuError> {
         let mut state = self.state.lock();
         let used = state.used_entries();
         let streams: BTreeSet<u32> = state.record(device).streams.iter().map(|stream| stream.id().value()).collect();

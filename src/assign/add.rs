@@ -143,8 +143,9 @@ impl<P: Platform> Service<P> {
         }
         if !device.is_lazy() {
             // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
+            let mates = self.merging_mates(held, device)?;
             for attachment in device.attachments() {
-                let allotted = attachment.iommu.call(held).allot(device.id());
+                let allotted = attachment.iommu.call(held).allot(device.id(), &mates);
                 allotted.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
             }
             for attachment in device.attachments() {

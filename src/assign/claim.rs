@@ -147,4 +147,26 @@ impl<P: Platform> Service<P> {
         }
         pairs
     }
+
+    /// The members of the claimed group of `device` with which it may share entries though their streams do not meet.
+    pub(super) fn merging_mates(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> Result<Vec<DeviceId>, Cause> {
+        let mut mates = Vec::new();
+        if !device.merges_with(device) {
+            return Ok(mates);
+        }
+        let size = {
+            let registry = self.registry.lock(held);
+            registry.registration(device).map_or(0, |record| registry.group_size(record))
+        };
+        mates.try_reserve_exact(size).map_err(|_| Cause::OutOfMemory)?;
+        let registry = self.registry.lock(held);
+        if let Some(record) = registry.registration(device) {
+            // The claim froze the membership, so that the reserved room suffices.
+            let merging = |mate: &&super::registry::DeviceRecord| {
+                mate.device.id() != device.id() && device.merges_with(&mate.device)
+            };
+            mates.extend(registry.members(record).filter(merging).map(|mate| mate.device.id()));
+        }
+        Ok(mates)
+    }
 }

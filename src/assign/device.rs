@@ -24,6 +24,16 @@ pub struct DeviceSpec {
     pub streams: Vec<Stream>,
     /// Devices with the same number are not isolated from each other by their bus (missing ACS): one group.
     pub isolation: Option<u64>,
+    /// Its IDs may be merged into one stream-map entry with those of devices that its bus does not keep apart from it
+    /// ([`isolation`](Self::isolation)) and that say the same: the eight functions of a device are one entry then
+    /// instead of eight.
+    ///
+    /// It must be asked for, because an entry couples those who share it: to assign one lets the DMA of all through
+    /// (the policy is asked about each, with [`Why::Shares`](super::Why::Shares)), and after a deassign of one it is
+    /// [still reachable](super::Deassigned::still_reachable) while another is assigned. Entries are merged while all of
+    /// them are in fault (contract I-15); a device that joins an assigned group has entries of its own until then. Of no
+    /// effect with [`lazy`](Self::lazy).
+    pub merge_with_group: bool,
     /// Firmware marked it for passthrough.
     pub passthrough: bool,
     /// Its stream-map entries are taken at its first assign, not at add: for a bus with more requester IDs than an IOMMU
@@ -39,7 +49,17 @@ impl DeviceSpec {
     #[must_use]
     pub fn new(key: DeviceKey, label: Label, streams: Vec<Stream>) -> Self {
         let hooks = Arc::new(NoHooks);
-        Self { key, label, parent: None, streams, isolation: None, passthrough: false, lazy: false, hooks }
+        Self {
+            key,
+            label,
+            parent: None,
+            streams,
+            isolation: None,
+            merge_with_group: false,
+            passthrough: false,
+            lazy: false,
+            hooks,
+        }
     }
 }
 
@@ -59,6 +79,7 @@ struct DeviceObject {
     depth: u16,
     streams: Vec<Stream>,
     isolation: Option<u64>,
+    merge_with_group: bool,
     passthrough: bool,
     lazy: bool,
     hooks: Outside<Arc<dyn DeviceHooks>>,
@@ -80,7 +101,7 @@ impl Device {
     const REVOKED: u8 = 1;
 
     pub(super) fn new(id: DeviceId, spec: DeviceSpec, depth: u16, attachments: Vec<Attachment>) -> Self {
-        let DeviceSpec { key, label, parent, streams, isolation, passthrough, lazy, hooks } = spec;
+        let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, hooks } = spec;
         let hooks = Outside::new(hooks);
         Self(Arc::new(DeviceObject {
             id,
@@ -90,6 +111,7 @@ impl Device {
             depth,
             streams,
             isolation,
+            merge_with_group,
             passthrough,
             lazy,
             hooks,
@@ -147,6 +169,12 @@ impl Device {
 
     pub(super) fn isolation(&self) -> Option<u64> {
         self.0.isolation
+    }
+
+    /// Whether the two have asked to be made one for the hardware, where their bus does not keep them apart anyway.
+    pub(super) fn merges_with(&self, other: &Self) -> bool {
+        let same_bus = self.isolation().is_some() && self.isolation() == other.isolation();
+        same_bus && self.0.merge_with_group && other.0.merge_with_group
     }
 
     pub(super) fn hooks(&self) -> &Outside<Arc<dyn DeviceHooks>> {

@@ -48,11 +48,15 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// What is kept is the device's until it is enrolled or withdrawn. A device that is enrolled already keeps what it
     /// has.
     ///
+    /// `mates` are devices of its group, published here or not, with which it may share entries though their streams do
+    /// not meet. The driver remembers that they may until they are withdrawn. Where it does not merge entries, or while
+    /// one of them is not in fault, this has no effect.
+    ///
     /// # Errors
     ///
     /// [`IommuError::Exhausted`] when the entries do not suffice, [`IommuError::OutOfMemory`],
     /// [`IommuError::Unknown`], [`IommuError::ProviderGone`]: nothing is kept then (contract ).
-    fn allot(&self, device: DeviceId) -> Result<usize, IommuError>;
+    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError>;
 
     /// Writes the entries that `device` was allotted, and leaves its streams in fault.
     ///

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use super::cover::{Cover, CoverError, CoverOptions, Cube, IdSet, least_cover, loose_cover};
 use super::instance::Smmu;
 use super::mmio::Registers;
-use super::stream_map::{EntryIndex, Set, one};
+use super::stream_map::{EntryIndex, Set, Use, one};
 use crate::assign::{DeviceId, IommuError, Resource};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -27,15 +27,28 @@ pub(super) enum Freedom {
     Grow,
 }
 
+/// A device, or all devices that may share entries though their streams do not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kin {
+    Alone(DeviceId),
+    Of(u64),
+}
+
+impl From<&Use> for Kin {
+    fn from(used: &Use) -> Self {
+        used.kin.get().map_or(Self::Alone(used.device), Self::Of)
+    }
+}
+
 /// What is there before a device's entries are laid out.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     /// The stream map's, when this was looked at.
     pub(super) generation: u64,
-    /// The IDs of the devices that have no entries yet, each device under a number.
-    own: Vec<(usize, Cube)>,
+    /// The IDs of the devices that have no entries yet.
+    own: Vec<(Kin, Cube)>,
     /// The IDs of all devices that are connected with them, their own included.
-    group: Vec<(usize, Cube)>,
+    group: Vec<(Kin, Cube)>,
     /// What the group's entries capture.
     entries: Vec<(EntryIndex, Cube)>,
     /// Those of the entries that meet the devices' own IDs.
@@ -63,9 +76,9 @@ impl Survey {
     }
 }
 
-/// Takes a part of a list of devices' IDs out: devices whose streams meet, over any number of steps. A group that lost
-/// the member which joined it has several parts.
-fn take_part(devices: &mut Vec<(usize, Cube)>) -> Result<Vec<Cube>, IommuError> {
+/// Takes a part of a list of devices' IDs out: devices whose streams meet, or that are kin, over any number of steps. A
+/// group that lost the member which joined it has several parts.
+fn take_part(devices: &mut Vec<(Kin, Cube)>) -> Result<Vec<Cube>, IommuError> {
     let mut part: Vec<Cube> = Vec::new();
     part.try_reserve(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
     let Some(&(mut mate, _)) = devices.first() else { return Ok(part) };
@@ -107,9 +120,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let subjects = || devices.iter().filter_map(|device| map.used_by(*device));
             let bare = || subjects().filter(|used| used.entries.get() == 0);
             survey.shared = subjects().fold(0, |all, used| all | map.meeting_any(&used.streams));
-            let connected = map.connected(survey.shared);
-            let is_mate =
-                |used: &&super::stream_map::Use| devices.contains(&used.device) || used.entries.get() & connected != 0;
+            let is_kin =
+                |used: &&Use| used.kin.get().is_some() && subjects().any(|one| one.kin.get() == used.kin.get());
+            let kin = map.uses().filter(is_kin).fold(0, |all, used| all | used.entries.get());
+            let connected = map.connected(survey.shared | kin);
+            let is_mate = |used: &&Use| devices.contains(&used.device) || used.entries.get() & connected != 0;
             let mates = || map.uses().filter(is_mate);
             let strangers = || map.uses().filter(|used| loose && !is_mate(used));
             own = bare().map(|used| used.streams.len()).fold(0, usize::saturating_add);
@@ -120,11 +135,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if own > survey.own.capacity() || all > survey.group.capacity() || others > survey.others.capacity() {
                 continue;
             }
-            for (number, used) in bare().enumerate() {
-                survey.own.extend(used.streams.iter().map(|stream| (number, *stream)));
+            for used in bare() {
+                survey.own.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
             }
-            for (number, used) in mates().enumerate() {
-                survey.group.extend(used.streams.iter().map(|stream| (number, *stream)));
+            for used in mates() {
+                survey.group.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
             }
             for (number, entry) in map.entries() {
                 match entry.cube {

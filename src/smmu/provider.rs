@@ -30,9 +30,13 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.publish_master(&mut Held::enter(), device, streams)
     }
 
-    fn allot(&self, device: DeviceId) -> Result<usize, IommuError> {
+    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
-        self.allot_entries(&mut Held::enter(), device)
+        let mut held = Held::enter();
+        if !mates.is_empty() {
+            self.map.lock(&mut held).make_kin(device, mates);
+        }
+        self.allot_entries(&mut held, device)
     }
 
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {

@@ -90,6 +90,8 @@ pub(super) struct Use {
     pub(super) streams: Vec<Cube>,
     /// The entries that meet its streams; none: it is not enrolled.
     pub(super) entries: Cell<Set>,
+    /// Devices with one number here may share entries though their streams do not meet; a number is never used again.
+    pub(super) kin: Cell<Option<u64>>,
     /// What it was promised, with others or alone. Looked at by taking it out and putting it back.
     allotment: Cell<Option<Box<Allotment>>>,
     /// The bank that translates for it.
@@ -107,6 +109,7 @@ impl Use {
             device,
             streams,
             entries: Cell::new(0),
+            kin: Cell::new(None),
             allotment: Cell::new(None),
             bank: Cell::new(None),
             planned: Cell::new(false),
@@ -163,6 +166,7 @@ pub(super) struct StreamMap {
     pub(super) banks: Vec<Bank>,
     index: Index,
     uses: RBTree<ByDevice>,
+    last_kin: u64,
     /// Changes whenever an entry starts or stops to match, or matches something else.
     pub(super) generation: u64,
 }
@@ -171,8 +175,14 @@ impl StreamMap {
     /// All entries free, all banks free. `None` when memory could not be reserved.
     pub(super) fn new(entries: u8, banks: u8) -> Option<Self> {
         let index = Index::new(entries)?;
-        let mut map =
-            Self { entries: Vec::new(), banks: Vec::new(), index, uses: RBTree::new(ByDevice::NEW), generation: 0 };
+        let mut map = Self {
+            entries: Vec::new(),
+            banks: Vec::new(),
+            index,
+            uses: RBTree::new(ByDevice::NEW),
+            last_kin: 0,
+            generation: 0,
+        };
         map.entries.try_reserve_exact(entries.into()).ok()?;
         map.entries.resize(entries.into(), Entry::FREE);
         map.banks.try_reserve_exact(banks.into()).ok()?;
@@ -237,6 +247,18 @@ impl StreamMap {
             }
             reached = grown;
         }
+    }
+
+    /// Lets `device` share entries with `mates`, and with whom these may already.
+    pub(super) fn make_kin(&mut self, device: DeviceId, mates: &[DeviceId]) {
+        self.last_kin = self.last_kin.wrapping_add(1);
+        for &one in core::iter::once(&device).chain(mates) {
+            let Some(before) = self.used_by(one).map(|used| used.kin.replace(Some(self.last_kin))) else { continue };
+            for used in self.uses().filter(|used| before.is_some() && used.kin.get() == before) {
+                used.kin.set(Some(self.last_kin));
+            }
+        }
+        self.generation = self.generation.wrapping_add(1);
     }
 
     // --- allotments ---
