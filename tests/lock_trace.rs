@@ -121,3 +121,19 @@ fn c17_a_flush_never_takes_the_registry() {
         }
     }
 }
+
+#[test]
+fn c12_a_queue_is_locked_for_its_lists_only_and_not_to_ask_cancel_or_drop() {
+    let all = recorded();
+    for trace in &all["queue submit"] {
+        let levels: Vec<&str> = trace.holds().iter().map(|hold| hold.object.level).collect();
+        assert_eq!(levels, ["Queue"]);
+    }
+    for trace in &all["queue cancel, poll, drop"] {
+        assert_eq!(trace.holds(), []);
+    }
+    for trace in &all["queue drain"] {
+        assert!(trace.edges().iter().all(|(outer, inner)| *outer != "Queue" && *inner != "Queue"));
+        assert!(trace.most_acquisitions("Queue") > 0);
+    }
+}

@@ -130,6 +130,9 @@ pub enum Cause {
         /// The running operation.
         running: Operation,
     },
+    /// Its request was cancelled before it started.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The policy did not say yes.
     #[error("the policy does not allow it to go to {domain}")]
     Denied {

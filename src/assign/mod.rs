@@ -6,7 +6,7 @@
 //!
 //! Level `Registry` guards who is registered and which group is claimed; it is held for look-ups and state changes
 //! only, never over the [`Iommu`] trait, a hook, the policy or a register (contract C-3). Level `FlushList` guards one
-//! domain's list of IOMMUs. The two are never held together.
+//! domain's list of IOMMUs, level `Queue` a request queue's lists. No two are ever held together.
 //!
 //! # Invariants
 //!
@@ -30,6 +30,7 @@ pub(crate) mod levels;
 mod ownership;
 mod policy;
 mod provider;
+mod queue;
 mod registry;
 mod removal;
 mod reservation;
@@ -50,6 +51,9 @@ pub use interrupt::InterruptHandle;
 pub use iommu::{Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Usage, own_space};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use provider::{IommuHandle, Quarantine, Storm, TablesHeld, UsageRecord};
+pub use queue::{
+    Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Target, Worker,
+};
 pub use removal::Removal;
 pub use reservation::Reservation;
 pub use service::{Deassigned, FaultRecord, Finding, Service};

@@ -28,6 +28,7 @@ pub use interrupts::Daif;
 pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};
 pub use one_cpu::{CheckedFlag, Halt, OneCpu, Reentry};
 pub use platform::{InterruptSafe, ManyCpus, Platform, SingleCpu, Spin};
+pub(crate) use spin::Once;
 pub(crate) use time::{Bound, Watch};
 pub use time::{Micros, Waited};
 pub use wait::{TimedOut, Waiter};

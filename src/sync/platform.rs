@@ -41,7 +41,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Wakes whoever waits for the library ([`Waiter`](super::Waiter)). Called with no lock held, whenever a claim ends.
+    /// Wakes whoever waits for the library ([`Waiter`](super::Waiter)). Called with no lock held, whenever a claim ends and
+    /// whenever a request is submitted, answered or cancelled, the latter in the context of who does so.
     fn wake() {}
 }
 

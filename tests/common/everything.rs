@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use iommu_assign::assign::{
     Changed, Device, DeviceHooks, DeviceKey, DeviceSpec, Domain, Event, EventSink, FaultLine, FlushRange, HookContext,
-    HookError, IommuKey, Label, Policy, PolicyRequest, Quarantine, Removal, Service, Source, Stage2, StreamId,
+    HookError, IommuKey, Label, Policy, PolicyRequest, Quarantine, Removal, Request, RequestQueue, Service, Source,
+    Stage2, StreamId,
 };
 use iommu_assign::smmu::{FaultLimits, Masters, Power, PowerError, Registers, Setup, Smmu};
 use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter, trace};
@@ -237,6 +238,7 @@ pub(crate) fn every_operation(each: Each<'_>) {
     run.stuck();
     run.dark();
     run.removals();
+    run.queued();
     run.ending();
 }
 
@@ -465,6 +467,37 @@ impl Run<'_> {
         self.op("remove_tree", |service| service.remove_tree(parent.key()).map(drop)).unwrap();
         let device = self.plain("last", &[(SMMU, 0x10)]);
         self.op("remove_and_wait", |service| service.remove_and_wait(device.key(), None)).unwrap();
+    }
+
+    fn queued(&mut self) {
+        let queue = RequestQueue::new();
+        let one = self.domain("one");
+        let hooks = Arc::new(Hooks { service: OnceLock::new(), removes: true });
+        let _ = hooks.service.set(Arc::downgrade(&self.service));
+        let mut spec = self.spec("asked for", &[(SMMU, 0x10)]);
+        spec.hooks = hooks;
+        let key = spec.key;
+        let requests = [Request::Add(spec), Request::Assign(key.into(), one), Request::Remove(key)];
+        let mut completions = Vec::with_capacity(requests.len());
+        for request in requests {
+            let ready = self.op("queue prepare", |_| queue.prepare(request));
+            completions.push(self.op("queue submit", |_| queue.submit(ready)));
+        }
+        let cancelled = self.op("queue prepare", |_| queue.prepare(Request::Remove(key)));
+        let cancelled = self.op("queue submit", |_| queue.submit(cancelled));
+        self.op("queue cancel, poll, drop", |_| {
+            assert!(cancelled.cancel() && cancelled.poll().is_some());
+            drop(cancelled);
+        });
+        let waiting = self.op("queue drain", |service| queue.worker().map(|mut worker| worker.drain(service)));
+        assert_eq!(waiting, Some(0));
+        self.op("queue cancel, poll, drop", |_| {
+            assert!(completions.iter().all(|completion| matches!(completion.poll(), Some(Ok(_)))));
+            for completion in completions.drain(..) {
+                drop(completion);
+            }
+        });
+        self.op("queue drain", |service| queue.worker().map(|mut worker| worker.drain(service)));
     }
 
     fn ending(&mut self) {
