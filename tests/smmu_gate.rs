@@ -12,77 +12,27 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::parts::named;
+use common::stopping::{Held, STLBGSTATUS, Stop};
 use common::{Bench, SMMU};
 use iommu_assign::assign::{Cause, FaultLine, IommuError, IommuHandle};
-use iommu_assign::smmu::{Registers, Setup, SmmuConfig};
-use machine::{ModelRegisters, Reached};
+use iommu_assign::smmu::{Setup, SmmuConfig};
+use machine::Reached;
 
-/// Registers at which one access stops until it is let go on.
-#[derive(Debug)]
-struct Held {
-    registers: ModelRegisters,
-    stop: Arc<Stop>,
-}
-
-/// The next read of `offset` meets the test at the barrier, and again to go on.
-#[derive(Debug)]
-struct Stop {
-    offset: AtomicU32,
-    barrier: Barrier,
-}
-
-const NOWHERE: u32 = u32::MAX;
 const SGFSR: u32 = 0x48;
-const STLBGSTATUS: u32 = 0x74;
-
-impl Stop {
-    /// Has the next read of `offset` stop.
-    fn at(&self, offset: u32) {
-        self.offset.store(offset, Ordering::SeqCst);
-    }
-
-    /// Meets who has stopped, or lets him go on.
-    fn meet(&self) {
-        self.barrier.wait();
-    }
-}
-
-impl Registers for Held {
-    fn read32(&self, offset: u32) -> u32 {
-        let stops = self.stop.offset.compare_exchange(offset, NOWHERE, Ordering::SeqCst, Ordering::SeqCst);
-        if stops.is_ok() {
-            self.stop.meet();
-            self.stop.meet();
-        }
-        self.registers.read32(offset)
-    }
-
-    fn write32(&self, offset: u32, value: u32) {
-        self.registers.write32(offset, value);
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        self.registers.read64(offset)
-    }
-
-    fn write64(&self, offset: u32, value: u64) {
-        self.registers.write64(offset, value);
-    }
-}
 
 /// A bench on held registers, with `polls` as the bound.
 fn bench(polls: u32) -> (Bench, Arc<Stop>) {
     let (bench, part) = (Bench::new(), named("generic v2"));
-    let stop = Arc::new(Stop { offset: AtomicU32::new(NOWHERE), barrier: Barrier::new(2) });
+    let stop = Stop::nowhere();
     let config = SmmuConfig { polls, ..part.config };
     let shared = stop.clone();
-    bench.smmu_through(config, Setup::default(), part.model, |registers| Held { registers, stop: shared });
+    bench.smmu_through(config, Setup::default(), part.model, |registers| Held::new(registers, shared));
     (bench, stop)
 }
 
@@ -93,8 +43,6 @@ const PATIENT: u32 = 200_000_000;
 fn a_moment() {
     thread::sleep(Duration::from_millis(50));
 }
-
-// What was seen is judged when everybody has gone on: who fails while another one is stopped would hang instead.
 
 #[test]
 fn c1_s5_suspend_keeps_new_calls_out_and_waits_for_those_inside() {

@@ -130,6 +130,16 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// [`IommuError::SyncTimeout`]: stale translations may still be in use.
     fn flush(&self, domain: DomainId) -> Result<(), IommuError>;
 
+    /// [`flush`](Self::flush) of a domain that ends: no device is in it, and after `Ok` its tables, the root included, are
+    /// not read any more and may become somebody else's memory (contract I-8).
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::SyncTimeout`]: the tables may still be read.
+    fn forget(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.flush(domain)
+    }
+
     /// [`flush`](Self::flush) of part of the domain's addresses, by page where the hardware can and it is worth it, with
     /// the bound on polls that the caller's context allows.
     ///

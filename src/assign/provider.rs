@@ -98,7 +98,7 @@ impl<P: Platform> TablesHeld<P> {
         let mut index = 0_usize;
         while let Some(Provider { key, iommu }) = self.0.provider(&mut held, index) {
             if let Some(iommu) = iommu
-                && let Err(error) = iommu.call(&mut held).flush(self.0.id())
+                && let Err(error) = iommu.call(&mut held).forget(self.0.id())
             {
                 return Err((self, Cause::Iommu { iommu: key, error }));
             }

@@ -12,7 +12,7 @@ use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
 use super::fault::{FaultLine, RawFault};
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
-use super::iommu::{Difference, Iommu};
+use super::iommu::{Difference, Iommu, IommuError};
 use super::levels;
 use super::policy::Policy;
 use super::registry::{DomainRecord, IommuRecord, Registry};
@@ -208,8 +208,13 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Has an instance without devices forget every domain: at no cost where all drains were confirmed.
+    /// Has an instance without devices forget every domain, those that have ended included: at no cost where all drains
+    /// were confirmed.
     fn settle_iommu(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Result<(), Cause> {
+        let iommu = self.registry.lock(held).iommu(key).map(|record| record.iommu.clone());
+        if let Some(iommu) = iommu {
+            iommu.call(held).reclaim().map_err(|error| Cause::Iommu { iommu: key, error })?;
+        }
         let mut after = None;
         loop {
             let (iommu, domain) = {
@@ -218,7 +223,7 @@ impl<P: Platform> Service<P> {
                 let (Some(record), Some(domain)) = (registry.iommu(key), domain) else { return Ok(()) };
                 (record.iommu.clone(), domain)
             };
-            iommu.call(held).flush(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
+            iommu.call(held).forget(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
             after = Some(domain);
         }
     }
@@ -306,7 +311,7 @@ impl<P: Platform> Service<P> {
             record.destroying.set(!cfg!(broken = "shared_destroy"));
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
-        let drained = self.flush_in(held, domain);
+        let drained = self.on_all(held, domain, |iommu, domain| iommu.forget(domain));
         let record = {
             let mut registry = self.registry.lock(held);
             if let Some(record) = registry.domain(domain.id()) {
@@ -331,13 +336,19 @@ impl<P: Platform> Service<P> {
     pub fn flush(&self, domain: &Domain<P>) -> Result<(), Error> {
         let mut held = Held::enter();
         let result = self
-            .flush_in(&mut held, domain)
+            .on_all(&mut held, domain, |iommu, domain| iommu.flush(domain))
             .map_err(|cause| Error::unchanged(Operation::Flush, domain.label().clone(), cause));
         self.report(&result);
         result
     }
 
-    fn flush_in(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
+    /// Does something on every IOMMU of the domain's flush list, also after one of them failed.
+    fn on_all(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        domain: &Domain<P>,
+        act: impl Fn(&dyn Iommu, DomainId) -> Result<(), IommuError>,
+    ) -> Result<(), Cause> {
         // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
         // joins the list from here on reads the new tables (C-17).
         P::barrier();
@@ -345,7 +356,7 @@ impl<P: Platform> Service<P> {
         let mut index = 0_usize;
         while let Some(Provider { key, iommu }) = domain.provider(held, index) {
             if let Some(iommu) = iommu
-                && let Err(error) = iommu.call(held).flush(domain.id())
+                && let Err(error) = act(iommu.call(held).as_ref(), domain.id())
             {
                 failed.get_or_insert(Cause::Iommu { iommu: key, error });
             }

@@ -18,8 +18,8 @@ use super::registers::cb;
 use super::stream_map::{Set, StreamMap, each, one};
 use super::tlb::{SyncTimeout, Ticket};
 use crate::assign::{DomainId, Patience};
-use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+use crate::sync::{Platform, Watch};
 
 /// What taking devices from their banks has done so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +80,26 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.drain(held, Cut { banks: left, retiring: left, lost: false }, patience)?;
         }
         Ok(freed || left != 0)
+    }
+
+    /// Waits until no bank of `domain` that is being retired may walk the domain's tables any more: somebody else may be
+    /// finishing its drain just now, or an entry may name it for good (quirk Q8; elsewhere its root is empty).
+    pub(super) fn await_drains(&self, held: &mut Held<'_, Unlocked>, domain: DomainId) -> Result<(), SyncTimeout> {
+        let retiring = |bank: &Bank| match bank.state {
+            BankState::Draining(theirs) | BankState::Poisoned(theirs, _) => theirs == domain && self.walks_on(bank),
+            BankState::Free | BankState::Reserved(_) | BankState::Live(_) => false,
+        };
+        let mut watch = Watch::<P>::start(self.config.looks());
+        loop {
+            let is_last = watch.is_last();
+            if self.map.lock(held).find_bank(retiring).is_none() {
+                return Ok(());
+            }
+            if is_last {
+                return Err(SyncTimeout(watch.waited()));
+            }
+            core::hint::spin_loop();
+        }
     }
 
     /// Whether there is anything for [`finish_drains`](Self::finish_drains) to do.

@@ -10,7 +10,8 @@
 //!    Entries of reserved streams are passed over: [`reserved`](super::reserved) turns them.
 //! 5. Everything cached is invalidated, and a *completed* sync says that nothing is in flight towards a bank.
 //! 6. Only then may banks be switched off: M = 0 passes through what is still steered there.
-//! 7. sCR0 enables, last ([`enable`]).
+//! 7. Everything is invalidated once more: until then a bank whose M was 1 may have walked ahead.
+//! 8. sCR0 enables, last ([`enable`]).
 
 use super::access::Access;
 use super::config::SmmuConfig;
@@ -120,6 +121,10 @@ pub(super) fn reset<P: Platform, R: Registers>(
         switch_off(registers, geometry, bank);
     }
     let prefetching = implementation_defined(registers, geometry);
+    // O10: up to that a bank whose M was 1 may have walked ahead, under a VMID that is about to get an owner.
+    let ticket = post_everything(held, registers, tlb);
+    tlb.wait(held, registers, ticket, bound)
+        .map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;
     Ok(Found { widths, spelling, prefetching, kept })
 }
 

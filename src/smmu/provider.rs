@@ -100,6 +100,13 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.flush_domain(held, domain, Patience::Waiting))
     }
 
+    fn forget(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| {
+            self.flush_domain(held, domain, Patience::Waiting)?;
+            self.await_drains(held, domain).map_err(timed_out)
+        })
+    }
+
     fn flush_range(&self, domain: DomainId, range: &FlushRange, patience: Patience) -> Result<(), IommuError> {
         let mut held = Held::enter();
         if patience == Patience::Waiting {

@@ -89,6 +89,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         for bank in each(kept.banks) {
             probe::switch_off(&self.registers, &self.geometry, bank);
         }
+        if kept.banks != 0 {
+            // Nor is anything left of what they walked ahead until then, under VMIDs that are about to get an owner.
+            self.flush_everything(held).map_err(timed_out).map_err(refused)?;
+        }
         self.set_aside(held, aside, 0);
         Ok(())
     }

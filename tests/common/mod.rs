@@ -14,6 +14,7 @@
 pub(crate) mod everything;
 pub(crate) mod oracle;
 pub(crate) mod parts;
+pub(crate) mod stopping;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
