@@ -145,6 +145,43 @@ fn a_reset_comes_back_with_its_addresses_and_without_bus_mastering() {
 }
 
 #[test]
+fn i_11_access_control_comes_back_from_a_reset_before_the_function_can_send() {
+    let controls = AcsControls::all() - AcsControls::EGRESS_CONTROL;
+    let space = space(endpoint().acs(AcsControls::all(), controls));
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    assert_eq!(capabilities.acs.unwrap().enabled, controls);
+    let mut reset = Reset::begin(&config, &capabilities, 1).unwrap();
+    assert!(Capabilities::read(&config).unwrap().acs.unwrap().enabled.is_empty(), "the fake lost it");
+    assert_eq!(reset.step(&space), Ok(Progress::Done));
+    assert_eq!(Capabilities::read(&config).unwrap().acs.unwrap().enabled, controls);
+}
+
+#[test]
+fn a_reset_gives_no_base_address_another_size() {
+    let space = space(endpoint().resizable_bar(5));
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let control = capabilities.resizable.unwrap().offset + 8;
+    let before = config.read(control);
+    let mut reset = Reset::begin(&config, &capabilities, 1).unwrap();
+    assert_ne!(config.read(control), before, "the fake lost it");
+    assert_eq!(reset.step(&space), Ok(Progress::Done));
+    assert_eq!(config.read(control), before);
+}
+
+#[test]
+fn i_11_access_control_that_does_not_come_back_fails_the_reset() {
+    // What a reset loses on such a part cannot be written back.
+    let function = endpoint().stuck_acs(AcsControls::all());
+    let space = space(function);
+    let config = FunctionConfig::new(&space, here()).unwrap();
+    let capabilities = Capabilities::read(&config).unwrap();
+    let mut reset = Reset::begin(&config, &capabilities, 1).unwrap();
+    assert_eq!(reset.step(&space), Err(ControlError::AccessControlLost { function: here() }));
+}
+
+#[test]
 fn a_reset_that_never_ends_is_an_error() {
     let space = space(endpoint().slow_reset(u32::MAX));
     let config = FunctionConfig::new(&space, here()).unwrap();

@@ -171,6 +171,53 @@ fn phantom_functions_are_requester_ids_too() {
 }
 
 #[test]
+fn i_11_virtual_functions_that_are_on_are_requester_ids_of_their_physical_function() {
+    let with = |count, first, stride| {
+        let port = isolating(PortType::RootPort, 0, 1, 2);
+        let card = endpoint().sr_iov_on(8, count, first, stride);
+        let functions = clean(vec![("00:01.0", port), ("01:00.0", card)]);
+        let kinds: Vec<_> = functions[1].requester_ids.iter().skip(1).map(|alias| alias.kind).collect();
+        assert!(kinds.iter().all(|kind| *kind == AliasKind::Virtual));
+        rids(&functions[1])
+    };
+    assert_eq!(with(3, 1, 1), [0x100, 0x101, 0x102, 0x103]);
+    assert_eq!(with(3, 0x80, 0x40), [0x100, 0x180, 0x1c0, 0x200], "the third is on the next bus");
+    assert_eq!(with(0, 1, 1), [0x100]);
+    // Hardware that contradicts itself: none is listed twice, and none past the last requester ID.
+    assert_eq!(with(3, 8, 0), [0x100, 0x108]);
+    assert_eq!(with(3, 0xfeff, 1), [0x100, 0xffff]);
+    // Off they are no requester IDs: nobody may switch them on.
+    let functions = clean(vec![("00:02.0", endpoint().sr_iov(8, 1, 1))]);
+    assert_eq!(rids(&functions[0]), [0x10]);
+}
+
+#[test]
+fn i_11_a_virtual_function_that_folds_onto_another_function_is_seen_in_the_streams() {
+    // The host bridge hands on one bit of the device number: 01:02.0 looks like 01:00.0 does.
+    let map = RequesterIdMap::new([MapEntry::new(0x100, Provider::Smmu(SMMU), 0, 0x10)], 0x10f).unwrap();
+    let host = HostBridge { map, ..host() };
+    let port = || isolating(PortType::RootPort, 0, 1, 1);
+    let several = |function: FakeFunction| function.multi_function().acs(AcsControls::all(), AcsControls::all());
+    let functions = clean(vec![
+        ("00:01.0", port()),
+        ("01:00.0", several(endpoint())),
+        ("01:00.1", several(endpoint().sr_iov_on(1, 1, 0x0f, 1))),
+    ]);
+    let [one, other] = ["01:00.0", "01:00.1"].map(|address| host.streams(get(&functions, address)).unwrap());
+    assert!(other.iter().any(|stream| one.contains(stream)), "{one:?} {other:?}");
+}
+
+#[test]
+fn a_6_a_virtual_function_that_is_on_and_unmapped_is_refused() {
+    let map = RequesterIdMap::new([MapEntry::new(0x10, Provider::Smmu(SMMU), 0, 2)], RequesterIdMap::NO_MASK).unwrap();
+    let host = HostBridge { map, ..host() };
+    let functions = clean(vec![("00:02.0", endpoint().sr_iov_on(4, 2, 1, 1))]);
+    let unmapped = MapError::Unmapped { rid: RequesterId(0x12) };
+    let refused = StreamsError::Map { function: at("00:02.0"), kind: AliasKind::Virtual, cause: unmapped };
+    assert_eq!(host.streams(&functions[0]), Err(refused));
+}
+
+#[test]
 fn without_access_control_all_below_a_port_is_one_group_with_it() {
     let functions = clean(vec![
         ("00:01.0", bridge(PortType::RootPort, 0, 1, 4)),

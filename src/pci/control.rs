@@ -38,6 +38,12 @@ pub enum ControlError {
         /// The function.
         function: Sbdf,
     },
+    /// Its access control services, without which it is not apart from others, did not come back from its reset.
+    #[error("{function} came back from its reset without its access control services")]
+    AccessControlLost {
+        /// The function.
+        function: Sbdf,
+    },
     /// It did not come back from its reset before the steps were used up.
     #[error("{function} did not come back from its reset")]
     ResetTimeout {
@@ -155,8 +161,9 @@ impl Quiesce {
 
 /// A function that is being reset.
 ///
-/// What a reset loses and a hypervisor has set up is put back: base addresses, and how the function behaves on its
-/// link. Bus mastering, interrupts, ATS, PRI and PASID stay off, as the reset leaves them.
+/// What a reset loses and a hypervisor has set up is put back: access control services, base addresses and their sizes, and
+/// how the function behaves on its link. Bus mastering, interrupts, ATS, PRI, PASID and virtual functions stay off, as the
+/// reset leaves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the function answers again only when a step says Done"]
 pub struct Reset {
@@ -165,6 +172,9 @@ pub struct Reset {
     /// Device Control and Device Control 2, with where they are.
     device_control: (u16, u16),
     device_control_2: Option<(u16, u16)>,
+    /// Access control services and the function groups that they go by.
+    access_control: [Option<(u16, u16)>; 2],
+    sizes: [Option<(u16, u32)>; MAX_SIZES],
     steps: u32,
 }
 
@@ -195,6 +205,12 @@ impl Reset {
             header: SAVED_HEADER.map(|offset| config.read(offset)),
             device_control: (control, config.read_u16(control)),
             device_control_2: express.device_control_2().map(|offset| (offset, config.read_u16(offset))),
+            access_control: [capabilities.acs.map(|acs| acs.control()), capabilities.ari.map(capability::ari_control)]
+                .map(|offset| offset.map(|offset| (offset, config.read_u16(offset)))),
+            sizes: {
+                let mut controls = capabilities.resizable.into_iter().flat_map(capability::ResizableBars::controls);
+                [(); MAX_SIZES].map(|()| controls.next().map(|offset| (offset, config.read(offset))))
+            },
             steps,
         };
         // All ones read from a function that is gone must not be put back into one that comes in its place.
@@ -208,13 +224,25 @@ impl Reset {
     ///
     /// # Errors
     ///
-    /// [`ControlError::ResetTimeout`] when the steps are used up, [`ConfigError::NotPresent`] when the function goes
-    /// away after it answered.
+    /// [`ControlError::ResetTimeout`] when the steps are used up, [`ControlError::AccessControlLost`] when it takes its
+    /// access control services back no more, [`ConfigError::NotPresent`] when it goes away after it answered.
     pub fn step<C: ConfigSpace + ?Sized>(&mut self, space: &C) -> Result<Progress, ControlError> {
         let Ok(config) = FunctionConfig::new(space, self.function) else {
             self.steps = self.steps.checked_sub(1).ok_or(ControlError::ResetTimeout { function: self.function })?;
             return Ok(Progress::Waiting);
         };
+        // Before anything else: with Command the function answers to its peers again.
+        for (offset, value) in self.access_control.into_iter().flatten() {
+            config.change_u16(offset, u16::MAX, value, OtherHalf::Zero);
+            if config.read_u16(offset) != value {
+                config.still_present()?;
+                return Err(ControlError::AccessControlLost { function: self.function });
+            }
+        }
+        // Sizes before addresses, whose bits depend on them.
+        for (offset, value) in self.sizes.into_iter().flatten() {
+            config.write(offset, value);
+        }
         for (offset, value) in SAVED_HEADER.into_iter().zip(self.header) {
             match offset {
                 COMMAND => config.change_u16(COMMAND, u16::MAX, (value & 0xffff) as u16 & !BUS_MASTER, OtherHalf::Zero),
@@ -344,6 +372,9 @@ const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
 /// What a reset of a type 0 function loses: cache line, base addresses, expansion ROM, interrupt line; Command last,
 /// so that no address is decoded before it is whole.
 const SAVED_HEADER: [u16; 10] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c, COMMAND];
+/// As many as the count in the capability can say.
+const MAX_SIZES: usize = 7;
+
 /// Bus numbers, windows and Bridge Control of a type 1 header (7.5.1.3); not its status registers.
 const BRIDGE_ROUTING: [(u16, u32); 8] = [
     (BUS_NUMBERS, u32::MAX),

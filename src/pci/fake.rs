@@ -217,12 +217,29 @@ impl FakeFunction {
         self
     }
 
-    /// Adds access control services, supported and switched on.
+    /// Adds access control services, supported and switched on. A reset switches them off.
     #[must_use]
     pub fn acs(self, supported: AcsControls, enabled: AcsControls) -> Self {
         let [a, b] = supported.bits().to_le_bytes();
         let [c, d] = enabled.bits().to_le_bytes();
-        self.extended(ExtendedCapability::ACS, 1, &[a, b, c, d]).last_extended_writable(4, 0xffff_0000)
+        self.extended(ExtendedCapability::ACS, 1, &[a, b, c, d])
+            .last_extended_writable(4, 0xffff_0000)
+            .last_extended_lost(4, 0xffff_0000)
+    }
+
+    /// Adds access control services that are on until a reset and cannot be switched.
+    #[must_use]
+    pub fn stuck_acs(self, supported: AcsControls) -> Self {
+        let [a, b] = supported.bits().to_le_bytes();
+        self.extended(ExtendedCapability::ACS, 1, &[a, b, a, b]).last_extended_lost(4, 0xffff_0000)
+    }
+
+    /// Adds one base address of a size that can be set, and is set to `size` (as log2 of MiB) until a reset.
+    #[must_use]
+    pub fn resizable_bar(self, size: u8) -> Self {
+        self.extended(ExtendedCapability::RESIZABLE_BAR, 1, &[0xf0, 0xff, 0xff, 0xff, 1 << 5, size & 0x3f, 0, 0])
+            .last_extended_writable(8, 0x3f00)
+            .last_extended_lost(8, 0x3f00)
     }
 
     /// Adds the ARI capability.
@@ -253,6 +270,16 @@ impl FakeFunction {
     #[must_use]
     pub fn pasid(self) -> Self {
         self.extended(ExtendedCapability::PASID, 1, &[0, 0, 1, 0]).last_extended_writable(4, 0x7_0000)
+    }
+
+    /// Adds SR-IOV with `count` of `total` virtual functions switched on, as an earlier owner may have left it.
+    #[must_use]
+    pub fn sr_iov_on(self, total: u16, count: u16, first_offset: u16, stride: u16) -> Self {
+        let mut function = self.sr_iov(total, first_offset, stride);
+        let at = function.last_extended;
+        function.set(at.wrapping_add(0x08), 1, 0xffff);
+        function.set(at.wrapping_add(0x10), u32::from(count), 0xffff);
+        function
     }
 
     /// Adds SR-IOV for `total` virtual functions, none of them switched on.
@@ -360,6 +387,14 @@ impl FakeFunction {
 
     fn last_extended_writable(mut self, by: u16, bits: u32) -> Self {
         self.set_writable(self.last_extended.wrapping_add(by), bits);
+        self
+    }
+
+    /// Lets a reset clear bits.
+    fn last_extended_lost(mut self, by: u16, bits: u32) -> Self {
+        if let Some(initial) = self.initial.get_mut(word(self.last_extended.wrapping_add(by))) {
+            *initial &= !bits;
+        }
         self
     }
 

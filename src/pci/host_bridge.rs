@@ -158,7 +158,8 @@ pub struct OutOfMemory;
 /// function on it once, and capability lists are walked with a bound.
 ///
 /// Virtual functions are not listed: they have no vendor ID of their own to be found by (9.3.4.1.1), and come and go
-/// with their physical function, whose [`SrIov`](super::SrIov) says where they would be.
+/// with their physical function. Those that are on already are [requester IDs](AliasKind::Virtual) of it; nobody may switch
+/// on others ([`control::forbidden_writes`](super::control::forbidden_writes)).
 ///
 /// # Errors
 ///
@@ -322,6 +323,7 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
         let mut requester_ids = Vec::new();
         for alias in core::iter::once(own)
             .chain(topology::phantoms(own.rid, &capabilities, level.ari))
+            .chain(topology::virtual_functions(own.rid, &capabilities))
             .chain(level.substitutes.iter().copied())
         {
             try_push(&mut requester_ids, alias)?;

@@ -6,6 +6,8 @@
 //!
 //! - *Phantom functions* (PCI Express Base Specification 7.5.3.3): a function may use unused function numbers of its
 //!   device as its own, to have more requests outstanding.
+//! - *Virtual functions* (9.2.1.2) send with IDs of their own. They are no functions here, so those that are on belong
+//!   to their physical function, whose owner has them on.
 //! - *A bridge from PCI Express to PCI* (PCI Express to PCI/PCI-X Bridge Specification 1.0, 2.3) sends what comes from
 //!   below with its secondary bus number and device 0, function 0. From a PCI-X bus it may keep the sender's ID.
 //! - *A bridge on a conventional bus* sends requests that it takes over with its own ID.
@@ -47,6 +49,8 @@ pub enum AliasKind {
     Own,
     /// It is a phantom function's.
     Phantom,
+    /// It is a virtual function's that is on.
+    Virtual,
     /// A bridge above substitutes it.
     Bridge(PciKey),
 }
@@ -91,6 +95,17 @@ pub(super) fn phantoms(own: RequesterId, capabilities: &Capabilities, ari_below:
         let rid = RequesterId::new(own.bus(), DeviceFunction(place.0 | upper << shift));
         Alias { rid, kind: AliasKind::Phantom }
     })
+}
+
+/// The requester IDs of the virtual functions that are on (9.3.3.9, 9.3.3.10). What would be past the last requester ID
+/// cannot be sent.
+pub(super) fn virtual_functions(own: RequesterId, capabilities: &Capabilities) -> impl Iterator<Item = Alias> {
+    let on = capabilities.sr_iov.filter(|sr_iov| sr_iov.enabled);
+    let (count, first, stride) = on.map_or((0, 0, 0), |on| (on.count, on.first_offset, on.stride));
+    // Without a stride all are one.
+    let count = if stride == 0 { count.min(1) } else { count };
+    let rid = move |number: u16| own.0.checked_add(first)?.checked_add(number.checked_mul(stride)?);
+    (0..count).map_while(rid).map(|rid| Alias { rid: RequesterId(rid), kind: AliasKind::Virtual })
 }
 
 /// The IDs that a bridge substitutes for what comes from below it.
