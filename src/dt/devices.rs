@@ -4,9 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::iommus::{self, SpecifierCount};
-use super::refusal::Refusals;
+use super::refusal::{Refusals, Refused};
 use super::smmu::SmmuNode;
-use super::tree::{Node, NodeId, Refused, Tree};
+use super::tree::{Node, NodeId, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::Stream;
 

@@ -3,8 +3,9 @@
 use alloc::vec::Vec;
 
 use super::cells::Cells;
+use super::refusal::Refused;
 use super::smmu::{self, IOMMU_CELLS, SmmuNode};
-use super::tree::{Node, NodeId, Refused};
+use super::tree::{Node, NodeId};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
 

@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use super::cells::{Cells, Region};
 use super::iommus::resolve;
-use super::refusal::Refusals;
-use super::tree::{Node, NodeId, Refused, Tree};
+use super::refusal::{Refusals, Refused};
+use super::tree::{Node, NodeId, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
 use crate::smmu::{Architecture, Implementation};

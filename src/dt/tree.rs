@@ -17,7 +17,7 @@ use core::iter;
 use core::ops::Range;
 
 use super::blob::{Event, MAX_DEPTH, Walk};
-use super::refusal::Refusals;
+use super::refusal::{Refusals, Refused};
 use super::{DtError, NodeFault};
 
 /// A device tree that was read from a blob, whose names and values it borrows.
@@ -468,19 +468,6 @@ struct NodeData<'a> {
     refused: Refused,
     /// FNV-1a of the path; of the empty string for the root, so that children go on from it.
     path_hash: u64,
-}
-
-/// What of a node was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// Nothing.
-    No,
-    /// What it says of its DMA. What refers to it can be followed.
-    Master,
-    /// All of it, and it was told.
-    Whole,
-    /// All of it, for what is above. It was not told of, since most nodes are nobody's matter here.
-    Above,
 }
 
 /// The pairs that `pairs` has twice or more, by order, each once.
