@@ -35,16 +35,27 @@ pub(super) struct Cut {
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Invalidates the banks' VMIDs and waits until it is done; then ends the life of those that are retired.
     pub(super) fn drain(&self, held: &mut Held<'_, Unlocked>, cut: Cut, patience: Patience) -> Result<(), SyncTimeout> {
+        self.drain_and(held, cut, patience, |_| ()).0
+    }
+
+    /// [`drain`](Self::drain), and `then`, whether or not it was confirmed, under the lock under which it ends.
+    pub(super) fn drain_and<T>(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        cut: Cut,
+        patience: Patience,
+        then: impl FnOnce(&StreamMap) -> T,
+    ) -> (Result<(), SyncTimeout>, T) {
         let Cut { mut banks, mut retiring, lost } = cut;
         loop {
             let ticket = self.post_vmids(held, banks);
             let drained = self.tlb.wait(held, &self.registers, ticket, self.config.bound(patience));
             // An entry that did not take FAULT may name its bank for good.
             let poison = if lost { Some(Ticket(context::NEVER)) } else { drained.err().map(|_| ticket) };
-            retiring = self.retire_all(held, retiring, poison);
-            drained?;
-            if retiring == 0 {
-                return Ok(());
+            let mut map = self.map.lock(held);
+            retiring = self.retire_all(&mut map, retiring, poison);
+            if retiring == 0 || drained.is_err() {
+                return (drained, then(&map));
             }
             banks = retiring;
         }
@@ -120,12 +131,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Takes banks whose drain has ended one step on. Returns those whose VMID must be invalidated once more.
-    fn retire_all(&self, held: &mut Held<'_, Unlocked>, retiring: Set, poison: Option<Ticket>) -> Set {
-        if retiring == 0 {
-            return 0;
-        }
-        let mut map = self.map.lock(held);
-        let again = each(retiring).filter(|bank| self.retire(&mut map, *bank, poison));
+    fn retire_all(&self, map: &mut StreamMap, retiring: Set, poison: Option<Ticket>) -> Set {
+        let again = each(retiring).filter(|bank| self.retire(map, *bank, poison));
         again.fold(0, |all, bank| all | one(bank))
     }
 

@@ -5,6 +5,7 @@
 //! `StreamMap` for bookkeeping and register writes, `TlbSync` to post invalidations; never both, and neither while a
 //! status is polled (contract C-14).
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::claims::Allotment;
@@ -29,28 +30,32 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<Prepared, IommuError> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
+        let mut bare = Vec::new();
+        bare.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+        let mut draft: Option<Box<Allotment>> = None;
         loop {
-            // Devices that were added lazily are allotted their entries now, together.
-            let bare = self.without_entries(held, devices)?;
-            let draft = match bare.is_empty() {
-                true => None,
-                false => Some(self.draft(held, &bare, Freedom::Grow)?),
-            };
             // Memory is released when the lock is free.
             let (_spent, committed);
-            let mut map = self.map.lock(held);
-            if draft.as_ref().is_some_and(|draft| !draft.is_of(&map)) {
-                continue;
-            }
-            let bank = self.plan_bank(&mut map, devices, space)?;
-            if let Some(draft) = draft {
-                (_spent, committed) = self.commit(&mut map, draft);
-                if let Err(error) = committed {
-                    self.unplan(&mut map, devices, bank);
-                    return Err(error);
+            {
+                let mut map = self.map.lock(held);
+                let drafted = draft.as_ref().is_some_and(|draft| draft.is_of(&map));
+                if !drafted {
+                    list_bare(&map, devices, &mut bare)?;
+                }
+                if drafted || bare.is_empty() {
+                    let bank = self.plan_bank(&mut map, devices, space)?;
+                    if let Some(draft) = draft.take_if(|_| drafted) {
+                        (_spent, committed) = self.commit(&mut map, draft);
+                        if let Err(error) = committed {
+                            self.unplan(&mut map, devices, bank);
+                            return Err(error);
+                        }
+                    }
+                    return Ok(Prepared { space: *space, ticket: bank.into() });
                 }
             }
-            return Ok(Prepared { space: *space, ticket: bank.into() });
+            // Devices that were added lazily are allotted their entries now, together.
+            draft = Some(self.draft(held, &bare, Freedom::Grow)?);
         }
     }
 
@@ -88,23 +93,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.unreserve_bank(map, bank);
     }
 
-    /// Those of `devices` that have no entries yet.
-    fn without_entries(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        devices: &[DeviceId],
-    ) -> Result<Vec<DeviceId>, IommuError> {
-        let mut bare = Vec::new();
-        bare.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
-        let map = self.map.lock(held);
-        for &device in devices {
-            if map.used_by(device).ok_or(IommuError::Unknown)?.entries.get() == 0 {
-                bare.push(device);
-            }
-        }
-        Ok(bare)
-    }
-
     pub(super) fn abandon_move(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {
         let bank = bank_of(prepared);
         let mut cut = Cut::default();
@@ -131,8 +119,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         devices: &[DeviceId],
         prepared: &Prepared,
     ) -> Result<(), IommuError> {
-        let ready = self.leave_own_spaces(held, devices).and_then(|()| self.settle_drains(held));
-        let installed = ready.map_err(timed_out).and_then(|()| self.turn(held, devices, prepared));
+        let installed = self.turn(held, devices, prepared);
         if let Err(error) = installed {
             if matches!(error, IommuError::WriteLost { .. }) {
                 // Some entries may have been turned; what this says is what is told already.
@@ -143,17 +130,28 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         installed
     }
 
-    /// Programs the bank where that is still to do, and turns the devices' entries to it.
+    /// Programs the bank where that is still to do, and turns the devices' entries to it. Whoever is in a space of the
+    /// service's own leaves it first.
     fn turn(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) -> Result<(), IommuError> {
-        // Memory is released when the lock is free.
-        let (_spent, turned) = {
-            let mut map = self.map.lock(held);
-            let bare = devices.iter().find(|device| map.used_by(**device).is_some_and(|used| used.entries.get() == 0));
-            let allotment = bare.and_then(|device| map.take_allotment(*device));
-            let turned = self.turn_with(&mut map, devices, prepared, allotment.as_deref());
-            (allotment, turned)
-        };
-        turned
+        loop {
+            self.settle_drains(held).map_err(timed_out)?;
+            // Memory is released when the lock is free.
+            let (_spent, turned);
+            let cut = {
+                let mut map = self.map.lock(held);
+                let cut = self.leave_own_spaces(&mut map, devices);
+                if cut.banks == 0 {
+                    let bare =
+                        devices.iter().find(|device| map.used_by(**device).is_some_and(|used| used.entries.get() == 0));
+                    let allotment = bare.and_then(|device| map.take_allotment(*device));
+                    turned = self.turn_with(&mut map, devices, prepared, allotment.as_deref());
+                    _spent = allotment;
+                    return turned;
+                }
+                cut
+            };
+            self.drain(held, cut, Patience::Waiting).map_err(timed_out)?;
+        }
     }
 
     /// [`turn`](Self::turn), with what those of the devices were allotted that have no entries yet.
@@ -200,28 +198,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Puts devices in fault that are in a space of the service's own, with whoever shares their entries there: who
     /// is quarantined, or reserved, ends where a group-mate gets an owner.
-    fn leave_own_spaces(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), SyncTimeout> {
+    fn leave_own_spaces(&self, map: &mut StreamMap, devices: &[DeviceId]) -> Cut {
         let mut cut = Cut::default();
-        {
-            let mut map = self.map.lock(held);
-            let all = devices.iter().filter_map(|device| map.used_by(*device));
-            let entries = all.fold(0, |all: Set, used| all | used.reach(&map));
+        let all = devices.iter().filter_map(|device| map.used_by(*device));
+        let entries = all.fold(0, |all: Set, used| all | used.reach(map));
+        let next = |map: &StreamMap| {
             let leaves = |used: &&Use| {
                 let concerned = devices.contains(&used.device) || used.entries.get() & entries != 0;
                 concerned && map.bank_of(used).is_some_and(context::Bank::is_own)
             };
-            let mut next = map.uses().find(leaves).map(|used| used.device);
-            while let Some(device) = next {
-                self.detach(&mut map, device, &mut cut);
-                let leaves = |used: &&Use| {
-                    let concerned = devices.contains(&used.device) || used.entries.get() & entries != 0;
-                    concerned && map.bank_of(used).is_some_and(context::Bank::is_own)
-                };
-                next = map.uses().find(leaves).map(|used| used.device);
-            }
-            self.park_unused(&mut map, &mut cut);
+            map.uses().find(leaves).map(|used| used.device)
+        };
+        while let Some(device) = next(map) {
+            self.detach(map, device, &mut cut);
         }
-        if cut.banks == 0 { Ok(()) } else { self.drain(held, cut, Patience::Waiting) }
+        self.park_unused(map, &mut cut);
+        cut
     }
 
     /// Counts the device in, and turns the entries that nobody else had turned. Says whether they hold.
@@ -252,7 +244,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         devices: &[DeviceId],
     ) -> Result<Vec<DeviceId>, IommuError> {
         let mut cut = Cut::default();
-        {
+        let mut still: Vec<DeviceId> = Vec::new();
+        let mut listed = {
             let mut map = self.map.lock(held);
             for &device in devices {
                 self.detach(&mut map, device, &mut cut);
@@ -265,20 +258,32 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     used.draining.set(true);
                 }
             }
-        }
+            list_keepers(&map, devices, &mut still)
+        };
         if cut.banks != 0 {
-            let drained = self.drain(held, cut, Patience::Waiting);
-            let map = self.map.lock(held);
-            for used in devices.iter().filter_map(|device| map.used_by(*device)) {
-                used.draining.set(false);
-            }
-            drop(map);
+            // Room for those that keep an entry now: whoever comes meanwhile is counted again.
+            let _ = listed.map_err(|wanted| still.try_reserve_exact(wanted));
+            let (drained, again) = self.drain_and(held, cut, Patience::Waiting, |map| {
+                for used in devices.iter().filter_map(|device| map.used_by(*device)) {
+                    used.draining.set(false);
+                }
+                list_keepers(map, devices, &mut still)
+            });
             drained.map_err(timed_out)?;
+            listed = again;
         }
         if cut.lost {
             return Err(IommuError::WriteLost { register: "S2CR" });
         }
-        Ok(self.still_live(held, devices))
+        while let Err(wanted) = listed {
+            if still.try_reserve_exact(wanted).is_err() {
+                break;
+            }
+            listed = list_keepers(&self.map.lock(held), devices, &mut still);
+        }
+        still.sort_unstable();
+        still.dedup();
+        Ok(still)
     }
 
     /// Counts the device out, and puts the entries in fault that nobody else keeps.
@@ -302,33 +307,34 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
         }
     }
+}
 
-    /// Devices outside `devices` that keep an entry of theirs translated (contract I-6).
-    fn still_live(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Vec<DeviceId> {
-        let mut still: Vec<DeviceId> = Vec::new();
-        loop {
-            let wanted = {
-                let map = self.map.lock(held);
-                let keeps = |used: &&Use| used.bank.get().is_some() && !devices.contains(&used.device);
-                let keepers = || {
-                    let blocked = devices.iter().filter_map(|device| map.used_by(*device));
-                    blocked.flat_map(|used| map.sharers(used)).filter(keeps)
-                };
-                let wanted = keepers().count();
-                if wanted <= still.capacity() {
-                    still.extend(keepers().map(|used| used.device));
-                    break;
-                }
-                wanted
-            };
-            if still.try_reserve_exact(wanted).is_err() {
-                break;
-            }
+/// Lists those of `devices` that have no entries yet, in `bare`, which has room for all of them.
+fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Vec<DeviceId>) -> Result<(), IommuError> {
+    bare.clear();
+    for &device in devices {
+        if map.used_by(device).ok_or(IommuError::Unknown)?.entries.get() == 0 {
+            bare.push(device);
         }
-        still.sort_unstable();
-        still.dedup();
-        still
     }
+    Ok(())
+}
+
+/// Lists devices outside `devices` that keep an entry of theirs translated (contract I-6), in `still`. Where its room does
+/// not suffice, says how much would.
+fn list_keepers(map: &StreamMap, devices: &[DeviceId], still: &mut Vec<DeviceId>) -> Result<(), usize> {
+    let keeps = |used: &&Use| used.bank.get().is_some() && !devices.contains(&used.device);
+    let keepers = || {
+        let blocked = devices.iter().filter_map(|device| map.used_by(*device));
+        blocked.flat_map(|used| map.sharers(used)).filter(keeps)
+    };
+    still.clear();
+    let wanted = keepers().count();
+    if wanted > still.capacity() {
+        return Err(wanted);
+    }
+    still.extend(keepers().map(|used| used.device));
+    Ok(())
 }
 
 pub(super) fn timed_out(timeout: SyncTimeout) -> IommuError {
