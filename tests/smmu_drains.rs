@@ -283,8 +283,8 @@ fn a3_a4_a_bank_that_was_promised_and_then_poisoned_is_not_lost() {
     let planned = planned.or_else(|_| smmu.plan(&comes, &space(3))).unwrap();
     smmu.install(&comes, planned).unwrap();
     assert_eq!(smmu.block(&comes), Ok(vec![]));
-    smmu.install(&moves, smmu.plan(&moves, &space(2)).unwrap()).unwrap();
-    assert_eq!(bench.dma(0x10), Reached::Memory(guests[2].backing));
+    smmu.install(&moves, smmu.plan(&moves, &space(3)).unwrap()).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Memory(guests[3].backing));
 }
 
 /// Its tables went to somebody else while a bank with their root was on, whose drain an assign of another domain was
