@@ -83,10 +83,10 @@ impl Allotment {
         let concerned = || map.uses().filter(|used| used.entries.get() & going != 0);
         dropped.iter().all(|(number, cube)| map.cube(*number) == Some(*cube))
             && !concerned().any(moves)
-            && widened.iter().all(|(number, old, new)| {
-                map.cube(*number) == Some(*old) && map.meeting(*new).all(|(met, _)| met == *number)
-            })
-            && fresh.iter().all(|cube| map.meeting(*cube).all(|(met, _)| self.drops(met)))
+            && widened
+                .iter()
+                .all(|(number, old, new)| map.cube(*number) == Some(*old) && map.meeting(*new) == one(*number))
+            && fresh.iter().all(|cube| map.meeting(*cube) & !going == 0)
             && concerned().all(|used| self.serves(map, used).1)
             && self.devices.iter().all(|device| map.used_by(*device).is_some_and(|used| self.serves(map, used).1))
     }

@@ -146,7 +146,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if !ours {
                 continue;
             }
-            if map.meeting(cube).next().is_some() {
+            if map.meeting(cube) != 0 {
                 // Firmware's entries conflict with each other: one goes on.
                 self.write_s2cr(number, S2cr::Fault, false);
                 self.registers.write32(gr0::smr(number), 0);

@@ -359,13 +359,13 @@ impl StreamMap {
     }
 
     /// The entries that match some ID of `wanted`.
-    pub(super) fn meeting(&self, wanted: Cube) -> impl Iterator<Item = (EntryIndex, Cube)> {
+    pub(super) fn meeting(&self, wanted: Cube) -> Set {
         self.index.meeting(wanted)
     }
 
     /// The entries that match some ID of `streams`.
     pub(super) fn meeting_any(&self, streams: &[Cube]) -> Set {
-        streams.iter().flat_map(|stream| self.index.meeting(*stream)).fold(0, |all, (number, _)| all | one(number))
+        streams.iter().fold(0, |all, stream| all | self.index.meeting(*stream))
     }
 
     /// Makes an entry match `cube`, or something else than before, or nothing. Who uses it is counted later.
