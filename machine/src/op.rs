@@ -206,6 +206,12 @@ impl Slot {
         Label::from(format!("{self:?}").as_str())
     }
 
+    /// The device that people call so.
+    #[must_use]
+    pub fn named(label: &Label) -> Option<Self> {
+        Self::ALL.into_iter().find(|slot| slot.label() == *label)
+    }
+
     /// Its streams: the SMMU, ID and mask of each.
     #[must_use]
     pub const fn streams(self) -> &'static [(Side, u32, u32)] {

@@ -169,6 +169,7 @@ impl World {
             Op::Add(slot) => self.add(slot),
             Op::Remove(slot) => told(&self.service.remove(slot.key()), |removal| match removal {
                 Removal::Done => Outcome::Done,
+                Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
                 _ => Outcome::refused(Refusal::Unexpected),
             }),
             Op::Assign(slot, guest) => self.moving(slot, guest, Service::assign),
@@ -255,8 +256,7 @@ impl World {
     fn leaving(&self, slot: Slot, act: impl FnOnce(&Service<Spin>, &Device) -> Result<Deassigned, Error>) -> Outcome {
         self.handles.get(&slot).map_or(Outcome::Skipped, |(device, _)| {
             told(&act(&self.service, device), |deassigned| {
-                let named = |label: &Label| Slot::ALL.into_iter().find(|slot| slot.label() == *label);
-                Outcome::Deassigned(deassigned.still_reachable.iter().filter_map(named).collect())
+                Outcome::Deassigned(deassigned.still_reachable.iter().filter_map(Slot::named).collect())
             })
         })
     }

@@ -119,7 +119,10 @@ impl Run {
             }
             Op::Remove(slot) => Box::new(move || match self.service.remove(slot.key()) {
                 Ok(Removal::Pending) => Seen::Pending,
-                result => seen(result, |_| Outcome::Done),
+                result => seen(result, |removal| match removal {
+                    Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
+                    _ => Outcome::Done,
+                }),
             }),
             Op::Assign(slot, guest) => {
                 let (device, domain) = (device(slot)?, domain(guest)?);
@@ -137,8 +140,7 @@ impl Run {
                 let device = device(slot)?;
                 Box::new(move || {
                     seen(self.service.deassign(&device), |done| {
-                        let named = |label: &Label| Slot::ALL.into_iter().find(|slot| slot.label() == *label);
-                        Outcome::Deassigned(done.still_reachable.iter().filter_map(named).collect())
+                        Outcome::Deassigned(done.still_reachable.iter().filter_map(Slot::named).collect())
                     })
                 })
             }

@@ -2,14 +2,15 @@
 
 use alloc::vec::Vec;
 
-use super::claim::Claim;
-use super::device::{Attachment, Device, DeviceSpec, DeviceState};
+use super::claim::{Claim, End, Members, USUAL_MEMBERS};
+use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
 use super::identity::{DeviceId, Label};
+use super::nested::{Claims, Frame};
 use super::policy::{PolicyRequest, Why};
 use super::registry::DeviceRecord;
-use super::removal::Outcome;
+use super::removal::{Going, Outcome};
 use super::service::Service;
 use super::spec::{IommuKey, Stream};
 use crate::sync::Platform;
@@ -29,108 +30,125 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context. Contract C-2, I-11, A-5, A-6.
     pub fn add(&self, spec: DeviceSpec) -> Result<Device, Error> {
+        self.add_within(Claims::NONE, spec)
+    }
+
+    pub(super) fn add_within(&self, above: Claims<'_>, spec: DeviceSpec) -> Result<Device, Error> {
         let mut held = Held::enter();
-        let result = self.add_in(&mut held, spec);
+        let result = self.add_in(&mut held, above, spec);
         self.report(&result);
         result
     }
 
-    fn add_in(&self, held: &mut Held<'_, Unlocked>, mut spec: DeviceSpec) -> Result<Device, Error> {
+    fn add_in(&self, held: &mut Held<'_, Unlocked>, above: Claims<'_>, mut spec: DeviceSpec) -> Result<Device, Error> {
         let label = spec.label.clone();
         let refuse = |cause| Error::unchanged(Operation::Add, label.clone(), cause);
         spec.streams.sort_unstable();
         spec.streams.dedup();
-        let device = self.resolve(held, spec).map_err(refuse)?;
-        let record = DeviceRecord::adding(device.clone());
-        {
-            let mut registry = self.registry.lock(held);
-            let refused = match (registry.device(device.key()), self.unresolved(&registry, &device)) {
-                // It is on its way in or out: whoever asks again later finds how that ended (contract C-2).
-                (Some(other), _) if other.remove_pending.get() => Some(Cause::Busy { running: Operation::Remove }),
-                (Some(other), _) if other.state.get() == DeviceState::Adding => {
-                    Some(Cause::Busy { running: Operation::Add })
-                }
-                (Some(other), _) => Some(Cause::AlreadyRegistered { by: other.device.label().clone() }),
-                (None, unresolved) => unresolved,
-            };
-            if let Some(cause) = refused {
-                // The record's memory is released when the lock is free.
-                drop(registry);
-                drop(record);
+        let wanted = Wanted::of(&spec).map_err(refuse)?;
+        let device = Device::new(self.next_device_id(), spec);
+        let mut claim = self.enter(held, above, &device, wanted).map_err(refuse)?;
+        let subjects = core::slice::from_ref(&device);
+        let outcome = match self.join(held, above, &device, &mut claim) {
+            Ok(()) => {
+                self.tell(held, &Event::Added { device: device.label().clone() });
+                self.conclude(held, claim, End::in_state(subjects, DeviceState::Blocked), above)
+            }
+            Err(cause) => {
+                // A failed add is a removal by itself.
+                let going = Going { device: device.clone(), was_added: false };
+                let _ = self.finish(held, claim, End::UNCHANGED, Some(going), above);
                 return Err(refuse(cause));
             }
-            #[cfg(broken = "early_release")]
-            {
-                drop(registry);
-                registry = self.registry.lock(held);
-            }
-            registry.insert_device(record);
-        }
-        let claim = Claim { device: device.clone() };
-        let joined = self.join(held, &device);
-        if joined.is_err() {
-            // A failed add is a removal by itself: the claim is still held, and `conclude` forgets the device.
-            let registry = self.registry.lock(held);
-            if let Some(record) = registry.registration(&device) {
-                record.remove_pending.set(true);
-            }
-        }
-        match (self.conclude(held, claim), joined) {
-            (_, Err(cause)) => Err(refuse(cause)),
-            (Outcome::Stays, Ok(())) => Ok(device),
-            (Outcome::Removed(result), Ok(())) => {
+        };
+        match outcome {
+            Outcome::Stays => Ok(device),
+            Outcome::Removed(result) => {
                 let left = if result.is_ok() { Left::Unchanged } else { Left::Removed };
                 Err(Error { operation: Operation::Add, subject: label, cause: Cause::Removed, left })
             }
+            Outcome::InUse(_) => {
+                Err(Error { operation: Operation::Add, subject: label, cause: Cause::Removed, left: Left::Going })
+            }
         }
     }
 
-    /// Looks up the IOMMUs and the parent that `spec` names.
-    fn resolve(&self, held: &mut Held<'_, Unlocked>, spec: DeviceSpec) -> Result<Device, Cause> {
-        if spec.streams.is_empty() {
-            return Err(Cause::NoStreams);
-        }
+    /// Registers the device, in state `Adding` with its own group claimed, and claims its parent's: that one stays.
+    fn enter(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        device: &Device,
+        wanted: Vec<Wanted>,
+    ) -> Result<Claim, Cause> {
+        let record = DeviceRecord::adding(device.clone());
+        let members = Members::with_room(USUAL_MEMBERS).ok_or(Cause::OutOfMemory)?;
         let mut attachments: Vec<Attachment> = Vec::new();
-        for group in spec.streams.chunk_by(|one, next| one.iommu() == next.iommu()) {
-            let Some(key) = group.first().map(|stream| stream.iommu()) else { continue };
-            let iommu = {
-                let registry = self.registry.lock(held);
-                registry.iommu(key).map(|record| record.iommu.clone())
-            };
-            let iommu = iommu.ok_or(Cause::ProviderMissing(key))?;
-            let mut streams: Vec<Stream> = Vec::new();
-            streams.try_reserve_exact(group.len()).map_err(|_| Cause::OutOfMemory)?;
-            streams.extend_from_slice(group);
-            attachments.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
-            attachments.push(Attachment { key, iommu, streams });
-        }
-        let depth = match spec.parent {
-            None => 0,
-            Some(parent) => {
-                let registry = self.registry.lock(held);
-                let parent = registry.device(parent).ok_or(Cause::ParentMissing)?;
-                parent.device.depth().saturating_add(1)
+        attachments.try_reserve_exact(wanted.len()).map_err(|_| Cause::OutOfMemory)?;
+        let mut wanted = wanted.into_iter();
+        let mut registry = self.registry.lock(held);
+        let unused = registry.unused();
+        let admitted = (|| {
+            if let Some(other) = registry.device(device.key()) {
+                // On its way in or out: whoever asks again later finds how that ended (contract C-2).
+                let running = match other.state.get() {
+                    _ if other.remove_pending.get() => Operation::Remove,
+                    DeviceState::Adding => Operation::Add,
+                    _ => return Err(Cause::AlreadyRegistered { by: other.device.label().clone() }),
+                };
+                return Err(above.busy(&registry, other, running));
+            }
+            while let Some(key) = wanted.as_slice().first().map(|next| next.iommu) {
+                let instance = registry.iommu(key).ok_or(Cause::ProviderMissing(key))?;
+                if instance.leaving.get() {
+                    return Err(Cause::Busy { running: Operation::UnregisterIommu });
+                }
+                let Some(Wanted { streams, .. }) = wanted.next() else { break };
+                attachments.push(Attachment { key, iommu: instance.iommu.clone(), streams });
+            }
+            let Some(key) = device.parent() else { return Ok((0, None)) };
+            let parent = registry.device(key).filter(|parent| !parent.remove_pending.get());
+            let parent = parent.ok_or(Cause::ParentMissing)?;
+            let depth = parent.device.depth().saturating_add(1);
+            if above.hold(&registry, parent) {
+                return Ok((depth, None));
+            }
+            if let Some(running) = registry.claimed(parent) {
+                return Err(above.busy(&registry, parent, running));
+            }
+            registry.claim(parent, Operation::Add)?;
+            Ok((depth, Some(parent.device.clone())))
+        })();
+        let (depth, parent) = match admitted {
+            Ok(admitted) => admitted,
+            Err(cause) => {
+                // What was made for it is released when the lock is free.
+                drop(registry);
+                return Err(cause);
             }
         };
-        Ok(Device::new(self.next_device_id(), spec, depth, attachments))
-    }
-
-    /// Whether what [`resolve`](Self::resolve) found is still there.
-    fn unresolved(&self, registry: &super::registry::Registry<P>, device: &Device) -> Option<Cause> {
-        if let Some(parent) = device.parent()
-            && registry.device(parent).is_none_or(|parent| parent.remove_pending.get())
+        device.put(Place { depth, attachments });
+        #[cfg(broken = "early_release")]
         {
-            return Some(Cause::ParentMissing);
+            drop(registry);
+            registry = self.registry.lock(held);
         }
-        device.attachments().iter().find_map(|attachment| match registry.iommu(attachment.key) {
-            None => Some(Cause::ProviderMissing(attachment.key)),
-            Some(record) if record.leaving.get() => Some(Cause::Busy { running: Operation::UnregisterIommu }),
-            Some(_) => None,
-        })
+        registry.insert_device(record);
+        drop(registry);
+        drop(unused);
+        let mut claim = Claim::new(device.clone(), members, false);
+        claim.parent = parent;
+        Ok(claim)
     }
 
     /// Publishes the device's streams, joins the groups that they meet, and takes entries in fault.
-    fn join(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> Result<(), Cause> {
+    fn join(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        device: &Device,
+        claim: &mut Claim,
+    ) -> Result<(), Cause> {
         let mut meets: Vec<Met> = Vec::new();
         for attachment in device.attachments() {
             let met = attachment.iommu.call(held).publish(device.id(), &attachment.streams);
@@ -138,12 +156,19 @@ impl<P: Platform> Service<P> {
             meets.try_reserve(met.len()).map_err(|_| Cause::OutOfMemory)?;
             meets.extend(met.into_iter().map(|device| Met { device, iommu: attachment.key }));
         }
-        if let Some(shared) = self.join_groups(held, device, &meets)? {
-            self.ask_to_share(held, device, &shared)?;
+        if let Some(shared) = self.join_groups(held, above, device, &meets, claim)? {
+            let frame = Frame {
+                device,
+                subjects: core::slice::from_ref(device),
+                operation: Operation::Add,
+                target: None,
+                above,
+            };
+            self.ask_to_share(held, &frame, &shared)?;
         }
         if !device.is_lazy() {
             // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
-            let mates = self.merging_mates(held, device)?;
+            let mates = self.merging_mates(held, device, claim)?;
             for attachment in device.attachments() {
                 let allotted = attachment.iommu.call(held).allot(device.id(), &mates);
                 allotted.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
@@ -153,13 +178,6 @@ impl<P: Platform> Service<P> {
                 enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
             }
         }
-        {
-            let registry = self.registry.lock(held);
-            if let Some(record) = registry.registration(device) {
-                registry.set_state(record, DeviceState::Blocked);
-            }
-        }
-        self.tell(held, &Event::Added { device: device.label().clone() });
         Ok(())
     }
 
@@ -168,8 +186,10 @@ impl<P: Platform> Service<P> {
     fn join_groups(
         &self,
         held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
         device: &Device,
         meets: &[Met],
+        claim: &mut Claim,
     ) -> Result<Option<Shared>, Cause> {
         let registry = self.registry.lock(held);
         let record = registry.registration(device).ok_or(Cause::Gone)?;
@@ -181,25 +201,30 @@ impl<P: Platform> Service<P> {
                 other.device.id() != device.id() && (by_stream || same_bus(other))
             })
         };
+        let parent = claim.parent.as_ref().and_then(|parent| registry.registration(parent));
+        let is_parents = |other: &DeviceRecord| parent.is_some_and(|parent| parent.leader.get() == other.leader.get());
         // First only looks: a refusal must leave the groups as they are (contract I-11).
-        let mut owner: Option<(&DeviceRecord, super::DomainId)> = None;
+        let mut owner: Option<super::DomainId> = None;
         for other in met() {
-            if let Some(running) = registry.claimed(other).filter(|_| !cfg!(broken = "unclaimed_join")) {
-                return Err(Cause::Busy { running });
+            if let Some(running) = registry.claimed(other)
+                && !is_parents(other)
+                && !cfg!(broken = "unclaimed_join")
+            {
+                return Err(above.busy(&registry, other, running));
             }
             match (owner, registry.owner(other)) {
-                (Some((first, one)), Some((second, two))) if one != two => {
+                (Some(one), Some((second, two))) if one != two => {
                     let reason = device.meets(&second.device).unwrap_or(ConflictReason::SharedBus);
-                    let _ = first;
                     return Err(Cause::GroupConflict { with: second.device.label().clone(), reason });
                 }
-                (None, found) => owner = found,
+                (None, found) => owner = found.map(|(_, domain)| domain),
                 _ => {}
             }
         }
         for other in met() {
             registry.merge_groups(record, other);
         }
+        claim.members.fill(&registry, record);
         // Whoever meets the device at an IOMMU and is assigned keeps the entry live that the device would share; members
         // that only their bus brings into the group share none.
         Ok(meets.iter().find_map(|met| {
@@ -211,13 +236,35 @@ impl<P: Platform> Service<P> {
     }
 
     /// A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
-    fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, device: &Device, shared: &Shared) -> Result<(), Cause> {
+    fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, frame: &Frame<'_>, shared: &Shared) -> Result<(), Cause> {
         let Shared { with, domain, iommu } = shared;
-        let request = PolicyRequest { device, domain, why: Why::Shares { with } };
-        if self.permits(held, &request) {
+        let (device, why, claims) = (frame.device, Why::Shares { with }, Claims::of(frame));
+        if self.permits(held, &PolicyRequest { device, domain, why, claims }) {
             return Ok(());
         }
         Err(Cause::GroupConflict { with: with.label().clone(), reason: ConflictReason::SharedStream(*iommu) })
+    }
+}
+
+/// A device's streams on one IOMMU, before that was looked up.
+struct Wanted {
+    iommu: IommuKey,
+    streams: Vec<Stream>,
+}
+
+impl Wanted {
+    /// What `spec` names, whose streams are sorted.
+    fn of(spec: &DeviceSpec) -> Result<Vec<Self>, Cause> {
+        let mut wanted: Vec<Self> = Vec::new();
+        for group in spec.streams.chunk_by(|one, next| one.iommu() == next.iommu()) {
+            let Some(iommu) = group.first().map(|stream| stream.iommu()) else { continue };
+            let mut streams: Vec<Stream> = Vec::new();
+            streams.try_reserve_exact(group.len()).map_err(|_| Cause::OutOfMemory)?;
+            streams.extend_from_slice(group);
+            wanted.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
+            wanted.push(Self { iommu, streams });
+        }
+        if wanted.is_empty() { Err(Cause::NoStreams) } else { Ok(wanted) }
     }
 }
 

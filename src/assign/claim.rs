@@ -2,18 +2,24 @@
 //!
 //! # Locking
 //!
-//! Level `Registry`, for one bounded look-up at each end; nothing is held in between.
+//! Level `Registry`, once at each end; nothing is held in between.
 //!
 //! # Invariants
 //!
 //! Whoever holds a [`Claim`] consumes it with `conclude`; forgetting one costs liveness, never isolation.
 
 use alloc::vec::Vec;
+use core::marker::PhantomData;
 
-use super::device::Device;
+use super::device::{Device, DeviceState};
+use super::domain::Domain;
 use super::error::{Cause, Error, Operation};
-use super::identity::DeviceId;
-use super::removal::Outcome;
+use super::guarded;
+use super::identity::{DeviceId, DomainId};
+use super::nested::{Claims, Frame};
+use super::policy::HookContext;
+use super::registry::{DeviceRecord, Registry};
+use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -21,95 +27,252 @@ use crate::sync::order::{Held, Unlocked};
 /// Two devices of one group that use the same entry.
 pub(super) type Sharing = (DeviceId, DeviceId);
 
-/// What stands between a claim and its end.
-enum Step {
-    /// Members have left; of those that stay, this many, some may share an entry.
-    FindSharing(usize),
-    /// This device was asked to go.
-    Unregister(Device),
-}
+/// For how many members room is made before a group's size is known: the functions of one device.
+pub(super) const USUAL_MEMBERS: usize = 8;
 
 /// A claimed group, by one of its members.
 #[derive(Debug)]
 #[must_use = "the group stays claimed until the claim is concluded"]
 pub(super) struct Claim {
     pub(super) device: Device,
+    pub(super) members: Members,
+    /// An operation above holds the claim: the group is not this one's to let go.
+    pub(super) nested: bool,
+    /// The parent of a device that is added, whose group is claimed beside.
+    pub(super) parent: Option<Device>,
+    not_send: PhantomData<*mut ()>,
+}
+
+/// The members of a claimed group as the claim found them.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    list: Vec<(Device, DeviceState)>,
+    /// There was room for all of them.
+    complete: bool,
+}
+
+/// What an operation is about.
+pub(super) struct Request<'a> {
+    pub(super) operation: Operation,
+    pub(super) device: &'a Device,
+    pub(super) whole_group: bool,
+    pub(super) above: Claims<'a>,
+}
+
+/// How an operation ends, in the registry.
+pub(super) struct End<'a> {
+    /// These devices are in this state from now on.
+    pub(super) subjects: &'a [Device],
+    pub(super) state: Option<DeviceState>,
+    /// The hold on this domain ends.
+    pub(super) unhold: Option<DomainId>,
+}
+
+/// What comes next at the end of a claim.
+enum Next {
+    Done,
+    /// Members have left; of those that stay, this many, some may share an entry.
+    FindSharing(usize),
+    /// A device was asked to go.
+    Go(Going),
+}
+
+/// A group whose claim is still to be let go.
+pub(super) struct Open {
+    pub(super) member: Device,
+    nested: bool,
+    /// It is the group whose members the claim listed.
+    listed: bool,
+}
+
+impl Claim {
+    pub(super) fn new(device: Device, members: Members, nested: bool) -> Self {
+        Self { device, members, nested, parent: None, not_send: PhantomData }
+    }
+}
+
+impl Members {
+    /// With room for `count`.
+    pub(super) fn with_room(count: usize) -> Option<Self> {
+        let mut list = Vec::new();
+        list.try_reserve_exact(count).ok()?;
+        Some(Self { list, complete: false })
+    }
+
+    /// Lists the group of `record` anew, as far as there is room.
+    pub(super) fn fill<P: Platform>(&mut self, registry: &Registry<P>, record: &DeviceRecord) {
+        // Handles that are dropped here are never the last: the registry has one of each.
+        self.list.clear();
+        let room = self.list.capacity();
+        self.list.extend(registry.members(record).take(room).map(|member| (member.device.clone(), member.state.get())));
+        self.complete = self.list.len() == registry.group_size(record);
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.list.iter().map(|(device, _)| device)
+    }
+
+    pub(super) fn find(&self, id: DeviceId) -> Option<&(Device, DeviceState)> {
+        self.list.iter().find(|(device, _)| device.id() == id)
+    }
+}
+
+impl<'a> End<'a> {
+    /// Nothing has changed.
+    pub(super) const UNCHANGED: End<'static> = End { subjects: &[], state: None, unhold: None };
+
+    /// The subjects are in `state` now.
+    pub(super) const fn in_state(subjects: &'a [Device], state: DeviceState) -> Self {
+        End { subjects, state: Some(state), unhold: None }
+    }
+
+    fn apply<P: Platform>(&self, registry: &Registry<P>) {
+        if let Some(state) = self.state {
+            for record in self.subjects.iter().filter_map(|device| registry.registration(device)) {
+                registry.set_state(record, state);
+            }
+        }
+        if let Some(domain) = self.unhold {
+            registry.unhold(domain);
+        }
+    }
 }
 
 impl<P: Platform> Service<P> {
-    /// Claims the group of `device`, and lists those of it that the operation is about: the device alone, or all.
+    /// Claims the group of a device, and lists those of it that the operation is about: the device alone, or all.
+    /// `admit` looks at these under the same hold of the lock, may leave some out, and refuses what cannot be: nothing is
+    /// claimed then.
     pub(super) fn begin(
         &self,
         held: &mut Held<'_, Unlocked>,
-        device: &Device,
-        operation: Operation,
-        whole_group: bool,
+        request: &Request<'_>,
+        admit: impl Fn(&Registry<P>, &DeviceRecord, &mut Vec<Device>) -> Result<(), Cause>,
     ) -> Result<(Claim, Vec<Device>), Error> {
+        let &Request { operation, device, whole_group, .. } = request;
         let refuse = |cause| Error::unchanged(operation, device.label().clone(), cause);
-        let size = {
-            let registry = self.registry.lock(held);
-            let record = registry.registration(device).ok_or_else(|| refuse(Cause::Gone))?;
-            if record.remove_pending.get() {
-                return Err(refuse(Cause::Gone));
+        let mut room = USUAL_MEMBERS;
+        loop {
+            let mut members = Members::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
+            let mut subjects: Vec<Device> = Vec::new();
+            subjects.try_reserve_exact(room).map_err(|_| refuse(Cause::OutOfMemory))?;
+            let mut registry = self.registry.lock(held);
+            let unused = registry.unused();
+            let claimed = (|| {
+                let record = registry.registration(device).ok_or(Cause::Gone)?;
+                if record.remove_pending.get() {
+                    return Err(Cause::Gone);
+                }
+                let nested = self.may_claim(&registry, record, request)?;
+                members.fill(&registry, record);
+                if !members.is_complete() {
+                    return Ok(Err(registry.group_size(record)));
+                }
+                subjects.extend(members.devices().filter(|member| whole_group || member.id() == device.id()).cloned());
+                admit(&registry, record, &mut subjects)?;
+                if !nested {
+                    registry.claim(record, operation)?;
+                }
+                Ok(Ok(nested))
+            })();
+            drop(registry);
+            drop(unused);
+            match claimed.map_err(refuse)? {
+                Ok(nested) => return Ok((Claim::new(device.clone(), members, nested), subjects)),
+                Err(size) => room = size,
             }
-            registry.claim(record, operation).map_err(refuse)?;
-            registry.group_size(record)
-        };
-        let claim = Claim { device: device.clone() };
-        let mut subjects = Vec::new();
-        if subjects.try_reserve_exact(size).is_err() {
-            // A removal that came in between takes precedence in the registry; the caller hears of the memory.
-            let _ = self.conclude(held, claim);
-            return Err(refuse(Cause::OutOfMemory));
         }
-        if whole_group {
-            let registry = self.registry.lock(held);
-            if let Some(record) = registry.registration(device) {
-                // The claim froze the membership, so that the reserved room suffices.
-                subjects.extend(registry.members(record).map(|member| member.device.clone()));
-            }
-        } else {
-            subjects.push(device.clone());
-        }
-        Ok((claim, subjects))
     }
 
-    /// Ends a claim: first carries out every removal that was asked for while it stood (contract C-2), then lets the
-    /// group go. Says what became of the device through which the group was claimed.
-    pub(super) fn conclude(&self, held: &mut Held<'_, Unlocked>, claim: Claim) -> Outcome {
-        let subject = claim.device;
+    /// Whether an operation above has claimed the group of `record`, so that this one works under that claim; refused
+    /// where another one has.
+    fn may_claim(&self, registry: &Registry<P>, record: &DeviceRecord, request: &Request<'_>) -> Result<bool, Cause> {
+        let Some(running) = registry.claimed(record) else { return Ok(false) };
+        let above = request.above;
+        let under = above.hold(registry, record);
+        if under && !request.whole_group && !above.protects(request.device) {
+            return Ok(true);
+        }
+        Err(above.busy(registry, record, running))
+    }
+
+    /// Ends a claim: puts down how the operation ended, carries out every removal that was asked for while the claim
+    /// stood (contract C-2), then lets the group go. Says what became of the device through which the group was claimed.
+    pub(super) fn conclude(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: Claim,
+        end: End<'_>,
+        above: Claims<'_>,
+    ) -> Outcome {
+        self.finish(held, claim, end, None, above)
+    }
+
+    /// [`conclude`](Self::conclude), where the caller knows already that the device `going` is to go.
+    pub(super) fn finish(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: Claim,
+        end: End<'_>,
+        mut going: Option<Going>,
+        above: Claims<'_>,
+    ) -> Outcome {
+        let Claim { device: subject, mut members, nested, mut parent, .. } = claim;
         let mut outcome = Outcome::Stays;
-        let mut via = Some(subject.clone());
+        let mut open = Some(Open { member: subject.clone(), nested, listed: members.is_complete() });
         let mut sharing = None;
-        while let Some(member) = via.take() {
-            let step = {
-                let registry = self.registry.lock(held);
-                let Some(record) = registry.registration(&member) else { break };
-                let leaving = registry.members(record).find(|member| member.may_go());
-                match (leaving, &sharing) {
-                    (Some(leaving), _) => Step::Unregister(leaving.device.clone()),
-                    (None, None) if registry.has_shrunk(record) => Step::FindSharing(registry.group_size(record)),
-                    (None, sharing) => {
-                        registry.release(record, sharing.as_deref().unwrap_or_default());
-                        break;
+        let mut end = Some(end);
+        loop {
+            let cut = going.take().map(|going| self.cut(held, going));
+            if let Some(cut) = cut.as_ref().filter(|cut| cut.drained) {
+                // Who shares with whom is asked again whenever one more has left.
+                let listed = open.as_ref().is_some_and(|open| open.listed);
+                sharing = listed.then(|| self.sharing(held, &members, Some(&cut.going.device)));
+            }
+            let mut registry = self.registry.lock(held);
+            let unused = registry.unused();
+            if let Some(end) = end.take() {
+                end.apply(&registry);
+            }
+            if let Some(cut) = &cut {
+                cut.put_down(&mut registry, &mut open);
+            }
+            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_deref(), above);
+            let next = match next {
+                // One that waited for the last of its children, or for a call to leave.
+                Next::Done if cut.is_some() => match registry.forsaken() {
+                    Some(record) if registry.claim(record, Operation::Remove).is_ok() => {
+                        open = Some(Open { member: record.device.clone(), nested: false, listed: false });
+                        Next::Go(Going::of(record))
                     }
-                }
+                    _ => Next::Done,
+                },
+                next => next,
             };
-            match step {
-                Step::FindSharing(size) => {
-                    sharing = Some(self.sharing(held, &member, size));
-                    via = Some(member);
+            drop(registry);
+            drop(unused);
+            if let Some(cut) = cut {
+                self.let_go(held, &cut, open.as_ref().map(|open| &open.member), above);
+                let is_subject = cut.going.device.id() == subject.id();
+                let gone = self.gone(held, cut, &members);
+                if is_subject {
+                    outcome = gone;
+                } else if let Outcome::Removed(Err(error)) = gone {
+                    log::warn!("{error}");
                 }
-                Step::Unregister(leaving) => {
-                    // Who shares with whom is asked again when one more has left.
-                    sharing = None;
-                    let (survivor, result) = self.unregister(held, &leaving);
-                    if leaving.id() == subject.id() {
-                        outcome = Outcome::Removed(result);
-                    } else if let Err(error) = result {
-                        log::warn!("{error}");
+            }
+            match next {
+                Next::Done => break,
+                Next::Go(next) => going = Some(next),
+                Next::FindSharing(size) => {
+                    if let Some(open) = &mut open {
+                        members = self.members(held, &open.member, size);
+                        open.listed = true;
                     }
-                    via = survivor.or_else(|| self.claim_parent(held, &leaving));
+                    sharing = Some(self.sharing(held, &members, None));
                 }
             }
         }
@@ -117,27 +280,59 @@ impl<P: Platform> Service<P> {
         outcome
     }
 
-    /// Claims the group of a removed device's parent, where that was waiting for its last child to go (contract C-5).
-    fn claim_parent(&self, held: &mut Held<'_, Unlocked>, removed: &Device) -> Option<Device> {
+    /// Lets go of the groups in hand, up to the first that has something left to do.
+    fn next_of(
+        registry: &Registry<P>,
+        open: &mut Option<Open>,
+        parent: &mut Option<Device>,
+        sharing: Option<&[Sharing]>,
+        above: Claims<'_>,
+    ) -> Next {
+        loop {
+            let Some(Open { member, nested, listed }) = &*open else {
+                let Some(parent) = parent.take() else { return Next::Done };
+                *open = Some(Open { member: parent, nested: false, listed: false });
+                continue;
+            };
+            // A parent whose group became one with its child's is let go with that.
+            let record = registry.registration(member).filter(|record| registry.claimed(record).is_some());
+            if let Some(record) = record {
+                let leaving = registry.members(record).find(|mate| mate.may_go() && !above.protects(&mate.device));
+                if let Some(leaving) = leaving {
+                    return Next::Go(Going::of(leaving));
+                }
+                if !nested {
+                    match sharing.filter(|_| *listed) {
+                        None if registry.has_shrunk(record) => {
+                            return Next::FindSharing(registry.group_size(record));
+                        }
+                        sharing => registry.release(record, sharing.unwrap_or_default()),
+                    }
+                }
+            }
+            *open = None;
+        }
+    }
+
+    /// The members of a claimed group, where the claim had no room for them.
+    fn members(&self, held: &mut Held<'_, Unlocked>, of: &Device, size: usize) -> Members {
+        let mut members = Members::with_room(size).unwrap_or_default();
         let registry = self.registry.lock(held);
-        let parent = registry.device(removed.parent()?)?;
-        // Whoever has claimed it already sees the mark when it concludes.
-        (parent.may_go() && registry.claim(parent, Operation::Remove).is_ok()).then(|| parent.device.clone())
+        if let Some(record) = registry.registration(of) {
+            members.fill(&registry, record);
+        }
+        members
     }
 
     /// The pairs of the claimed group that use one entry, whether or not their streams meet: an entry outlives the
     /// device for which it was made while another uses it, and must not be in two groups (contract I-15).
-    fn sharing(&self, held: &mut Held<'_, Unlocked>, member: &Device, size: usize) -> Vec<Sharing> {
-        let mut members: Vec<Device> = Vec::new();
-        if members.try_reserve_exact(size).is_ok() {
-            let registry = self.registry.lock(held);
-            if let Some(record) = registry.registration(member) {
-                // The claim froze the membership, so that the reserved room suffices.
-                members.extend(registry.members(record).map(|member| member.device.clone()));
-            }
-        }
+    fn sharing(&self, held: &mut Held<'_, Unlocked>, members: &Members, but: Option<&Device>) -> Vec<Sharing> {
         let mut pairs = Vec::new();
-        for one in &members {
+        let stays = |device: &&Device| but.is_none_or(|but| but.id() != device.id());
+        if members.devices().filter(stays).count() < 2 {
+            return pairs;
+        }
+        for one in members.devices().filter(stays) {
             for attachment in one.attachments() {
                 let sharers = attachment.iommu.call(held).sharers(one.id());
                 if pairs.try_reserve(sharers.len()).is_ok() {
@@ -149,24 +344,52 @@ impl<P: Platform> Service<P> {
     }
 
     /// The members of the claimed group of `device` with which it may share entries though their streams do not meet.
-    pub(super) fn merging_mates(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> Result<Vec<DeviceId>, Cause> {
+    pub(super) fn merging_mates(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: &Device,
+        claim: &mut Claim,
+    ) -> Result<Vec<DeviceId>, Cause> {
         let mut mates = Vec::new();
         if !device.merges_with(device) {
             return Ok(mates);
         }
-        let size = {
-            let registry = self.registry.lock(held);
-            registry.registration(device).map_or(0, |record| registry.group_size(record))
-        };
-        mates.try_reserve_exact(size).map_err(|_| Cause::OutOfMemory)?;
-        let registry = self.registry.lock(held);
-        if let Some(record) = registry.registration(device) {
-            // The claim froze the membership, so that the reserved room suffices.
-            let merging = |mate: &&super::registry::DeviceRecord| {
-                mate.device.id() != device.id() && device.merges_with(&mate.device)
+        if !claim.members.is_complete() {
+            let size = {
+                let registry = self.registry.lock(held);
+                registry.registration(device).map_or(0, |record| registry.group_size(record))
             };
-            mates.extend(registry.members(record).filter(merging).map(|mate| mate.device.id()));
+            claim.members = self.members(held, device, size);
         }
+        let merging = |mate: &&Device| mate.id() != device.id() && device.merges_with(mate);
+        mates.try_reserve_exact(claim.members.devices().filter(merging).count()).map_err(|_| Cause::OutOfMemory)?;
+        mates.extend(claim.members.devices().filter(merging).map(Device::id));
         Ok(mates)
+    }
+
+    /// The source lets go of what it has of a device that is registered no more.
+    fn let_go(&self, held: &mut Held<'_, Unlocked>, cut: &Cut, open: Option<&Device>, above: Claims<'_>) {
+        let device = &cut.going.device;
+        if !cut.drained || !cut.going.was_added {
+            // A device whose add failed was never the source's to release.
+            return;
+        }
+        let subjects = open.map_or(&[][..], core::slice::from_ref);
+        let frame =
+            Frame { device: open.unwrap_or(device), subjects, operation: Operation::Remove, target: None, above };
+        let claims = Claims::of(&frame);
+        let hooks = device.hooks().call(held);
+        guarded::told(|| hooks.release(&HookContext { device, claims }));
+    }
+
+    /// The frame of an operation that has claimed and is about to call out.
+    pub(super) fn frame<'a>(
+        claim: &'a Claim,
+        request: &Request<'a>,
+        subjects: &'a [Device],
+        target: Option<&Domain<P>>,
+    ) -> Frame<'a> {
+        let (operation, above) = (request.operation, request.above);
+        Frame { device: &claim.device, subjects, operation, target: target.map(Domain::id), above }
     }
 }

@@ -8,6 +8,7 @@ use super::identity::{DeviceId, DeviceKey, DomainId, Label};
 use super::iommu::Iommu;
 use super::policy::{DeviceHooks, NoHooks};
 use super::spec::{IommuKey, Stream};
+use crate::sync::Once;
 use crate::sync::inflight::InFlight;
 use crate::sync::outside::Outside;
 
@@ -76,15 +77,21 @@ struct DeviceObject {
     key: DeviceKey,
     label: Label,
     parent: Option<DeviceKey>,
-    depth: u16,
     streams: Vec<Stream>,
     isolation: Option<u64>,
     merge_with_group: bool,
     passthrough: bool,
     lazy: bool,
     hooks: Outside<Arc<dyn DeviceHooks>>,
-    attachments: Vec<Attachment>,
+    place: Once<Place>,
     calls: InFlight,
+}
+
+/// What is known of a device from the moment of its registration on.
+pub(super) struct Place {
+    /// How many devices it stands behind.
+    pub(super) depth: u16,
+    pub(super) attachments: Vec<Attachment>,
 }
 
 /// A device's streams on one IOMMU.
@@ -100,24 +107,29 @@ impl Device {
     /// A removal was asked for.
     const REVOKED: u8 = 1;
 
-    pub(super) fn new(id: DeviceId, spec: DeviceSpec, depth: u16, attachments: Vec<Attachment>) -> Self {
+    pub(super) fn new(id: DeviceId, spec: DeviceSpec) -> Self {
         let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, hooks } = spec;
         let hooks = Outside::new(hooks);
+        let (place, calls) = (Once::new(), InFlight::new(Self::OPEN));
         Self(Arc::new(DeviceObject {
             id,
             key,
             label,
             parent,
-            depth,
             streams,
             isolation,
             merge_with_group,
             passthrough,
             lazy,
             hooks,
-            attachments,
-            calls: InFlight::new(Self::OPEN),
+            place,
+            calls,
         }))
+    }
+
+    /// Where it stands, said once, when it is registered.
+    pub(super) fn put(&self, place: Place) {
+        self.0.place.call_once(|| place);
     }
 
     /// This registration's number.
@@ -147,7 +159,7 @@ impl Device {
     /// How many devices it stands behind.
     #[must_use]
     pub fn depth(&self) -> u16 {
-        self.0.depth
+        self.0.place.get().map_or(0, |place| place.depth)
     }
 
     /// All its streams, canonical and without repetition.
@@ -182,11 +194,21 @@ impl Device {
     }
 
     pub(super) fn attachments(&self) -> &[Attachment] {
-        &self.0.attachments
+        self.0.place.get().map_or(&[], |place| &place.attachments)
     }
 
     pub(super) fn calls(&self) -> &InFlight {
         &self.0.calls
+    }
+
+    /// Whether nobody else has a handle.
+    pub(super) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
+    /// How many calls are inside.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.0.calls.seen().calls
     }
 
     /// Lets no call enter from now on.

@@ -54,6 +54,11 @@ impl<P: Platform> Domain<P> {
         &self.0.space
     }
 
+    /// Whether nobody else has a handle.
+    pub(super) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     /// Puts `iommu` on the flush list, before a context there goes live (contract I-9).
     ///
     /// It stays there until it goes out of service or the domain ends: an IOMMU without a context of the domain answers a

@@ -75,6 +75,8 @@ pub enum Left {
     Unchanged,
     /// The device is in fault and owned by nobody. It can be assigned again when the cause is gone, or removed.
     Quarantined,
+    /// The device is in fault and refuses every call: it is on its way out, and goes when it is asked for again.
+    Going,
     /// The device is removed, but the hardware has not confirmed that its last DMA has drained.
     Removed,
 }
@@ -84,6 +86,7 @@ impl fmt::Display for Left {
         f.write_str(match self {
             Self::Unchanged => "nothing changed",
             Self::Quarantined => "the device is quarantined: all its DMA faults",
+            Self::Going => "the device is to go: all its DMA faults",
             Self::Removed => "the device is removed, but its last DMA may not have drained",
         })
     }
@@ -205,10 +208,22 @@ pub enum Cause {
     /// A removal overtook the operation.
     #[error("it was removed meanwhile")]
     Removed,
+    /// Calls are inside a device that is to go.
+    #[error("{calls} call{} still inside it; remove it again", if *.calls == 1 { " is" } else { "s are" })]
+    StillInUse {
+        /// How many.
+        calls: u32,
+    },
     /// The deadline of a wait form came before the group was free.
     #[error("its group stayed busy until the deadline: {running}")]
     TimedOut {
         /// The operation that was running when time was up.
+        running: Operation,
+    },
+    /// From inside a callback, a wait for this claim could close a circle with the claims above (contract C-4).
+    #[error("to wait for the {running} of a device in its group could never end from here; try again later")]
+    WouldDeadlock {
+        /// The operation that holds the claim.
         running: Operation,
     },
 }

@@ -11,13 +11,13 @@ use super::spec::IommuKey;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// Hears of every change, after it has happened.
+/// Hears of every change, after the hardware has followed it.
 ///
 /// # Context
 ///
-/// Called with no lock of the library held, in the waiting context of the operation that it tells of, before that
-/// operation returns and while its group is still claimed: of one group, events come in order. It may call the service
-/// about other devices in the try forms.
+/// Called with no lock of the library held, in the waiting context of the operation that it tells of, while its group is
+/// still claimed and just before the registry shows the new state: of one group, events come in order. It may call the
+/// service about other devices in the try forms.
 pub trait EventSink: Send + Sync + fmt::Debug {
     /// Something has happened.
     fn event(&self, event: &Event);

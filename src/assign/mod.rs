@@ -22,11 +22,14 @@ mod domain;
 mod error;
 mod event;
 mod fault;
+mod graveyard;
+mod groups;
 mod guarded;
 mod identity;
 mod interrupt;
 mod iommu;
 pub(crate) mod levels;
+mod nested;
 mod ownership;
 mod policy;
 mod provider;
@@ -49,6 +52,7 @@ pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFaul
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 pub use interrupt::InterruptHandle;
 pub use iommu::{Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Usage, own_space};
+pub use nested::{Claims, Within};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use provider::{IommuHandle, Quarantine, Storm, TablesHeld, UsageRecord};
 pub use queue::{

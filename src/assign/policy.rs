@@ -4,13 +4,14 @@ use core::fmt;
 
 use super::device::Device;
 use super::identity::Label;
+use super::nested::Claims;
 
 /// Decides who may be assigned what (contract A-11).
 ///
 /// # Context
 ///
-/// Called with no lock of the library held, from the waiting context of the operation that asks. It may call the
-/// service about other devices in the try forms; about the same group it gets `Busy`.
+/// Called with no lock of the library held, from the waiting context of the operation that asks. It may come back
+/// through [`Service::within`](super::Service::within) with the request's claims.
 pub trait Policy: Send + Sync + fmt::Debug {
     /// Whether the request may go on. Anything but a yes refuses the operation, and nothing is written.
     fn allows(&self, request: &PolicyRequest<'_>) -> bool;
@@ -26,6 +27,8 @@ pub struct PolicyRequest<'a> {
     pub domain: &'a Label,
     /// Why it is asked.
     pub why: Why<'a>,
+    /// What runs above the question.
+    pub claims: Claims<'a>,
 }
 
 /// Why the policy is asked.
@@ -57,7 +60,7 @@ impl Policy for FirmwareMarks {
 /// # Context
 ///
 /// Called with no lock of the library held, from the waiting context of the operation; a reset may take its time. A
-/// hook may call the service about other devices in the try forms; about its own group it gets `Busy`.
+/// hook may come back through [`Service::within`](super::Service::within) with its context's claims.
 pub trait DeviceHooks: Send + Sync + fmt::Debug {
     /// Stops the device from starting new DMA. Its streams are in fault already.
     ///
@@ -83,6 +86,8 @@ pub trait DeviceHooks: Send + Sync + fmt::Debug {
 pub struct HookContext<'a> {
     /// The device.
     pub device: &'a Device,
+    /// What runs above the hook.
+    pub claims: Claims<'a>,
 }
 
 /// Why a hook failed, in the source's words.

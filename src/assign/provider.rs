@@ -8,6 +8,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use super::claim::{End, Request};
 use super::device::{Device, DeviceState};
 use super::domain::{Domain, Provider};
 use super::error::{Cause, Error, Left, Operation};
@@ -15,7 +16,7 @@ use super::event::Event;
 use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::Label;
 use super::iommu::{FlushRange, Iommu, IommuError, Patience, Resource, Usage, own_space};
-use super::removal::Outcome;
+use super::nested::Claims;
 use super::service::Service;
 use super::space::{AddressSpace, Stage2};
 use super::spec::{IommuKey, StreamId};
@@ -201,17 +202,16 @@ impl<P: Platform> Service<P> {
             return Err(error);
         }
         let mut held = Held::enter();
-        let record = {
+        let ended = {
             let mut registry = self.registry.lock(&mut held);
             let idle = registry.domain(domain.id()).is_some_and(|record| {
                 record.assigned.get() == 0 && record.holds.get() == 0 && !record.destroying.get()
             });
-            if idle { registry.take_domain(domain.id()) } else { None }
+            idle && registry.bury_domain(domain.id())
         };
-        if record.is_none() {
+        if !ended {
             return Err(error);
         }
-        drop(record);
         self.tell(&mut held, &Event::DomainDestroyed { domain: domain.label().clone() });
         P::wake();
         Ok(Some(TablesHeld(domain.clone())))
@@ -332,8 +332,10 @@ impl<P: Platform> Service<P> {
     pub fn quarantine(&self, device: &Device, place: Quarantine) -> Result<(), Error> {
         let mut held = Held::enter();
         let held = &mut held;
-        let (claim, subjects) = self.begin(held, device, Operation::Deassign, true)?;
+        let request = Request { operation: Operation::Deassign, device, whole_group: true, above: Claims::NONE };
+        let (claim, subjects) = self.begin(held, &request, |_, _, _| Ok(()))?;
         let fail = |cause, left| Error { operation: Operation::Deassign, subject: device.label().clone(), cause, left };
+        let mut end = End::UNCHANGED;
         let result = match Steps::of(&subjects) {
             Err(cause) => Err(fail(cause, Left::Unchanged)),
             Ok(mut steps) => {
@@ -346,13 +348,14 @@ impl<P: Platform> Service<P> {
                 if let (None, Some(space)) = (&failed, space) {
                     failed = steps.plan(held, &space).and_then(|()| steps.install(held)).err();
                 }
-                self.settle(held, &subjects, DeviceState::Quarantined, None);
+                self.tell_moved(held, &subjects, DeviceState::Quarantined, None);
+                end = End::in_state(&subjects, DeviceState::Quarantined);
                 failed.map_or(Ok(()), |cause| Err(fail(cause, Left::Quarantined)))
             }
         };
-        let result = match self.conclude(held, claim) {
-            Outcome::Stays => result,
-            Outcome::Removed(_) => Err(fail(Cause::Removed, Left::Removed)),
+        let result = match self.conclude(held, claim, end, Claims::NONE).overtaken() {
+            None => result,
+            Some(left) => Err(fail(Cause::Removed, left)),
         };
         self.report(&result);
         result
@@ -438,9 +441,9 @@ impl<P: Platform> Service<P> {
         self.report(&result);
         result?;
         let mut held = Held::enter();
-        let record = self.registry.lock(&mut held).take_iommu(key);
-        if let Some(record) = record {
-            self.revoke_iommu(&mut held, &record.iommu);
+        let gone = self.registry.lock(&mut held).bury_iommu(key);
+        if let Some(iommu) = gone {
+            self.revoke_iommu(&mut held, &iommu);
         }
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         P::wake();

@@ -19,12 +19,12 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::Cell;
 
-use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, intrusive_adapter};
 
-use super::claim::Sharing;
 use super::device::{Device, DeviceInfo, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Operation};
+use super::graveyard::Graveyard;
 use super::identity::{DeviceKey, DomainId};
 use super::iommu::Iommu;
 use super::spec::IommuKey;
@@ -34,26 +34,30 @@ use crate::sync::outside::Outside;
 /// A device's registration.
 pub(super) struct DeviceRecord {
     link: RBTreeLink,
+    gone: LinkedListLink,
     pub(super) device: Device,
     pub(super) state: Cell<DeviceState>,
     /// The member in whose record the group's own data stand.
     pub(super) leader: Cell<DeviceKey>,
     /// Of a leader: how many members the group has.
-    group_size: Cell<usize>,
+    pub(super) group_size: Cell<usize>,
     /// Of a leader: the operation that has claimed the group.
-    claim: Cell<Option<Operation>>,
+    pub(super) claim: Cell<Option<Operation>>,
     /// Of a leader: a member has left since the claim began.
-    shrunk: Cell<bool>,
+    pub(super) shrunk: Cell<bool>,
     /// Set only while a group is being split, within one hold of the lock.
-    regrouping: Cell<bool>,
-    /// A removal was asked for while the group was claimed by another operation (contract C-2).
+    pub(super) regrouping: Cell<bool>,
+    /// A removal was asked for; whoever holds the group's claim carries it out when that ends (contract C-2).
     pub(super) remove_pending: Cell<bool>,
+    /// The removal has cut its DMA, and found calls in flight (contract C-8).
+    pub(super) cut: Cell<bool>,
     pub(super) children: Cell<usize>,
 }
 
 /// A domain's registration.
 pub(super) struct DomainRecord<P: Platform> {
     link: RBTreeLink,
+    gone: LinkedListLink,
     pub(super) domain: Domain<P>,
     /// Devices assigned to it.
     pub(super) assigned: Cell<usize>,
@@ -66,6 +70,7 @@ pub(super) struct DomainRecord<P: Platform> {
 /// An IOMMU instance's registration.
 pub(super) struct IommuRecord {
     link: RBTreeLink,
+    gone: LinkedListLink,
     key: IommuKey,
     pub(super) iommu: Outside<Arc<dyn Iommu>>,
     /// Devices registered with streams on it.
@@ -77,6 +82,10 @@ pub(super) struct IommuRecord {
 intrusive_adapter!(ByDevice = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
 intrusive_adapter!(ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => RBTreeLink } where P: Platform);
 intrusive_adapter!(ByIommu = Box<IommuRecord>: IommuRecord { link => RBTreeLink });
+
+intrusive_adapter!(GoneDevices = Box<DeviceRecord>: DeviceRecord { gone => LinkedListLink });
+intrusive_adapter!(GoneDomains<P> = Box<DomainRecord<P>>: DomainRecord<P> { gone => LinkedListLink } where P: Platform);
+intrusive_adapter!(GoneIommus = Box<IommuRecord>: IommuRecord { gone => LinkedListLink });
 
 impl<'a> KeyAdapter<'a> for ByDevice {
     type Key = DeviceKey;
@@ -106,6 +115,7 @@ impl<P: Platform> DomainRecord<P> {
     pub(super) fn new(domain: Domain<P>) -> Box<Self> {
         Box::new(Self {
             link: RBTreeLink::new(),
+            gone: LinkedListLink::new(),
             domain,
             assigned: Cell::new(0),
             holds: Cell::new(0),
@@ -119,6 +129,7 @@ impl IommuRecord {
         let key = iommu.key();
         Box::new(Self {
             link: RBTreeLink::new(),
+            gone: LinkedListLink::new(),
             key,
             iommu: Outside::new(iommu),
             devices: Cell::new(0),
@@ -132,15 +143,10 @@ impl DeviceRecord {
         self.state.get() != DeviceState::Adding
     }
 
-    /// A removal is asked for: no call enters the device from now on.
-    pub(super) fn mark(&self) {
-        self.remove_pending.set(true);
-        self.device.revoke();
-    }
-
-    /// A removal was asked for, and no child stands in its way.
+    /// A removal was asked for, and neither a child nor a call that is known to be in flight stands in its way.
     pub(super) fn may_go(&self) -> bool {
-        self.remove_pending.get() && self.children.get() == 0
+        let in_use = self.cut.get() && self.device.in_flight() > 0;
+        self.remove_pending.get() && self.children.get() == 0 && !in_use
     }
 
     /// A registration that is being added, in a group of its own which the adding operation has claimed.
@@ -148,6 +154,7 @@ impl DeviceRecord {
         let key = device.key();
         Box::new(Self {
             link: RBTreeLink::new(),
+            gone: LinkedListLink::new(),
             device,
             state: Cell::new(DeviceState::Adding),
             leader: Cell::new(key),
@@ -156,8 +163,23 @@ impl DeviceRecord {
             regrouping: Cell::new(false),
             claim: Cell::new(Some(Operation::Add)),
             remove_pending: Cell::new(false),
+            cut: Cell::new(false),
             children: Cell::new(0),
         })
+    }
+}
+
+/// Records to which nobody referred any more, to be dropped when the lock is free.
+#[must_use = "it is to be dropped when the lock is free"]
+pub(super) struct Unused<P: Platform> {
+    device: Option<Box<DeviceRecord>>,
+    domain: Option<Box<DomainRecord<P>>>,
+    iommu: Option<Box<IommuRecord>>,
+}
+
+impl<P: Platform> Unused<P> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.device.is_none() && self.domain.is_none() && self.iommu.is_none()
     }
 }
 
@@ -166,6 +188,11 @@ pub(super) struct Registry<P: Platform> {
     devices: RBTree<ByDevice>,
     domains: RBTree<ByDomain<P>>,
     iommus: RBTree<ByIommu>,
+    gone_devices: Graveyard<GoneDevices>,
+    gone_domains: Graveyard<GoneDomains<P>>,
+    gone_iommus: Graveyard<GoneIommus>,
+    /// Registered devices that were asked to go.
+    marked: Cell<usize>,
     /// Changes with every registration and unregistration (contract C-6).
     pub(super) generation: u64,
 }
@@ -176,7 +203,25 @@ impl<P: Platform> Registry<P> {
             devices: RBTree::new(ByDevice::NEW),
             domains: RBTree::new(ByDomain::NEW),
             iommus: RBTree::new(ByIommu::NEW),
+            gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
+            gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
+            gone_iommus: Graveyard::new(LinkedList::new(GoneIommus::NEW)),
+            marked: Cell::new(0),
             generation: 0,
+        }
+    }
+
+    /// In how many goes of [`unused`](Self::unused) everything that is gone is looked at.
+    pub(super) fn rounds(&self) -> usize {
+        self.gone_devices.rounds().max(self.gone_domains.rounds()).max(self.gone_iommus.rounds())
+    }
+
+    /// Takes one record of each kind to which nobody refers any more.
+    pub(super) fn unused(&mut self) -> Unused<P> {
+        Unused {
+            device: self.gone_devices.take(|record| record.device.is_last()),
+            domain: self.gone_domains.take(|record| record.domain.is_last()),
+            iommu: self.gone_iommus.take(|record| record.iommu.is_last()),
         }
     }
 
@@ -192,31 +237,43 @@ impl<P: Platform> Registry<P> {
     }
 
     pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>) {
-        if let Some(parent) = record.device.parent().and_then(|key| self.device(key)) {
-            parent.children.set(parent.children.get().saturating_add(1));
-        }
-        for attachment in record.device.attachments() {
-            if let Some(iommu) = self.iommu(attachment.key) {
-                iommu.devices.set(iommu.devices.get().saturating_add(1));
-            }
-        }
+        self.count(&record.device, 1);
         self.devices.insert(record);
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Takes a device that left its group out of the tree. The caller drops the record when the lock is free.
-    pub(super) fn take_device(&mut self, key: DeviceKey) -> Option<Box<DeviceRecord>> {
-        let record = self.devices.find_mut(&key).remove()?;
-        if let Some(parent) = record.device.parent().and_then(|key| self.device(key)) {
-            parent.children.set(parent.children.get().saturating_sub(1));
-        }
-        for attachment in record.device.attachments() {
-            if let Some(iommu) = self.iommu(attachment.key) {
-                iommu.devices.set(iommu.devices.get().saturating_sub(1));
-            }
+    /// Ends the registration of a device that left its group.
+    pub(super) fn bury_device(&mut self, key: DeviceKey) {
+        let Some(record) = self.devices.find_mut(&key).remove() else { return };
+        self.count(&record.device, -1);
+        if record.remove_pending.get() {
+            self.marked.set(self.marked.get().saturating_sub(1));
         }
         self.generation = self.generation.wrapping_add(1);
-        Some(record)
+        self.gone_devices.bury(record);
+    }
+
+    /// Counts a device at its parent and its IOMMUs.
+    fn count(&self, device: &Device, by: isize) {
+        let add = |count: &Cell<usize>| count.set(count.get().saturating_add_signed(by));
+        if let Some(parent) = device.parent().and_then(|key| self.device(key)) {
+            add(&parent.children);
+        }
+        for attachment in device.attachments() {
+            // An instance that was registered since under the same key never had this device.
+            let known = self.iommu(attachment.key).filter(|record| record.iommu.is_same(&attachment.iommu));
+            if let Some(iommu) = known {
+                add(&iommu.devices);
+            }
+        }
+    }
+
+    /// A removal is asked for: no call enters the device from now on.
+    pub(super) fn mark(&self, record: &DeviceRecord) {
+        if !record.remove_pending.replace(true) {
+            self.marked.set(self.marked.get().saturating_add(1));
+        }
+        record.device.revoke();
     }
 
     /// A device as look-ups show it: not before its add has come to an end (contract C-15).
@@ -288,7 +345,7 @@ impl<P: Platform> Registry<P> {
 
     /// Marks `root` and all that stands behind it for removal.
     pub(super) fn mark_tree(&self, root: &DeviceRecord) {
-        root.mark();
+        self.mark(root);
         // Children have a greater depth than their parent, whatever their key: each round goes one level down.
         for depth in 1..=u16::MAX {
             let level =
@@ -298,7 +355,7 @@ impl<P: Platform> Registry<P> {
                 found = true;
                 let parent = record.device.parent().and_then(|key| self.device(key));
                 if parent.is_some_and(|parent| parent.remove_pending.get()) {
-                    record.mark();
+                    self.mark(record);
                 }
             }
             if !found {
@@ -322,133 +379,11 @@ impl<P: Platform> Registry<P> {
         self.devices.iter().filter(|record| record.may_go() && self.claimed(record).is_none()).find(below)
     }
 
-    // --- groups ---
-
-    /// The members of `record`'s group. A group of one costs no walk over the others.
-    pub(super) fn members<'a>(&'a self, record: &'a DeviceRecord) -> impl Iterator<Item = &'a DeviceRecord> {
-        let leader = record.leader.get();
-        let alone = self.device(leader).is_none_or(|leader| leader.group_size.get() <= 1);
-        let others = (!alone).then(|| {
-            self.devices
-                .iter()
-                .filter(move |other| other.leader.get() == leader && other.device.key() != record.device.key())
-        });
-        core::iter::once(record).chain(others.into_iter().flatten())
-    }
-
-    /// How many members `record`'s group has.
-    pub(super) fn group_size(&self, record: &DeviceRecord) -> usize {
-        self.device(record.leader.get()).map_or(1, |leader| leader.group_size.get())
-    }
-
-    /// Claims the group of `record` for `operation` (contract C-1).
-    pub(super) fn claim(&self, record: &DeviceRecord, operation: Operation) -> Result<(), Cause> {
-        let leader = self.device(record.leader.get()).ok_or(Cause::Gone)?;
-        match leader.claim.get() {
-            Some(running) => Err(Cause::Busy { running }),
-            None => {
-                leader.claim.set(Some(operation));
-                Ok(())
-            }
-        }
-    }
-
-    /// The operation that has claimed the group of `record`.
-    pub(super) fn claimed(&self, record: &DeviceRecord) -> Option<Operation> {
-        self.device(record.leader.get()).and_then(|leader| leader.claim.get())
-    }
-
-    /// Whether a member has left the claimed group of `record`.
-    pub(super) fn has_shrunk(&self, record: &DeviceRecord) -> bool {
-        self.device(record.leader.get()).is_some_and(|leader| leader.shrunk.get())
-    }
-
-    /// Ends the claim on the group of `record`. Where members have left, what is left splits into what still meets, or
-    /// is one of the pairs of `sharing`.
-    pub(super) fn release(&self, record: &DeviceRecord, sharing: &[Sharing]) {
-        let Some(leader) = self.device(record.leader.get()) else { return };
-        if leader.shrunk.replace(false) {
-            self.regroup(leader, sharing);
-        } else {
-            leader.claim.set(None);
-        }
-    }
-
-    /// An assigned member, and with it the domain that owns the group.
-    pub(super) fn owner<'a>(&'a self, record: &'a DeviceRecord) -> Option<(&'a DeviceRecord, DomainId)> {
-        self.members(record).find_map(|member| match member.state.get() {
-            DeviceState::Assigned(domain) => Some((member, domain)),
-            _ => None,
-        })
-    }
-
-    /// Makes one group of two that are both claimed; the first one's claim stays.
-    pub(super) fn merge_groups(&self, kept: &DeviceRecord, joined: &DeviceRecord) {
-        let (leader, joining) = (kept.leader.get(), joined.leader.get());
-        if leader == joining {
-            return;
-        }
-        let size = self.group_size(kept).saturating_add(self.group_size(joined));
-        for member in self.members(joined) {
-            member.leader.set(leader);
-            member.claim.set(None);
-        }
-        if let Some(leader) = self.device(leader) {
-            leader.group_size.set(size);
-        }
-    }
-
-    /// Takes `leaving` out of its claimed group; the others stay one claimed group until [`release`](Self::release).
-    /// Returns one of them.
-    pub(super) fn leave_group<'a>(&'a self, leaving: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
-        let key = leaving.device.key();
-        let running = self.device(leaving.leader.get()).and_then(|leader| leader.claim.get());
-        let size = self.group_size(leaving).saturating_sub(1);
-        let survivor = self.members(leaving).find(|member| member.device.key() != key);
-        if let Some(survivor) = survivor {
-            let old = leaving.leader.get();
-            let leader = if old == key { survivor.device.key() } else { old };
-            for member in self.members(leaving).filter(|member| member.device.key() != key) {
-                member.leader.set(leader);
-            }
-            if let Some(leader) = self.device(leader) {
-                leader.group_size.set(size);
-                leader.claim.set(running);
-                leader.shrunk.set(true);
-            }
-        }
-        leaving.leader.set(key);
-        leaving.group_size.set(1);
-        leaving.shrunk.set(false);
-        leaving.claim.set(running);
-        survivor
-    }
-
-    /// Makes the groups anew in which the members of `leader`'s group meet or share, all of them unclaimed.
-    fn regroup(&self, leader: &DeviceRecord, sharing: &[Sharing]) {
-        for member in self.members(leader) {
-            member.regrouping.set(true);
-        }
-        for member in self.regrouping() {
-            member.leader.set(member.device.key());
-            member.group_size.set(1);
-            member.claim.set(None);
-        }
-        for one in self.regrouping() {
-            for other in self.regrouping() {
-                let share = sharing.contains(&(one.device.id(), other.device.id()));
-                if share || one.device.meets(&other.device).is_some() {
-                    self.merge_groups(one, other);
-                }
-            }
-        }
-        for member in self.devices.iter() {
-            member.regrouping.set(false);
-        }
-    }
-
-    fn regrouping(&self) -> impl Iterator<Item = &DeviceRecord> {
-        self.devices.iter().filter(|record| record.regrouping.get())
+    /// A device that was asked to go and may, in a group that nobody has claimed.
+    pub(super) fn forsaken(&self) -> Option<&DeviceRecord> {
+        let forsaken = |record: &&DeviceRecord| record.may_go() && self.claimed(record).is_none();
+        // Nothing is asked to go, nearly always.
+        if self.marked.get() == 0 { None } else { self.devices.iter().find(forsaken) }
     }
 
     // --- domains ---
@@ -466,8 +401,28 @@ impl<P: Platform> Registry<P> {
         self.domains.insert(record);
     }
 
-    pub(super) fn take_domain(&mut self, id: DomainId) -> Option<Box<DomainRecord<P>>> {
-        self.domains.find_mut(&id).remove()
+    /// Ends the registration of a domain. Says whether there was one.
+    pub(super) fn bury_domain(&mut self, id: DomainId) -> bool {
+        let record = self.domains.find_mut(&id).remove();
+        record.map(|record| self.gone_domains.bury(record)).is_some()
+    }
+
+    /// Takes a shared hold on a domain (contract C-1).
+    pub(super) fn hold(&self, domain: &Domain<P>) -> Result<(), Cause> {
+        let gone = || Cause::DomainGone { domain: domain.label().clone() };
+        let record = self.domain(domain.id()).ok_or_else(gone)?;
+        if record.destroying.get() {
+            return Err(Cause::Busy { running: Operation::DestroyDomain });
+        }
+        record.holds.set(record.holds.get().saturating_add(1));
+        Ok(())
+    }
+
+    /// Ends a hold. Whoever destroys the domain may wait for that: the end of the claim, which comes with it, wakes.
+    pub(super) fn unhold(&self, domain: DomainId) {
+        if let Some(record) = self.domain(domain).filter(|_| !cfg!(broken = "forgotten_hold")) {
+            record.holds.set(record.holds.get().saturating_sub(1));
+        }
     }
 
     // --- IOMMU instances ---
@@ -490,8 +445,12 @@ impl<P: Platform> Registry<P> {
         Ok(())
     }
 
-    pub(super) fn take_iommu(&mut self, key: IommuKey) -> Option<Box<IommuRecord>> {
+    /// Ends the registration of an instance. Returns it, if there was one.
+    pub(super) fn bury_iommu(&mut self, key: IommuKey) -> Option<Outside<Arc<dyn Iommu>>> {
+        let record = self.iommus.find_mut(&key).remove()?;
+        let iommu = record.iommu.clone();
+        self.gone_iommus.bury(record);
         self.generation = self.generation.wrapping_add(1);
-        self.iommus.find_mut(&key).remove()
+        Some(iommu)
     }
 }

@@ -3,15 +3,16 @@
 //! A removal is a mark on the device and the claim of its group. Whoever holds the claim when it ends carries the
 //! removal out: the caller of `remove`, or the operation that it met.
 
-use super::claim::Claim;
+use alloc::vec::Vec;
+
+use super::claim::{Claim, End, Members, Open, USUAL_MEMBERS};
 use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
-use super::guarded;
-use super::identity::{DeviceKey, Label};
-use super::policy::HookContext;
+use super::identity::{DeviceId, DeviceKey, Label};
+use super::nested::Claims;
+use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
-use super::steps::Steps;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::{Platform, Waiter};
 
@@ -21,43 +22,102 @@ use crate::sync::{Platform, Waiter};
 pub(super) enum Outcome {
     /// It is registered still.
     Stays,
-    /// It was removed, because a removal was asked for.
-    Removed(Result<(), Error>),
+    /// It was removed, because a removal was asked for. Names who keeps its streams' entries live.
+    Removed(Result<Vec<Label>, Error>),
+    /// It is to go, and its DMA is cut, but so many calls are inside still.
+    InUse(u32),
+}
+
+impl Outcome {
+    /// What is left of the device, where a removal overtook the operation.
+    pub(super) fn overtaken(self) -> Option<Left> {
+        match self {
+            Self::Stays => None,
+            Self::Removed(_) => Some(Left::Removed),
+            Self::InUse(_) => Some(Left::Going),
+        }
+    }
 }
 
 /// What `remove` did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Removal {
     /// The device is gone.
     Done,
+    /// The device is gone, but these devices of its group keep a live stream-map entry that captures its streams: they
+    /// reach that domain until the entry is in fault (contract I-6; a live entry is not narrowed, I-15).
+    StillReachable(Vec<Label>),
     /// Another operation of the device's group is running: it will finish the removal when it ends, and undo itself.
     Pending,
+}
+
+/// A device that was asked to go, found by whoever has its group's claim.
+pub(super) struct Going {
+    pub(super) device: Device,
+    /// Its add had ended: somebody has heard of it.
+    pub(super) was_added: bool,
+}
+
+/// A device that was asked to go, and how far that has come without the registry.
+pub(super) struct Cut {
+    pub(super) going: Going,
+    /// No call is inside, so that it was withdrawn.
+    pub(super) drained: bool,
+    failed: Option<Cause>,
+    sharers: Vec<DeviceId>,
+}
+
+impl Going {
+    pub(super) fn of(record: &DeviceRecord) -> Self {
+        Self { device: record.device.clone(), was_added: record.state.get() != DeviceState::Adding }
+    }
+}
+
+impl Cut {
+    /// The fourth step: what the registry makes of it.
+    pub(super) fn put_down<P: Platform>(&self, registry: &mut Registry<P>, open: &mut Option<Open>) {
+        let device = &self.going.device;
+        let Some(record) = registry.registration(device) else { return };
+        if self.going.was_added {
+            registry.set_state(record, DeviceState::Blocked);
+        }
+        if !self.drained {
+            record.cut.set(true);
+            return;
+        }
+        let survivor = registry.leave_group(record).map(|member| member.device.clone());
+        if open.as_ref().is_some_and(|open| open.member.id() == device.id()) {
+            match (survivor, open.as_mut()) {
+                (Some(survivor), Some(open)) => open.member = survivor,
+                _ => *open = None,
+            }
+        }
+        registry.bury_device(device.key());
+    }
 }
 
 impl<P: Platform> Service<P> {
     /// Removes the device that is registered under `key`, whatever its state: its DMA is cut, then it is forgotten.
     ///
     /// Removing an assigned device is legal (a surprise unplug): the domain loses it.
-    /// Where a device of its group keeps a live stream-map entry that captures its streams, they reach that device's domain
-    /// until the entry is in fault: a live entry is not narrowed (contract I-15).
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it; [`Cause::Iommu`] with
-    /// [`Left::Removed`] when the device is gone but its IOMMU has not confirmed that its last DMA drained.
+    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it; [`Cause::StillInUse`] with
+    /// [`Left::Going`] while calls are inside the device ([`Device::enter`]): its DMA is cut, call again;
+    /// [`Cause::Iommu`] with [`Left::Removed`] when the device is gone but its IOMMU has not confirmed that its last DMA
+    /// drained.
     ///
     /// # Context
     ///
     /// Waiting context (a drain is polled, a hook is called). Contract C-2, C-8.
     pub fn remove(&self, key: DeviceKey) -> Result<Removal, Error> {
-        let mut held = Held::enter();
-        let result = self.remove_in(&mut held, key);
-        self.report(&result);
-        result
+        self.remove_within(Claims::NONE, key)
     }
 
-    /// [`remove`](Self::remove), and waits until the device is gone where another operation finishes the removal.
+    /// [`remove`](Self::remove), and waits until the device is gone: where another operation finishes the removal, and
+    /// where calls are inside the device.
     ///
     /// # Errors
     ///
@@ -70,22 +130,41 @@ impl<P: Platform> Service<P> {
     where
         P: Waiter,
     {
-        let Some(going) = self.find(key) else { return self.remove(key).map(drop) };
-        match self.remove(key) {
-            // Not found any more: someone else's removal got there first.
-            Ok(Removal::Done) | Err(Error { cause: Cause::NotFound, .. }) => return Ok(()),
-            Ok(Removal::Pending) => {}
-            Err(error) => return Err(error),
-        }
-        // The mark stands: asking again could only hit a device that was registered under the key since (contract C-7).
+        self.remove_waiting(Claims::NONE, key, deadline)
+    }
+
+    pub(super) fn remove_waiting(
+        &self,
+        above: Claims<'_>,
+        key: DeviceKey,
+        deadline: Option<P::Deadline>,
+    ) -> Result<(), Error>
+    where
+        P: Waiter,
+    {
+        let mut held = Held::enter();
+        let going = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
+        let Some(going) = going else { return self.remove_within(above, key).map(drop) };
         loop {
             let ticket = P::prepare();
-            if self.find(key).is_none_or(|info| info.device.id() != going.device.id()) {
-                return Ok(());
-            }
+            let result = self.remove_in(&mut held, above, key, Some(going.id()));
+            let cause = match result {
+                // Not found any more: someone else's removal got there first.
+                Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
+                    return Ok(());
+                }
+                Ok(Removal::Pending) => Cause::TimedOut { running: Operation::Remove },
+                Err(Error { cause: Cause::StillInUse { calls }, .. }) => Cause::StillInUse { calls },
+                result => {
+                    self.report(&result);
+                    return result.map(drop);
+                }
+            };
             if P::wait(ticket, deadline).is_err() {
-                let cause = Cause::TimedOut { running: Operation::Remove };
-                return Err(Error::unchanged(Operation::Remove, going.device.label().clone(), cause));
+                let subject = going.label().clone();
+                let result = Err(Error { operation: Operation::Remove, subject, cause, left: Left::Going });
+                self.report(&result);
+                return result;
             }
         }
     }
@@ -103,14 +182,22 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context. Contract C-5.
     pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
+        self.remove_tree_within(Claims::NONE, key)
+    }
+
+    pub(super) fn remove_tree_within(&self, above: Claims<'_>, key: DeviceKey) -> Result<Removal, Error> {
         let mut held = Held::enter();
-        let result = self.remove_tree_in(&mut held, key);
+        let result = self.remove_tree_in(&mut held, above, key);
         self.report(&result);
         result
     }
 
-    fn remove_tree_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
-        // As in `remove_in`: made before the lock is taken, and dropped when it is free.
+    fn remove_tree_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        key: DeviceKey,
+    ) -> Result<Removal, Error> {
         let unknown = Label::from(alloc::format!("{key}").as_str());
         {
             let registry = self.registry.lock(held);
@@ -119,95 +206,143 @@ impl<P: Platform> Service<P> {
             };
             registry.mark_tree(root);
         }
-        let mut result = Ok(Removal::Done);
+        P::wake();
+        let mut result = Ok(Vec::new());
         loop {
-            let claim = {
+            let (claim, going) = {
                 let registry = self.registry.lock(held);
                 // What is claimed is left to who has claimed it: it sees the mark, and goes on upwards.
                 let Some(leaf) = registry.leaf_of(key) else { break };
                 if registry.claim(leaf, Operation::Remove).is_err() {
                     break;
                 }
-                Claim { device: leaf.device.clone() }
+                (Claim::new(leaf.device.clone(), Members::default(), false), Going::of(leaf))
             };
-            if let Outcome::Removed(Err(error)) = self.conclude(held, claim)
-                && result.is_ok()
-            {
-                result = Err(error);
+            let subject = going.device.label().clone();
+            let removed = match self.finish(held, claim, End::UNCHANGED, Some(going), above) {
+                Outcome::Removed(removed) => removed,
+                Outcome::InUse(calls) => Err(still_in_use(subject, calls)),
+                Outcome::Stays => Ok(Vec::new()),
+            };
+            match (&mut result, removed) {
+                (Ok(all), Ok(mut reachable)) => all.append(&mut reachable),
+                (Ok(_), Err(error)) => result = Err(error),
+                (Err(_), _) => {}
             }
         }
+        let reachable = result?;
         let registry = self.registry.lock(held);
-        if result.is_ok() && registry.device(key).is_some() { Ok(Removal::Pending) } else { result }
+        if registry.device(key).is_some() { Ok(Removal::Pending) } else { Ok(done(reachable)) }
     }
 
-    fn remove_in(&self, held: &mut Held<'_, Unlocked>, key: DeviceKey) -> Result<Removal, Error> {
-        // The subject of an error about a key that is not known; made before the lock is taken.
+    pub(super) fn remove_within(&self, above: Claims<'_>, key: DeviceKey) -> Result<Removal, Error> {
+        let mut held = Held::enter();
+        let result = self.remove_in(&mut held, above, key, None);
+        self.report(&result);
+        result
+    }
+
+    /// `only`: this registration, not a later one under the same key (contract C-7).
+    fn remove_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        key: DeviceKey,
+        only: Option<DeviceId>,
+    ) -> Result<Removal, Error> {
+        // The subject of an error about a key that is not known; made before the lock is taken, as is the room.
         let unknown = Label::from(alloc::format!("{key}").as_str());
-        let claim = {
+        let mut members = Members::with_room(USUAL_MEMBERS).unwrap_or_default();
+        let (claim, going) = {
             let registry = self.registry.lock(held);
-            let Some(record) = registry.device(key) else {
+            let named = registry.device(key).filter(|record| only.is_none_or(|only| only == record.device.id()));
+            let Some(record) = named else {
                 return Err(Error::unchanged(Operation::Remove, unknown, Cause::NotFound));
             };
+            let refuse = |cause| Error::unchanged(Operation::Remove, record.device.label().clone(), cause);
             let children = registry.staying_children(record);
             if children > 0 {
-                let label = record.device.label().clone();
-                return Err(Error::unchanged(Operation::Remove, label, Cause::HasChildren { children }));
+                return Err(refuse(Cause::HasChildren { children }));
             }
-            record.mark();
+            let under = above.hold(&registry, record) && !above.protects(&record.device);
+            let running = registry.claimed(record).filter(|_| !under);
+            if let Some(running) = running
+                && let cause @ Cause::WouldDeadlock { .. } = above.busy(&registry, record, running)
+            {
+                return Err(refuse(cause));
+            }
+            registry.mark(record);
             if record.children.get() > 0 {
                 // They are all on their way out: whoever removes the last of them goes on with this one.
                 return Ok(Removal::Pending);
             }
-            if registry.claim(record, Operation::Remove).is_err() {
+            if running.is_some() {
                 #[cfg(broken = "dropped_mark")]
                 record.remove_pending.set(false);
+                drop(registry);
+                // Whoever waits for the device hears now that it goes.
+                P::wake();
                 return Ok(Removal::Pending);
             }
-            Claim { device: record.device.clone() }
+            if !under {
+                registry.claim(record, Operation::Remove).map_err(refuse)?;
+            }
+            members.fill(&registry, record);
+            (Claim::new(record.device.clone(), members, under), Going::of(record))
         };
-        match self.conclude(held, claim) {
-            Outcome::Removed(result) => result.map(|()| Removal::Done),
-            // The mark was set under the claim, so that `conclude` has removed the device; were it not so, it stays
-            // marked and whoever claims its group next removes it.
+        let subject = going.device.label().clone();
+        match self.finish(held, claim, End::UNCHANGED, Some(going), above) {
+            Outcome::Removed(result) => result.map(done),
+            Outcome::InUse(calls) => Err(still_in_use(subject, calls)),
             Outcome::Stays => Ok(Removal::Pending),
         }
     }
 
-    /// Cuts, forgets and releases a device whose group the caller has claimed. Returns a member that is left, and how
-    /// it went.
-    pub(super) fn unregister(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: &Device,
-    ) -> (Option<Device>, Result<(), Error>) {
+    /// The second and third steps, and the driver's part of the fourth: cuts the device's DMA, and withdraws it where no
+    /// call is inside.
+    pub(super) fn cut(&self, held: &mut Held<'_, Unlocked>, going: Going) -> Cut {
+        let Going { device, was_added } = &going;
         let mut failed = None;
-        match Steps::of(core::slice::from_ref(device)) {
-            Ok(steps) => {
-                failed = steps.block(held).1.or(failed);
-                failed = steps.withdraw(held).or(failed);
+        let mut sharers = Vec::new();
+        // Nothing is reserved for this: it must not fail for want of memory.
+        for attachment in device.attachments() {
+            match attachment.iommu.call(held).block(&[device.id()]) {
+                Ok(mut still) => sharers.append(&mut still),
+                Err(error) => failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error })),
             }
-            Err(cause) => failed = Some(cause),
         }
-        let (survivor, was_added, record) = {
-            let mut registry = self.registry.lock(held);
-            let mut was_added = false;
-            let survivor = registry.registration(device).and_then(|record| {
-                was_added = record.state.get() != DeviceState::Adding;
-                registry.set_state(record, DeviceState::Blocked);
-                registry.leave_group(record).map(|member| member.device.clone())
-            });
-            (survivor, was_added, registry.take_device(device.key()))
-        };
-        // A device whose add failed was never the source's to release, nor anyone's to hear of.
-        if was_added {
-            let hooks = device.hooks().call(held);
-            guarded::told(|| hooks.release(&HookContext { device }));
-            self.tell(held, &Event::Removed { device: device.label().clone() });
+        let drained = device.in_flight() == 0;
+        if drained {
+            for attachment in device.attachments() {
+                if let Err(error) = attachment.iommu.call(held).withdraw(device.id()) {
+                    failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error }));
+                }
+            }
+            if *was_added {
+                self.tell(held, &Event::Removed { device: device.label().clone() });
+            }
         }
-        drop(record);
-        let result = failed.map_or(Ok(()), |cause| {
-            Err(Error { operation: Operation::Remove, subject: device.label().clone(), cause, left: Left::Removed })
-        });
-        (survivor, result)
+        Cut { going, drained, failed, sharers }
     }
+
+    /// What is said of a removal that has come so far.
+    pub(super) fn gone(&self, held: &mut Held<'_, Unlocked>, cut: Cut, members: &Members) -> Outcome {
+        let device = &cut.going.device;
+        if !cut.drained {
+            return Outcome::InUse(device.in_flight());
+        }
+        if let Some(cause) = cut.failed {
+            let subject = device.label().clone();
+            return Outcome::Removed(Err(Error { operation: Operation::Remove, subject, cause, left: Left::Removed }));
+        }
+        Outcome::Removed(Ok(self.names(held, cut.sharers, members)))
+    }
+}
+
+fn done(reachable: Vec<Label>) -> Removal {
+    if reachable.is_empty() { Removal::Done } else { Removal::StillReachable(reachable) }
+}
+
+fn still_in_use(subject: Label, calls: u32) -> Error {
+    Error { operation: Operation::Remove, subject, cause: Cause::StillInUse { calls }, left: Left::Going }
 }

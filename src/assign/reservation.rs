@@ -4,15 +4,16 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 
-use super::claim::Claim;
+use super::claim::{Claim, Request};
 use super::device::Device;
 use super::domain::Domain;
 use super::error::{Cause, Error, Left, Operation};
-use super::removal::Outcome;
+use super::nested::Claims;
 use super::service::Service;
 use super::steps::Steps;
+use super::transaction::state_after;
 use crate::sync::Platform;
-use crate::sync::order::{Held, Unlocked};
+use crate::sync::order::Held;
 
 /// An assign that has been planned and cannot be refused any more: the group is claimed, the context reserved.
 ///
@@ -26,6 +27,10 @@ pub struct Reservation<'s, P: Platform> {
     domain: Domain<P>,
     steps: Steps,
     not_send: PhantomData<*mut ()>,
+}
+
+const fn assign_of(device: &Device) -> Request<'_> {
+    Request { operation: Operation::Assign, device, whole_group: false, above: Claims::NONE }
 }
 
 impl<P: Platform> Service<P> {
@@ -55,17 +60,18 @@ impl<P: Platform> Service<P> {
     /// Waiting context. Writes no register, but to finish an earlier drain that keeps back all contexts there are.
     pub fn reserve(&self, device: &Device, domain: &Domain<P>) -> Result<Reservation<'_, P>, Error> {
         let mut held = Held::enter();
-        let held = &mut held;
-        let (claim, mut subjects) = self.begin(held, device, Operation::Assign, false)?;
-        match self.prepare(held, Operation::Assign, &mut subjects, domain) {
+        let request = assign_of(device);
+        let (claim, subjects) = self.begin_move(&mut held, &request, domain)?;
+        let prepared = self.prepare(&mut held, &claim, &Self::frame(&claim, &request, &subjects, Some(domain)), domain);
+        match prepared {
             Ok(steps) => {
                 Ok(Reservation { service: self, claim, subjects, domain: domain.clone(), steps, not_send: PhantomData })
             }
             Err(cause) => {
                 let refused = Error::unchanged(Operation::Assign, device.label().clone(), cause);
-                match self.conclude(held, claim) {
-                    Outcome::Stays => Err(refused),
-                    Outcome::Removed(_) => Err(Error { cause: Cause::Removed, left: Left::Removed, ..refused }),
+                match self.end_move(&mut held, claim, &subjects, domain, None, Claims::NONE) {
+                    None => Err(refused),
+                    Some(left) => Err(Error { cause: Cause::Removed, left, ..refused }),
                 }
             }
         }
@@ -85,9 +91,23 @@ impl<P: Platform> Reservation<'_, P> {
     /// Waiting context.
     pub fn commit(self) -> Result<(), Error> {
         let mut held = Held::enter();
+        let device = self.claim.device.clone();
         let Self { service, claim, subjects, domain, steps, .. } = self;
-        let moved = service.carry_out(&mut held, Operation::Assign, &subjects, &domain, steps);
-        end(service, &mut held, claim, moved.map_err(|cause| (cause, Left::Quarantined)))
+        let request = assign_of(&device);
+        let moved = {
+            let frame = Service::frame(&claim, &request, &subjects, Some(&domain));
+            service.carry_out(&mut held, &frame, &domain, steps)
+        };
+        let result = moved.map_err(|cause| (cause, Left::Quarantined));
+        let state = state_after(&result, &domain);
+        let result = match service.end_move(&mut held, claim, &subjects, &domain, state, Claims::NONE) {
+            None => result,
+            Some(left) => Err((Cause::Removed, left)),
+        };
+        let subject = device.label().clone();
+        let result = result.map_err(|(cause, left)| Error { operation: Operation::Assign, subject, cause, left });
+        service.report(&result);
+        result
     }
 
     /// Gives back what was planned.
@@ -101,27 +121,15 @@ impl<P: Platform> Reservation<'_, P> {
     /// Waiting context.
     pub fn abandon(self) -> Result<(), Error> {
         let mut held = Held::enter();
-        let Self { service, claim, domain, mut steps, .. } = self;
+        let subject = self.claim.device.label().clone();
+        let Self { service, claim, subjects, domain, mut steps, .. } = self;
         steps.abandon(&mut held);
-        service.unhold(&mut held, &domain);
-        end(service, &mut held, claim, Ok(()))
+        let overtaken = service.end_move(&mut held, claim, &subjects, &domain, None, Claims::NONE);
+        let removed = |left| Error { operation: Operation::Assign, subject, cause: Cause::Removed, left };
+        let result = overtaken.map_or(Ok(()), |left| Err(removed(left)));
+        service.report(&result);
+        result
     }
-}
-
-fn end<P: Platform>(
-    service: &Service<P>,
-    held: &mut Held<'_, Unlocked>,
-    claim: Claim,
-    result: Result<(), (Cause, Left)>,
-) -> Result<(), Error> {
-    let subject = claim.device.label().clone();
-    let result = match (service.conclude(held, claim), result) {
-        (Outcome::Stays, result) => result,
-        (Outcome::Removed(_), _) => Err((Cause::Removed, Left::Removed)),
-    };
-    let result = result.map_err(|(cause, left)| Error { operation: Operation::Assign, subject, cause, left });
-    service.report(&result);
-    result
 }
 
 impl<P: Platform> fmt::Debug for Reservation<'_, P> {

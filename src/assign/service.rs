@@ -197,12 +197,12 @@ impl<P: Platform> Service<P> {
             if let Some(record) = registry.iommu(key) {
                 record.leaving.set(false);
             }
-            if settled.is_ok() { registry.take_iommu(key) } else { None }
+            if settled.is_ok() { registry.bury_iommu(key) } else { None }
         };
         P::wake();
         settled.map_err(refuse)?;
-        if let Some(record) = taken {
-            self.revoke_iommu(&mut held, &record.iommu);
+        if let Some(iommu) = taken {
+            self.revoke_iommu(&mut held, &iommu);
         }
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         Ok(())
@@ -312,14 +312,15 @@ impl<P: Platform> Service<P> {
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
         let drained = self.on_all(held, domain, |iommu, domain| iommu.forget(domain));
-        let record = {
+        {
             let mut registry = self.registry.lock(held);
             if let Some(record) = registry.domain(domain.id()) {
                 record.destroying.set(false);
             }
-            if drained.is_ok() { registry.take_domain(domain.id()) } else { None }
-        };
-        drop(record);
+            if drained.is_ok() {
+                registry.bury_domain(domain.id());
+            }
+        }
         if drained.is_ok() {
             self.tell(held, &Event::DomainDestroyed { domain: domain.label().clone() });
         }
@@ -380,8 +381,8 @@ impl<P: Platform> Service<P> {
     ///
     /// # Context
     ///
-    /// Waiting context, with no lock that another operation could want. Not from inside a hook about the group that the
-    /// hook's own operation has claimed: that can only time out. Contract C-2, C-19.
+    /// Waiting context, with no lock that another operation could want. From inside a callback use
+    /// [`Within::wait`](super::Within::wait), which knows what must not be waited for. Contract C-2, C-19.
     pub fn wait<T>(
         &self,
         deadline: Option<P::Deadline>,
@@ -390,9 +391,21 @@ impl<P: Platform> Service<P> {
     where
         P: Waiter,
     {
+        self.until(deadline, || operation(self))
+    }
+
+    /// Tries `operation` until it is not `Busy`.
+    pub(super) fn until<T>(
+        &self,
+        deadline: Option<P::Deadline>,
+        mut operation: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error>
+    where
+        P: Waiter,
+    {
         loop {
             let ticket = P::prepare();
-            let busy = match operation(self) {
+            let busy = match operation() {
                 Err(Error { operation, subject, cause: Cause::Busy { running }, left }) => {
                     Error { operation, subject, cause: Cause::TimedOut { running }, left }
                 }
@@ -400,6 +413,27 @@ impl<P: Platform> Service<P> {
             };
             if P::wait(ticket, deadline).is_err() {
                 return Err(busy);
+            }
+        }
+    }
+
+    /// Releases the memory of what is registered no more and nobody refers to. Every operation does a little of it; this
+    /// does what is left.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract C-7.
+    pub fn reap(&self) {
+        let mut held = Held::enter();
+        let mut in_vain = 0_usize;
+        loop {
+            let (unused, rounds) = {
+                let mut registry = self.registry.lock(&mut held);
+                (registry.unused(), registry.rounds())
+            };
+            in_vain = if unused.is_empty() { in_vain.saturating_add(1) } else { 0 };
+            if in_vain > rounds {
+                return;
             }
         }
     }

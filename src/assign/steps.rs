@@ -117,19 +117,6 @@ impl Steps {
         (sharers, failed)
     }
 
-    /// Forgets the devices on every IOMMU, also after one of them failed. Returns the first failure.
-    pub(super) fn withdraw(&self, held: &mut Held<'_, Unlocked>) -> Option<Cause> {
-        let mut failed = None;
-        for step in &self.0 {
-            for device in &step.devices {
-                if let Err(error) = step.iommu.call(held).withdraw(*device) {
-                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
-                }
-            }
-        }
-        failed
-    }
-
     /// Puts the domain's flush list in order, before any context goes live (contract I-9).
     pub(super) fn join<P: Platform>(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
         let joined = self.0.iter().all(|step| domain.join(held, step.key, &step.iommu));

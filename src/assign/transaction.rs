@@ -2,20 +2,29 @@
 
 use alloc::vec::Vec;
 
-#[cfg(broken = "early_end")]
-use super::claim::Claim;
+use super::claim::{Claim, End, Members, Request};
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::guarded;
 use super::identity::{DeviceId, Label};
+use super::nested::{Claims, Frame};
+use super::ownership::check_owner;
 use super::policy::HookContext;
-use super::removal::Outcome;
 use super::service::{Deassigned, Service};
 use super::steps::Steps;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+
+/// In which state a move into `domain` leaves its subjects.
+pub(super) fn state_after<P: Platform>(result: &Result<(), (Cause, Left)>, domain: &Domain<P>) -> Option<DeviceState> {
+    match result {
+        Ok(()) => Some(DeviceState::Assigned(domain.id())),
+        Err((_, Left::Quarantined)) => Some(DeviceState::Quarantined),
+        Err(_) => None,
+    }
+}
 
 impl<P: Platform> Service<P> {
     /// Lets `domain`'s tables translate the DMA of `device`, and of that device alone.
@@ -31,7 +40,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context. Contract I-4, I-11, I-13, A-1.
     pub fn assign(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
-        self.move_in(device, domain, Operation::Assign, false)
+        self.move_in(Claims::NONE, device, domain, Operation::Assign, false)
     }
 
     /// [`assign`](Self::assign), for all devices of `device`'s group at once.
@@ -44,7 +53,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context.
     pub fn assign_group(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
-        self.move_in(device, domain, Operation::Assign, true)
+        self.move_in(Claims::NONE, device, domain, Operation::Assign, true)
     }
 
     /// Moves `device` from the domain that owns it to `domain`: it is in fault, drained, quiesced and reset in between
@@ -59,7 +68,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context.
     pub fn reassign(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
-        self.move_in(device, domain, Operation::Reassign, false)
+        self.move_in(Claims::NONE, device, domain, Operation::Reassign, false)
     }
 
     /// [`reassign`](Self::reassign), for all assigned devices of `device`'s group at once.
@@ -72,7 +81,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context.
     pub fn reassign_group(&self, device: &Device, domain: &Domain<P>) -> Result<(), Error> {
-        self.move_in(device, domain, Operation::Reassign, true)
+        self.move_in(Claims::NONE, device, domain, Operation::Reassign, true)
     }
 
     /// Takes `device` from its domain: its streams fault, and what was in flight has drained.
@@ -86,7 +95,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context. Contract I-6, I-7, I-12.
     pub fn deassign(&self, device: &Device) -> Result<Deassigned, Error> {
-        self.move_out(device, false)
+        self.move_out(Claims::NONE, device, false)
     }
 
     /// [`deassign`](Self::deassign), for all assigned devices of `device`'s group at once.
@@ -99,18 +108,20 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context.
     pub fn deassign_group(&self, device: &Device) -> Result<Deassigned, Error> {
-        self.move_out(device, true)
+        self.move_out(Claims::NONE, device, true)
     }
 
-    fn move_in(
+    pub(super) fn move_in(
         &self,
+        above: Claims<'_>,
         device: &Device,
         domain: &Domain<P>,
         operation: Operation,
         whole_group: bool,
     ) -> Result<(), Error> {
         let mut held = Held::enter();
-        let result = self.move_in_held(&mut held, device, domain, operation, whole_group);
+        let request = Request { operation, device, whole_group, above };
+        let result = self.move_in_held(&mut held, &request, domain);
         self.report(&result);
         result
     }
@@ -118,144 +129,158 @@ impl<P: Platform> Service<P> {
     fn move_in_held(
         &self,
         held: &mut Held<'_, Unlocked>,
-        device: &Device,
+        request: &Request<'_>,
         domain: &Domain<P>,
-        operation: Operation,
-        whole_group: bool,
     ) -> Result<(), Error> {
-        let (claim, mut subjects) = self.begin(held, device, operation, whole_group)?;
-        let fail = |cause, left| Error { operation, subject: device.label().clone(), cause, left };
-        let result = match self.prepare(held, operation, &mut subjects, domain) {
-            Err(cause) => Err(fail(cause, Left::Unchanged)),
-            Ok(steps) => self
-                .carry_out(held, operation, &subjects, domain, steps)
-                .map_err(|cause| fail(cause, Left::Quarantined)),
+        let (claim, subjects) = self.begin_move(held, request, domain)?;
+        let result = {
+            let frame = Self::frame(&claim, request, &subjects, Some(domain));
+            match self.prepare(held, &claim, &frame, domain) {
+                Err(cause) => Err((cause, Left::Unchanged)),
+                Ok(steps) => self.carry_out(held, &frame, domain, steps).map_err(|cause| (cause, Left::Quarantined)),
+            }
         };
-        match self.conclude(held, claim) {
-            Outcome::Stays => result,
-            Outcome::Removed(_) => Err(fail(Cause::Removed, Left::Removed)),
+        let fail = |(cause, left)| Error {
+            operation: request.operation,
+            subject: request.device.label().clone(),
+            cause,
+            left,
+        };
+        match self.end_move(held, claim, &subjects, domain, state_after(&result, domain), request.above) {
+            None => result.map_err(fail),
+            Some(left) => Err(fail((Cause::Removed, left))),
         }
     }
 
-    fn move_out(&self, device: &Device, whole_group: bool) -> Result<Deassigned, Error> {
+    /// Claims for a move into `domain`, and holds that: states and owners allow it.
+    pub(super) fn begin_move(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        request: &Request<'_>,
+        domain: &Domain<P>,
+    ) -> Result<(Claim, Vec<Device>), Error> {
+        let wanted = domain.id();
+        let reassigning = request.operation == Operation::Reassign;
+        self.begin(held, request, |registry, record, subjects| {
+            check_owner(registry, request, record, subjects, domain)?;
+            // What is dropped here is never the last handle: the registry has its own.
+            subjects.retain(|device| match registry.registration(device).map(|record| record.state.get()) {
+                Some(DeviceState::Assigned(owner)) => reassigning && owner != wanted,
+                Some(DeviceState::Blocked | DeviceState::Quarantined) => !reassigning,
+                Some(DeviceState::Adding) | None => false,
+            });
+            registry.hold(domain)
+        })
+    }
+
+    /// Ends what [`begin_move`](Self::begin_move) began, with the subjects in `state` if it has changed. Says what is left
+    /// where a removal overtook it.
+    pub(super) fn end_move(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: Claim,
+        subjects: &[Device],
+        domain: &Domain<P>,
+        state: Option<DeviceState>,
+        above: Claims<'_>,
+    ) -> Option<Left> {
+        if let Some(state) = state {
+            self.tell_moved(held, subjects, state, Some(domain.label()));
+        }
+        let end = End { subjects, state, unhold: Some(domain.id()) };
+        self.conclude(held, claim, end, above).overtaken()
+    }
+
+    pub(super) fn move_out(&self, above: Claims<'_>, device: &Device, whole_group: bool) -> Result<Deassigned, Error> {
         let mut held = Held::enter();
-        let held = &mut held;
-        let result = self.move_out_held(held, device, whole_group);
+        let request = Request { operation: Operation::Deassign, device, whole_group, above };
+        let result = self.move_out_held(&mut held, &request);
         self.report(&result);
         result
     }
 
-    fn move_out_held(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: &Device,
-        whole_group: bool,
-    ) -> Result<Deassigned, Error> {
-        let operation = Operation::Deassign;
-        let (claim, mut subjects) = self.begin(held, device, operation, whole_group)?;
-        let fail = |cause, left| Error { operation, subject: device.label().clone(), cause, left };
-        self.retain(held, &mut subjects, |state| matches!(state, DeviceState::Assigned(_)));
-        let result = if subjects.is_empty() {
-            Err(fail(Cause::NotAssigned, Left::Unchanged))
-        } else {
-            match Steps::of(&subjects) {
-                Err(cause) => Err(fail(cause, Left::Unchanged)),
-                Ok(steps) => {
-                    let (sharers, failed) = steps.block(held);
-                    let failed = failed.or_else(|| Self::cleanse(held, &subjects).err());
-                    let state = if failed.is_none() { DeviceState::Blocked } else { DeviceState::Quarantined };
-                    #[cfg(broken = "early_end")]
-                    drop(self.conclude(held, Claim { device: device.clone() }));
-                    self.settle(held, &subjects, state, None);
-                    failed.map_or_else(
-                        || Ok(Deassigned { still_reachable: self.labels(held, sharers) }),
-                        |cause| Err(fail(cause, Left::Quarantined)),
-                    )
+    fn move_out_held(&self, held: &mut Held<'_, Unlocked>, request: &Request<'_>) -> Result<Deassigned, Error> {
+        let (claim, subjects) = self.begin(held, request, |registry, _, subjects| {
+            subjects.retain(|device| {
+                let state = registry.registration(device).map(|record| record.state.get());
+                matches!(state, Some(DeviceState::Assigned(_)))
+            });
+            if subjects.is_empty() { Err(Cause::NotAssigned) } else { Ok(()) }
+        })?;
+        let device = request.device;
+        let fail = |cause, left| Error { operation: request.operation, subject: device.label().clone(), cause, left };
+        let mut end = End::UNCHANGED;
+        let result = match Steps::of(&subjects) {
+            Err(cause) => Err(fail(cause, Left::Unchanged)),
+            Ok(steps) => {
+                let (sharers, failed) = steps.block(held);
+                let frame = Self::frame(&claim, request, &subjects, None);
+                let failed = failed.or_else(|| Self::cleanse(held, &frame).err());
+                let state = if failed.is_none() { DeviceState::Blocked } else { DeviceState::Quarantined };
+                #[cfg(broken = "early_end")]
+                drop(self.conclude(
+                    held,
+                    Claim::new(device.clone(), Members::default(), false),
+                    End::UNCHANGED,
+                    Claims::NONE,
+                ));
+                self.tell_moved(held, &subjects, state, None);
+                end = End::in_state(&subjects, state);
+                match failed {
+                    None => Ok(Deassigned { still_reachable: self.names(held, sharers, &claim.members) }),
+                    Some(cause) => Err(fail(cause, Left::Quarantined)),
                 }
             }
         };
-        match self.conclude(held, claim) {
-            Outcome::Stays => result,
-            Outcome::Removed(_) => Err(fail(Cause::Removed, Left::Removed)),
+        match self.conclude(held, claim, end, request.above).overtaken() {
+            None => result,
+            Some(left) => Err(fail(Cause::Removed, left)),
         }
     }
 
-    /// All that can fail without a register write: states, group, policy, the IOMMUs' plans. Holds the domain when it
-    /// succeeds.
+    /// All that is left to fail without a register write: the policy, the IOMMUs' plans.
     pub(super) fn prepare(
         &self,
         held: &mut Held<'_, Unlocked>,
-        operation: Operation,
-        subjects: &mut Vec<Device>,
+        claim: &Claim,
+        frame: &Frame<'_>,
         domain: &Domain<P>,
     ) -> Result<Steps, Cause> {
-        let wanted = domain.id();
-        let reassigning = operation == Operation::Reassign;
-        self.check_owner(held, operation, subjects, domain)?;
-        self.retain(held, subjects, |state| match state {
-            DeviceState::Assigned(owner) => reassigning && owner != wanted,
-            DeviceState::Blocked | DeviceState::Quarantined => !reassigning,
-            DeviceState::Adding => false,
-        });
-        let mut steps = Steps::of(subjects)?;
-        self.ask(held, subjects, domain)?;
-        self.hold(held, domain)?;
-        let planned = match steps.plan(held, domain.space()) {
-            Ok(()) if cfg!(broken = "late_flush_list") => Ok(()),
-            Ok(()) => steps.join(held, domain).inspect_err(|_| steps.abandon(held)),
-            Err(cause) => Err(cause),
-        };
-        match planned {
-            Ok(()) => Ok(steps),
-            Err(cause) => {
-                self.unhold(held, domain);
-                Err(cause)
-            }
+        let mut steps = Steps::of(frame.subjects)?;
+        self.ask(held, claim, frame, domain)?;
+        steps.plan(held, domain.space())?;
+        if !cfg!(broken = "late_flush_list") {
+            steps.join(held, domain).inspect_err(|_| steps.abandon(held))?;
         }
+        Ok(steps)
     }
 
-    /// Everything after the plan: the register writes, the new state, the end of the hold on the domain.
+    /// Everything after the plan: the register writes.
     pub(super) fn carry_out(
         &self,
         held: &mut Held<'_, Unlocked>,
-        operation: Operation,
-        subjects: &[Device],
+        frame: &Frame<'_>,
         domain: &Domain<P>,
-        steps: Steps,
-    ) -> Result<(), Cause> {
-        #[cfg(broken = "late_flush_list")]
-        let late = Steps::of(subjects);
-        let moved = self.commit(held, operation, subjects, steps);
-        #[cfg(broken = "late_flush_list")]
-        let _ = late.map(|late| late.join(held, domain));
-        let state = if moved.is_ok() { DeviceState::Assigned(domain.id()) } else { DeviceState::Quarantined };
-        self.settle(held, subjects, state, Some(domain.label()));
-        self.unhold(held, domain);
-        moved
-    }
-
-    /// The register writes.
-    fn commit(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        operation: Operation,
-        subjects: &[Device],
         mut steps: Steps,
     ) -> Result<(), Cause> {
-        if operation == Operation::Reassign {
-            let failed = steps.block(held).1.or_else(|| Self::cleanse(held, subjects).err());
+        if frame.operation == Operation::Reassign {
+            let failed = steps.block(held).1.or_else(|| Self::cleanse(held, frame).err());
             if let Some(cause) = failed {
                 steps.abandon(held);
                 return Err(cause);
             }
         }
-        steps.install(held)
+        let moved = steps.install(held);
+        #[cfg(broken = "late_flush_list")]
+        let _ = Steps::of(frame.subjects).map(|late| late.join(held, domain));
+        let _ = domain;
+        moved
     }
 
     /// Lets the source stop and reset its devices, which are in fault.
-    fn cleanse(held: &mut Held<'_, Unlocked>, subjects: &[Device]) -> Result<(), Cause> {
-        for device in subjects {
-            let context = HookContext { device };
+    fn cleanse(held: &mut Held<'_, Unlocked>, frame: &Frame<'_>) -> Result<(), Cause> {
+        for device in frame.subjects {
+            let context = HookContext { device, claims: Claims::of(frame) };
             let hooks = device.hooks().call(held);
             guarded::hook(|| hooks.quiesce(&context))
                 .map_err(|error| Cause::Hook { step: "quiesce", reason: error.0 })?;
@@ -264,27 +289,14 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Keeps the subjects whose state fits.
-    fn retain(&self, held: &mut Held<'_, Unlocked>, subjects: &mut Vec<Device>, fits: impl Fn(DeviceState) -> bool) {
-        // `retain` drops handles: never the last one, for the registry and the claim's owner have their own.
-        let registry = self.registry.lock(held);
-        subjects.retain(|device| registry.registration(device).is_some_and(|record| fits(record.state.get())));
-    }
-
-    /// Ends a move: the subjects are in `state` now.
-    pub(super) fn settle(
+    /// Tells of a move that the hardware has followed.
+    pub(super) fn tell_moved(
         &self,
         held: &mut Held<'_, Unlocked>,
         subjects: &[Device],
         state: DeviceState,
         domain: Option<&Label>,
     ) {
-        {
-            let registry = self.registry.lock(held);
-            for record in subjects.iter().filter_map(|device| registry.registration(device)) {
-                registry.set_state(record, state);
-            }
-        }
         for device in subjects.iter().map(|device| device.label().clone()) {
             let event = match (state, domain) {
                 (DeviceState::Assigned(_), Some(domain)) => Event::Assigned { device, domain: domain.clone() },
@@ -295,11 +307,17 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    fn labels(&self, held: &mut Held<'_, Unlocked>, ids: Vec<DeviceId>) -> Vec<Label> {
+    /// What people call the devices `ids`, which are of a claimed group.
+    pub(super) fn names(&self, held: &mut Held<'_, Unlocked>, mut ids: Vec<DeviceId>, members: &Members) -> Vec<Label> {
+        ids.sort_unstable();
+        ids.dedup();
         let mut labels = Vec::new();
         for id in ids {
-            let label = self.registry.lock(held).device_by_id(id).map(|record| record.device.label().clone());
-            labels.extend(label.filter(|label| !labels.contains(label)));
+            let label = members.find(id).map(|(device, _)| device.label().clone()).or_else(|| {
+                let registry = self.registry.lock(held);
+                registry.device_by_id(id).map(|record| record.device.label().clone())
+            });
+            labels.extend(label);
         }
         labels
     }

@@ -21,6 +21,9 @@ mod time;
 pub mod trace;
 mod wait;
 
+/// Something that is said once, and read without a lock.
+pub(crate) use spin::Once;
+
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
 #[cfg(target_arch = "aarch64")]
@@ -28,7 +31,6 @@ pub use interrupts::Daif;
 pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};
 pub use one_cpu::{CheckedFlag, Halt, OneCpu, Reentry};
 pub use platform::{InterruptSafe, ManyCpus, Platform, SingleCpu, Spin};
-pub(crate) use spin::Once;
 pub(crate) use time::{Bound, Watch};
 pub use time::{Micros, Waited};
 pub use wait::{TimedOut, Waiter};

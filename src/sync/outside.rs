@@ -1,5 +1,6 @@
 //! What may only be called with no lock held.
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::ops::Deref;
 
@@ -21,6 +22,13 @@ impl<T> Outside<T> {
     /// The thing itself, for as long as nothing is locked.
     pub(crate) fn call<'a>(&'a self, _unlocked: &'a mut Held<'_, Unlocked>) -> &'a T {
         &self.0
+    }
+}
+
+impl<T: ?Sized> Outside<Arc<T>> {
+    /// Whether nobody else refers to the object.
+    pub(crate) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 

@@ -1,6 +1,8 @@
 //! error: mismatched types
 // What was given to the library can only be called with no lock held (contract C-3).
 
+extern crate alloc;
+
 #[path = "../../src/sync/order.rs"]
 mod order;
 #[path = "../../src/sync/outside.rs"]

@@ -1,6 +1,8 @@
 //! ok
 // The control: the documented order compiles, so that the other files fail for the reason that they name.
 
+extern crate alloc;
+
 #[path = "../../src/sync/order.rs"]
 mod order;
 #[path = "../../src/sync/outside.rs"]

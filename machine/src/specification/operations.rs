@@ -163,11 +163,16 @@ fn remove(state: &Specification, slot: Slot) -> Steps {
         let used = state.side(side).entries.iter().copied().filter(|cube| meets_cube(slot, side, *cube)).collect();
         nexts = with_entries(&nexts, side, &entries::after_remove(&next, &used, side));
     }
+    let still: BTreeSet<Slot> = state.sharers(slot).into_iter().filter(|mate| state.owner(*mate).is_some()).collect();
     let end = |mut next: Specification| {
         for side in Side::ALL {
             next.side_mut(side).undrained.remove(&slot);
         }
-        if failed.is_empty() { done(next) } else { timeouts(&next, failed.clone(), After::Removed) }
+        match &failed {
+            failed if !failed.is_empty() => timeouts(&next, failed.clone(), After::Removed),
+            _ if still.is_empty() => done(next),
+            _ => vec![(Outcome::Removed(still.clone()), next)],
+        }
     };
     nexts.into_iter().flat_map(end).collect()
 }

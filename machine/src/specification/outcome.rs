@@ -15,6 +15,8 @@ pub enum Outcome {
     Done,
     /// It was done; these devices keep a shared stream translated.
     Deassigned(BTreeSet<Slot>),
+    /// It was removed; these devices keep a shared stream translated.
+    Removed(BTreeSet<Slot>),
     /// A transaction to the first page ended in the memory of a guest, or in a fault.
     Reached(Option<Guest>),
     /// A transaction to the second page ended in the memory of a guest, there in the named one of two frames, or in a

@@ -20,7 +20,7 @@ impl World {
         ending.extend(Side::ALL.map(Op::Register));
         for op in ending {
             let outcome = self.run(op)?;
-            let is_gone = matches!(outcome, Outcome::Done | Outcome::Skipped)
+            let is_gone = matches!(outcome, Outcome::Done | Outcome::Removed(_) | Outcome::Skipped)
                 || outcome == Outcome::refused(Refusal::NotFound)
                 || outcome == Outcome::refused(Refusal::Gone)
                 || outcome == Outcome::refused(Refusal::AlreadyRegistered);
