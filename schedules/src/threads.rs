@@ -297,7 +297,11 @@ fn follow(states: &BTreeSet<Specification>, call: &Call) -> BTreeSet<Specificati
             }
             Seen::Pending => {
                 after.insert(state.clone());
-                after.extend(steps.filter(|(outcome, _)| *outcome == Outcome::Done).map(|(_, next)| next));
+                after.extend(
+                    steps
+                        .filter(|(outcome, _)| matches!(outcome, Outcome::Done | Outcome::Removed(_)))
+                        .map(|(_, next)| next),
+                );
             }
             Seen::Told(told) => {
                 if matches!(told, Outcome::Failed(Refusal::Exhausted(..), _)) {
