@@ -8,6 +8,8 @@ mod driver;
 mod fake;
 #[cfg(loom)]
 mod pairs;
+#[cfg(loom)]
+mod queue;
 #[cfg(all(shuttle, not(loom)))]
 mod threads;
 #[cfg(any(loom, shuttle))]

@@ -11,12 +11,14 @@ use std::process::{Command, ExitCode};
 /// Deliberately broken variants of the library (`--cfg broken="NAME"`), and what is wrong in each. Every one must be
 /// caught, by the pairs under loom: a suite that passes on a broken library proves nothing about the whole one.
 const BROKEN: &[(&str, &str)] = &[
+    ("blind_start", "the worker of a queue starts a request without looking whether it was cancelled"),
     ("dropped_mark", "a removal that meets a running operation leaves no mark"),
     ("early_end", "a deassign lets its group go before it has said how it ended"),
     ("early_release", "add lets the registry's lock go between its look-up and its insertion"),
     ("forgotten_hold", "an operation that ends forgets its hold on the domain"),
     ("late_flush_list", "an IOMMU joins the domain's flush list after its context went live"),
     ("shared_destroy", "destroying a domain does not keep new operations off it"),
+    ("unheard_request", "a request is put into the queue and the worker sleeps on"),
     ("unclaimed_join", "add joins groups that other operations have claimed"),
 ];
 

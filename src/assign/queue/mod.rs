@@ -96,7 +96,9 @@ impl<P: Platform> RequestQueue<P> {
         node.submit();
         self.lists.lock(&mut Held::enter()).line_up(node.clone());
         // The worker may be waiting.
-        P::wake();
+        if !cfg!(broken = "unheard_request") {
+            P::wake();
+        }
         Completion::of(node)
     }
 
