@@ -1,0 +1,408 @@
+//! Operations from inside callbacks: what works under the claims above, what is refused, and what is never waited for
+//! (contract C-4, C-5).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use common::{Anyone, Bench, SMMU};
+use iommu_assign::assign::{
+    Cause, Claims, Deassigned, Device, DeviceHooks, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext,
+    HookError, Left, Operation, Policy, PolicyRequest, Removal, Service,
+};
+use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
+use smmu_model::Config;
+
+/// A host whose waits sleep on one event count.
+#[derive(Debug)]
+enum Host {}
+
+static WAKES: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Platform for Host {
+    type Lock = <Spin as Platform>::Lock;
+    type Sharing = ManyCpus;
+
+    fn barrier() {}
+
+    fn wake() {
+        *WAKES.0.lock().unwrap() += 1;
+        WAKES.1.notify_all();
+    }
+}
+
+impl Waiter for Host {
+    type Ticket = u64;
+    type Deadline = Instant;
+
+    fn prepare() -> u64 {
+        *WAKES.0.lock().unwrap()
+    }
+
+    fn wait(ticket: u64, deadline: Option<Instant>) -> Result<(), TimedOut> {
+        let mut wakes = WAKES.0.lock().unwrap();
+        while *wakes == ticket {
+            let left = deadline.map_or(Duration::from_secs(60), |at| at.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(TimedOut);
+            }
+            wakes = WAKES.1.wait_timeout(wakes, left).unwrap().0;
+        }
+        Ok(())
+    }
+}
+
+type Act = dyn Fn(&Service<Host>, &HookContext<'_>) + Send + Sync;
+type Way = Arc<OnceLock<Weak<Service<Host>>>>;
+
+/// Hooks whose reset runs a closure.
+struct InReset(Way, Box<Act>);
+
+impl std::fmt::Debug for InReset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InReset")
+    }
+}
+
+impl DeviceHooks for InReset {
+    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
+        (self.1)(&self.0.get().unwrap().upgrade().unwrap(), context);
+        Ok(())
+    }
+
+    fn release(&self, _: &HookContext<'_>) {}
+}
+
+/// A service that waits, over a modelled SMMU, and what its callbacks have to say.
+struct Rig {
+    bench: Bench,
+    service: Arc<Service<Host>>,
+    way: Way,
+    domains: [Domain<Host>; 2],
+}
+
+impl Rig {
+    fn new(policy: Box<dyn Policy>) -> Self {
+        let mut bench = Bench::new();
+        let smmu = bench.smmu(SMMU, Config::generic_v2());
+        let service = Arc::new(Service::new(policy));
+        service.register_iommu(smmu).unwrap();
+        let way = Way::default();
+        way.set(Arc::downgrade(&service)).unwrap();
+        let (one, two) = (bench.guest("one"), bench.guest("two"));
+        let domains = [("one", &one), ("two", &two)]
+            .map(|(name, guest)| service.create_domain(name.into(), guest.domain.space().stage2).unwrap());
+        // What this is about is who may do what when; that nothing leaks in between is the other suites'.
+        for name in ["first", "second", "mate", "child", "bridge", "third"] {
+            let streams: Vec<(u32, u32)> = (0x10..0x16).map(|id| (id, 0)).collect();
+            bench.oracle.allow(&name.into(), &streams, &[one.backing, two.backing]);
+        }
+        Self { bench, service, way, domains }
+    }
+
+    fn spec(&mut self, name: &str, stream: u32) -> DeviceSpec {
+        self.bench.spec(name, &[(stream, 0)])
+    }
+
+    fn add(&self, spec: DeviceSpec) -> Device {
+        self.service.add(spec).unwrap()
+    }
+
+    /// `spec`, whose reset does this, with what came of it.
+    fn hooked<T: Send + 'static>(
+        &self,
+        spec: DeviceSpec,
+        act: impl Fn(&Service<Host>, &HookContext<'_>) -> T + Send + Sync + 'static,
+    ) -> (DeviceSpec, Arc<Mutex<Vec<T>>>) {
+        let seen: Arc<Mutex<Vec<T>>> = Arc::default();
+        let record = seen.clone();
+        let act = move |service: &Service<Host>, context: &HookContext<'_>| {
+            let came = act(service, context);
+            record.lock().unwrap().push(came);
+        };
+        let hooks = Arc::new(InReset(self.way.clone(), Box::new(act)));
+        (DeviceSpec { hooks, ..spec }, seen)
+    }
+
+    fn state(&self, device: &Device) -> Option<DeviceState> {
+        let info: Option<DeviceInfo> = self.service.find(device.key());
+        info.map(|info| info.state)
+    }
+}
+
+fn cause<T: std::fmt::Debug>(result: &Result<T, Error>) -> &Cause {
+    &result.as_ref().unwrap_err().cause
+}
+
+fn soon() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(20))
+}
+
+#[test]
+fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let bridge = rig.spec("bridge", 0x10);
+    let mut child = rig.spec("child", 0x11);
+    child.parent = Some(bridge.key);
+    let offered = child.clone();
+    let (bridge, seen) = rig.hooked(bridge, move |service, context| {
+        let outside = service.add(offered.clone()).map(|device| device.key());
+        let inside = service.within(context.claims).add(offered.clone()).map(|device| device.key());
+        (outside, inside)
+    });
+    let bridge = rig.add(bridge);
+    rig.service.assign(&bridge, &rig.domains[0]).unwrap();
+    rig.service.reassign(&bridge, &rig.domains[1]).unwrap();
+    let seen = seen.lock().unwrap();
+    let (outside, inside) = &seen[0];
+    assert_eq!(*cause(outside), Cause::Busy { running: Operation::Reassign }, "C-4: outside, add claims the parent");
+    assert_eq!(*inside, Ok(child.key));
+    assert!(rig.service.find(child.key).is_some_and(|info| info.device.depth() == 1));
+    assert_eq!(
+        cause(&rig.service.remove(bridge.key())),
+        &Cause::HasChildren { children: 1 },
+        "C-5: the parent counts it"
+    );
+    rig.service.remove_tree(bridge.key()).unwrap();
+    rig.bench.audit();
+}
+
+#[test]
+fn c4_an_add_outside_lets_its_parents_claim_go_whether_it_succeeds_or_fails() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let bridge = rig.spec("bridge", 0x10);
+    let bridge = rig.add(bridge);
+    let mut child = rig.spec("child", 0x11);
+    child.parent = Some(bridge.key());
+    let mut bad = child.clone();
+    bad.streams = vec![common::stream(SMMU, 0x8_0000, 0)];
+    assert!(matches!(cause(&rig.service.add(bad)), Cause::Iommu { .. }));
+    rig.service.assign(&bridge, &rig.domains[0]).unwrap();
+    // A child of the parent's own group: the claims become one, and are let go once.
+    let mut alias = rig.spec("child", 0x10);
+    alias.parent = Some(bridge.key());
+    let alias = rig.add(alias);
+    let child = rig.add(child);
+    drop(rig.service.deassign(&bridge).unwrap());
+    for device in [child, alias, bridge] {
+        assert_eq!(rig.service.remove(device.key()), Ok(Removal::Done));
+    }
+    rig.bench.audit();
+}
+
+#[test]
+fn c4_what_waits_in_a_circle_hears_would_deadlock_and_nothing_happens() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let (first, second, third) = (rig.spec("first", 0x10), rig.spec("second", 0x11), rig.spec("third", 0x12));
+    let (first, third) = (rig.add(first), rig.add(third));
+    let domain = rig.domains[0].clone();
+    let (before, after, target) = (first.clone(), third.clone(), domain.clone());
+    let (second, seen) = rig.hooked(second, move |service, context| {
+        let within = service.within(context.claims);
+        let own = within.wait(soon(), |s| s.assign(context.device, &target));
+        let own_try = within.assign(context.device, &target);
+        // Nobody has claimed these: there is nothing to wait for, whatever their place in the order.
+        let earlier = within.wait(soon(), |s| s.assign(&before, &target));
+        let later = within.wait(soon(), |s| s.assign(&after, &target));
+        [own, own_try, earlier, later]
+    });
+    let second = rig.add(second);
+    rig.service.assign(&second, &domain).unwrap();
+    drop(rig.service.deassign(&second).unwrap());
+    let seen = seen.lock().unwrap();
+    let [own, own_try, earlier, later] = &seen[0];
+    assert_eq!(*cause(own), Cause::WouldDeadlock { running: Operation::Deassign });
+    assert_eq!(*cause(own_try), Cause::Busy { running: Operation::Deassign }, "try forms are always legal");
+    assert_eq!((earlier, later), (&Ok(()), &Ok(())));
+    for device in [&first, &third] {
+        assert_eq!(rig.state(device), Some(DeviceState::Assigned(domain.id())));
+    }
+    assert_eq!(rig.state(&second), Some(DeviceState::Blocked), "its own operation went on");
+}
+
+/// Two devices whose resets each want the other: whoever is later in the order must not wait.
+#[test]
+fn c4_c5_two_hooks_that_wait_for_each_other_both_end() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let specs = [rig.spec("first", 0x10), rig.spec("second", 0x11)];
+    let keys = [specs[0].key, specs[1].key];
+    let inside = Arc::new(std::sync::Barrier::new(2));
+    let mut records = Vec::new();
+    let mut devices = Vec::new();
+    for (n, spec) in specs.into_iter().enumerate() {
+        let (other, together) = (keys[1 - n], inside.clone());
+        let once = std::sync::Once::new();
+        let (spec, seen) = rig.hooked(spec, move |service, context| {
+            if once.is_completed() {
+                // The other one's nested operation resets this device too.
+                return Ok(Deassigned::default());
+            }
+            once.call_once(|| ());
+            together.wait();
+            let other = service.find(other).unwrap().device;
+            service.within(context.claims).wait(soon(), |s| s.deassign(&other))
+        });
+        devices.push(rig.add(spec));
+        records.push(seen);
+    }
+    for device in &devices {
+        rig.service.assign(device, &rig.domains[0]).unwrap();
+    }
+    std::thread::scope(|scope| {
+        for device in &devices {
+            let (service, domain) = (&rig.service, &rig.domains[1]);
+            scope.spawn(move || service.reassign(device, domain).unwrap());
+        }
+    });
+    let later = records[1].lock().unwrap();
+    assert_eq!(*cause(&later[0]), Cause::WouldDeadlock { running: Operation::Reassign });
+    // The earlier one waited until the later one was done, and took it from its new owner (its reset met nobody then).
+    assert!(records[0].lock().unwrap()[0].is_ok(), "{:?}", records[0]);
+    assert_eq!(rig.state(&devices[0]), Some(DeviceState::Assigned(rig.domains[1].id())));
+    assert_eq!(rig.state(&devices[1]), Some(DeviceState::Blocked));
+}
+
+#[test]
+fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_owners() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let (mut first, mut mate) = (rig.spec("first", 0x10), rig.spec("mate", 0x11));
+    // One group by their bus, so that they share no entry.
+    (first.isolation, mate.isolation) = (Some(7), Some(7));
+    let mate = rig.add(mate);
+    let [one, two] = rig.domains.clone();
+    let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
+    let (first, seen) = rig.hooked(first, move |service, context| {
+        let within = service.within(context.claims);
+        let out = within.deassign(&inner).map(drop);
+        let elsewhere = within.assign(&inner, &there);
+        let back = within.assign(&inner, &here);
+        let again = within.deassign(&inner).map(drop);
+        let gone = within.remove(inner.key());
+        let own = within.remove(context.device.key());
+        (out, elsewhere, back, again, gone, own)
+    });
+    let first = rig.add(first);
+    rig.service.assign_group(&first, &one).unwrap();
+    let error = rig.service.deassign(&first).unwrap_err();
+    assert_eq!((error.cause, error.left), (Cause::Removed, Left::Removed), "its own removal came with its end");
+    let seen = seen.lock().unwrap();
+    let (out, elsewhere, back, again, gone, own) = &seen[0];
+    assert_eq!((out, back, again), (&Ok(()), &Ok(()), &Ok(())));
+    assert!(matches!(cause(elsewhere), Cause::GroupConflict { .. }), "{elsewhere:?}");
+    assert_eq!((gone, own), (&Ok(Removal::Done), &Ok(Removal::Pending)));
+    assert_eq!(rig.service.devices().count(), 0);
+    rig.bench.audit();
+}
+
+#[test]
+fn c4_i11_a_mate_does_not_go_where_the_operation_above_does_not() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let (mut first, mut mate) = (rig.spec("first", 0x10), rig.spec("mate", 0x11));
+    (first.isolation, mate.isolation) = (Some(7), Some(7));
+    let mate = rig.add(mate);
+    let [one, two] = rig.domains.clone();
+    let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
+    let (first, seen) = rig.hooked(first, move |service, context| {
+        let within = service.within(context.claims);
+        // The registry still has the first device with its old owner; it is on its way to the new one.
+        [within.assign(&inner, &here), within.assign(&inner, &there)]
+    });
+    let first = rig.add(first);
+    rig.service.assign(&first, &one).unwrap();
+    rig.service.reassign(&first, &two).unwrap();
+    for refused in &seen.lock().unwrap()[0] {
+        assert!(matches!(cause(refused), Cause::GroupConflict { .. }), "{refused:?}");
+    }
+    assert_eq!(rig.state(&first), Some(DeviceState::Assigned(two.id())));
+    assert_eq!(rig.state(&mate), Some(DeviceState::Blocked));
+}
+
+#[test]
+fn c4_a_nested_wait_for_a_later_group_sleeps_until_that_is_free() {
+    let mut rig = Rig::new(Box::new(Anyone));
+    let (first, second) = (rig.spec("first", 0x10), rig.spec("second", 0x11));
+    let second_key = second.key;
+    let entered = Arc::new(std::sync::Barrier::new(2));
+    let (meet, release) = (entered.clone(), Arc::new(std::sync::Barrier::new(2)));
+    let target = rig.domains[1].clone();
+    let go = release.clone();
+    let (second, _) = rig.hooked(second, move |_, _| {
+        meet.wait();
+        go.wait();
+    });
+    let (first, seen) = rig.hooked(first, move |service, context| {
+        let other = service.find(second_key).unwrap().device;
+        let within = service.within(context.claims);
+        let tried = within.reassign(&other, &target);
+        release.wait();
+        let waited = within.remove_and_wait(other.key(), soon());
+        (tried, waited)
+    });
+    let (first, second) = (rig.add(first), rig.add(second));
+    for device in [&first, &second] {
+        rig.service.assign(device, &rig.domains[0]).unwrap();
+    }
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| rig.service.reassign(&second, &rig.domains[1]));
+        entered.wait();
+        rig.service.reassign(&first, &rig.domains[1]).unwrap();
+        // The removal overtook it, or came behind it.
+        let moved = moving.join().unwrap();
+        assert!(moved.is_ok() || *cause(&moved) == Cause::Removed, "{moved:?}");
+    });
+    let (tried, waited) = &seen.lock().unwrap()[0];
+    assert_eq!(*cause(tried), Cause::Busy { running: Operation::Reassign });
+    assert_eq!(*waited, Ok(()));
+    assert!(rig.service.find(second_key).is_none());
+}
+
+/// A policy that takes the device that it is asked about away.
+struct Remover(Way, Arc<Mutex<Vec<Result<Removal, Error>>>>);
+
+impl std::fmt::Debug for Remover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Remover")
+    }
+}
+
+impl Policy for Remover {
+    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
+        let claims: Claims<'_> = request.claims;
+        let service = self.0.get().unwrap().upgrade().unwrap();
+        self.1.lock().unwrap().push(service.within(claims).remove(request.device.key()));
+        let waited = service.within(claims).remove_and_wait(request.device.key(), soon()).map(|()| Removal::Done);
+        self.1.lock().unwrap().push(waited);
+        true
+    }
+}
+
+#[test]
+fn c4_a_removal_from_the_policy_leaves_its_mark_and_does_not_wait() {
+    let (way, seen) = (Way::default(), Arc::default());
+    let mut rig = Rig::new(Box::new(Remover(way.clone(), Arc::clone(&seen))));
+    way.set(Arc::downgrade(&rig.service)).unwrap();
+    let spec = rig.spec("first", 0x10);
+    let device = rig.add(spec);
+    let error = rig.service.assign(&device, &rig.domains[0]).unwrap_err();
+    assert_eq!((error.cause, error.left), (Cause::Removed, Left::Removed));
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0], Ok(Removal::Pending));
+    assert_eq!(*cause(&seen[1]), Cause::WouldDeadlock { running: Operation::Assign });
+    assert!(rig.service.find(device.key()).is_none());
+    rig.bench.audit();
+}
