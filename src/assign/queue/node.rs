@@ -8,7 +8,7 @@ use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
 use super::request::{Answer, Request};
 use crate::assign::error::{Cause, Error, Operation};
 use crate::assign::identity::{DeviceKey, Label};
-use crate::assign::policy::HookContext;
+use crate::assign::nested::Claims;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Once, Platform, Waiter};
 
@@ -199,8 +199,8 @@ impl<P: Platform> Completion<P> {
     ///
     /// # Context
     ///
-    /// Waiting context, of neither the worker nor a hook: there it is
-    /// [`wait_in_hook`](Self::wait_in_hook) that does not wait for itself.
+    /// Waiting context, but neither in a callback, which has [`wait_within`](Self::wait_within), nor where the worker itself
+    /// works: nobody would answer.
     pub fn wait(&self, deadline: Option<P::Deadline>) -> Result<&Result<Answer, Error>, NoAnswer>
     where
         P: Waiter,
@@ -216,8 +216,8 @@ impl<P: Platform> Completion<P> {
         }
     }
 
-    /// The answer, asked for inside a hook. A hook runs within an operation, which may be the worker's own, and holds up what
-    /// the request may need: waiting could close a circle (contract C-4, C-12).
+    /// The answer, asked for inside a callback, which was handed `claims`. It runs within an operation, which may be the
+    /// worker's own, and holds up what the request may need: waiting could close a circle (contract C-4, C-12).
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl<P: Platform> Completion<P> {
     /// # Context
     ///
     /// Any; it does not wait.
-    pub fn wait_in_hook(&self, _context: &HookContext<'_>) -> Result<&Result<Answer, Error>, NoAnswer> {
+    pub fn wait_within(&self, _claims: Claims<'_>) -> Result<&Result<Answer, Error>, NoAnswer> {
         self.poll().ok_or(NoAnswer::WouldDeadlock)
     }
 }
