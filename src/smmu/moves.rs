@@ -258,11 +258,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     used.draining.set(true);
                 }
             }
-            list_keepers(&map, devices, &mut still)
+            if cut.banks == 0 { list_keepers(&map, devices, &mut still) } else { Ok(()) }
         };
         if cut.banks != 0 {
-            // Room for those that keep an entry now: whoever comes meanwhile is counted again.
-            let _ = listed.map_err(|wanted| still.try_reserve_exact(wanted));
             let (drained, again) = self.drain_and(held, cut, Patience::Waiting, |map| {
                 for used in devices.iter().filter_map(|device| map.used_by(*device)) {
                     used.draining.set(false);
