@@ -6,13 +6,15 @@ use super::claim::{Claim, End, Members, USUAL_MEMBERS};
 use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
-use super::identity::{DeviceId, Label};
+use super::identity::{DeviceId, Label, Source};
 use super::nested::{Claims, Frame};
 use super::policy::{PolicyRequest, Why};
 use super::registry::DeviceRecord;
 use super::removal::{Going, Outcome};
 use super::service::Service;
+use super::space::AddressSpace;
 use super::spec::{IommuKey, Stream};
+use super::stray::move_stray;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -24,7 +26,8 @@ impl<P: Platform> Service<P> {
     /// [`Cause::NoStreams`], [`Cause::ProviderMissing`] (offer it again when the IOMMU is registered),
     /// [`Cause::AlreadyRegistered`], [`Cause::ParentMissing`], [`Cause::GroupConflict`] when it would bridge two owners
     /// or share a live stream without the policy's yes, [`Cause::Busy`] when a group that it meets is claimed,
-    /// [`Cause::Removed`], and what the IOMMUs say. Nothing is changed then.
+    /// [`Cause::Removed`], [`Cause::Stray`] for a key of [`Source::Stray`](super::Source::Stray), and what the IOMMUs say.
+    /// Nothing is changed then, but that a stray whose stream the device has may have gone: its stream faults again.
     ///
     /// # Context
     ///
@@ -35,24 +38,39 @@ impl<P: Platform> Service<P> {
 
     pub(super) fn add_within(&self, above: Claims<'_>, spec: DeviceSpec) -> Result<Device, Error> {
         let mut held = Held::enter();
-        let result = self.add_in(&mut held, above, spec);
+        let result = self.add_in(&mut held, above, spec, None);
         self.report(&result);
         result
     }
 
-    fn add_in(&self, held: &mut Held<'_, Unlocked>, above: Claims<'_>, mut spec: DeviceSpec) -> Result<Device, Error> {
+    /// `silence`: where a stray is to be when its add ends. One that is not there is not added.
+    pub(super) fn add_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        mut spec: DeviceSpec,
+        silence: Option<&AddressSpace>,
+    ) -> Result<Device, Error> {
         let label = spec.label.clone();
         let refuse = |cause| Error::unchanged(Operation::Add, label.clone(), cause);
+        if spec.key.source() == Source::Stray && silence.is_none() {
+            return Err(refuse(Cause::Stray));
+        }
         spec.streams.sort_unstable();
         spec.streams.dedup();
         let wanted = Wanted::of(&spec).map_err(refuse)?;
         let device = Device::new(self.next_device_id(), spec);
         let mut claim = self.enter(held, above, &device, wanted).map_err(refuse)?;
         let subjects = core::slice::from_ref(&device);
-        let outcome = match self.join(held, above, &device, &mut claim) {
+        let joined = self.join(held, above, &device, &mut claim);
+        let outcome = match joined.and_then(|()| silence.map_or(Ok(()), |space| move_stray(held, subjects, space))) {
             Ok(()) => {
                 self.tell(held, &Event::Added { device: device.label().clone() });
-                self.conclude(held, claim, End::in_state(subjects, DeviceState::Blocked), above)
+                let state = if silence.is_some() { DeviceState::Quarantined } else { DeviceState::Blocked };
+                if silence.is_some() {
+                    self.tell_moved(held, subjects, state, None);
+                }
+                self.conclude(held, claim, End::in_state(subjects, state), above)
             }
             Err(cause) => {
                 // A failed add is a removal by itself.
@@ -107,7 +125,8 @@ impl<P: Platform> Service<P> {
                 attachments.push(Attachment { key, iommu: instance.iommu.clone(), streams });
             }
             let Some(key) = device.parent() else { return Ok((0, None)) };
-            let parent = registry.device(key).filter(|parent| !parent.remove_pending.get());
+            let parent =
+                registry.device(key).filter(|parent| !parent.remove_pending.get() && !parent.device.is_stray());
             let parent = parent.ok_or(Cause::ParentMissing)?;
             let depth = parent.device.depth().saturating_add(1);
             if above.hold(&registry, parent) {
@@ -154,9 +173,14 @@ impl<P: Platform> Service<P> {
             let met = attachment.iommu.call(held).publish(device.id(), &attachment.streams);
             let met = met.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
             meets.try_reserve(met.len()).map_err(|_| Cause::OutOfMemory)?;
-            meets.extend(met.into_iter().map(|device| Met { device, iommu: attachment.key }));
+            meets.extend(met.into_iter().map(|device| Met { device, iommu: attachment.key, stray: None }));
         }
-        if let Some(shared) = self.join_groups(held, above, device, &meets, claim)? {
+        if device.is_stray()
+            && let Some(met) = meets.first()
+        {
+            return Err(self.not_stray(held, above, met));
+        }
+        if let Some(shared) = self.join_groups(held, above, device, &mut meets, claim)? {
             let frame = Frame {
                 device,
                 subjects: core::slice::from_ref(device),
@@ -165,6 +189,10 @@ impl<P: Platform> Service<P> {
                 above,
             };
             self.ask_to_share(held, &frame, &shared)?;
+        }
+        // Its streams are the device's now that they are published: no new stray can come.
+        for stray in meets.iter().filter_map(|met| met.stray.as_ref()) {
+            self.evict(held, above, stray)?;
         }
         if !device.is_lazy() {
             // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
@@ -188,16 +216,25 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
         device: &Device,
-        meets: &[Met],
+        meets: &mut [Met],
         claim: &mut Claim,
     ) -> Result<Option<Shared>, Cause> {
         let registry = self.registry.lock(held);
         let record = registry.registration(device).ok_or(Cause::Gone)?;
+        for met in &mut *meets {
+            let Some(stray) = registry.device_by_id(met.device).filter(|other| other.device.is_stray()) else {
+                continue;
+            };
+            if let Some(running) = registry.claimed(stray) {
+                return Err(above.busy(&registry, stray, running));
+            }
+            met.stray = Some(stray.device.clone());
+        }
         let same_bus =
             |other: &DeviceRecord| device.isolation().is_some() && other.device.isolation() == device.isolation();
         let met = || {
             registry.devices().filter(|other| {
-                let by_stream = meets.iter().any(|met| met.device == other.device.id());
+                let by_stream = meets.iter().any(|met| met.device == other.device.id() && met.stray.is_none());
                 other.device.id() != device.id() && (by_stream || same_bus(other))
             })
         };
@@ -269,9 +306,11 @@ impl Wanted {
 }
 
 /// A device that a new one meets, and where.
-struct Met {
-    device: DeviceId,
-    iommu: IommuKey,
+pub(super) struct Met {
+    pub(super) device: DeviceId,
+    pub(super) iommu: IommuKey,
+    /// It is one, which makes way.
+    stray: Option<Device>,
 }
 
 /// An assigned device whose entry a new one would share.

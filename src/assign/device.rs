@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::identity::{DeviceId, DeviceKey, DomainId, Label};
+use super::identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 use super::iommu::Iommu;
 use super::policy::{DeviceHooks, NoHooks};
 use super::spec::{IommuKey, Stream};
@@ -172,6 +172,11 @@ impl Device {
     #[must_use]
     pub fn passthrough(&self) -> bool {
         self.0.passthrough
+    }
+
+    /// Whether it stands for a stream that no source has described.
+    pub(super) fn is_stray(&self) -> bool {
+        self.0.key.source() == Source::Stray
     }
 
     /// Whether its entries are taken at its first assign.

@@ -208,6 +208,9 @@ pub enum Cause {
     /// A removal overtook the operation.
     #[error("it was removed meanwhile")]
     Removed,
+    /// It is a stream that no source has described (`Source::Stray`): the service registers it, nobody owns it.
+    #[error("it is a stray stream: no device has it, and it can be nobody's")]
+    Stray,
     /// Calls are inside a device that is to go.
     #[error("{calls} call{} still inside it; remove it again", if *.calls == 1 { " is" } else { "s are" })]
     StillInUse {

@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use super::spec::{IommuKey, StreamId};
+
 /// The bus that describes a device. A label for people; no rule depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -11,6 +13,9 @@ pub enum Source {
     Dt,
     /// A PCI function.
     Pci,
+    /// A stream that no source has described, and that stormed. The service alone registers these, in
+    /// [`tend_faults`](super::Service::tend_faults), and they can be assigned to nobody.
+    Stray,
 }
 
 impl fmt::Display for Source {
@@ -18,6 +23,7 @@ impl fmt::Display for Source {
         f.pad(match self {
             Self::Dt => "dt",
             Self::Pci => "pci",
+            Self::Stray => "stray",
         })
     }
 }
@@ -35,6 +41,12 @@ impl DeviceKey {
     #[must_use]
     pub const fn new(source: Source, number: u128) -> Self {
         Self { source, number }
+    }
+
+    /// The stray that stands for `stream` at `iommu`, where there is one.
+    #[must_use]
+    pub const fn stray(iommu: IommuKey, stream: StreamId) -> Self {
+        Self { source: Source::Stray, number: (iommu.base() as u128) << 32 | stream.value() as u128 }
     }
 
     /// The bus that chose the key.

@@ -41,6 +41,7 @@ mod service;
 mod space;
 mod spec;
 mod steps;
+mod stray;
 mod transaction;
 
 pub use call::DeviceCall;

@@ -29,6 +29,10 @@ pub(super) fn check_owner<P: Platform>(
     domain: &Domain<P>,
 ) -> Result<(), Cause> {
     let first = subjects.first().ok_or(Cause::Gone)?;
+    if subjects.iter().any(Device::is_stray) {
+        // Whatever the policy would say: nobody knows what it is (contract ).
+        return Err(Cause::Stray);
+    }
     let name = |id: DomainId| {
         registry.domain(id).map_or_else(|| domain.label().clone(), |record| record.domain.label().clone())
     };

@@ -45,6 +45,17 @@ pub enum Quarantine {
     Scratch(Stage2),
 }
 
+impl Quarantine {
+    /// The space in which a device is kept so; none where it faults.
+    const fn space(self) -> Option<AddressSpace> {
+        match self {
+            Self::Faults => None,
+            Self::Silence(stage2) => Some(AddressSpace { domain: own_space::EMPTY, stage2 }),
+            Self::Scratch(stage2) => Some(AddressSpace { domain: own_space::SCRATCH, stage2 }),
+        }
+    }
+}
+
 /// A stream that faulted too often.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -53,7 +64,9 @@ pub struct Storm {
     pub stream: StreamId,
     /// How many faults were taken of it.
     pub faults: u32,
-    /// The device that was quarantined, or why that failed; `None` for a stream that no device has.
+    /// The device that was quarantined, or why that failed: the storm goes on then. A stream that no device has is
+    /// quarantined as a stray, a device of its own ([`Source::Stray`](super::Source::Stray)). `None` where nothing was
+    /// tried: no device has the stream and it is to fault, as it does already, or its device is just being removed.
     pub ended: Option<Result<Device, Error>>,
 }
 
@@ -286,8 +299,14 @@ impl<P: Platform> Service<P> {
     /// handlers asked to mask can be unmasked. To be called from time to time also without a storm: limits on records
     /// count from one call to the next (contract A-12).
     ///
-    /// A storming stream that no device has, or whose group is busy, is told of and goes on: try again before
-    /// unmasking.
+    /// A storming stream that no device has becomes a *stray*: a device of its own, under
+    /// [`DeviceKey::stray`](super::DeviceKey::stray), with an
+    /// entry for exactly this ID. It is quarantined, can be assigned to nobody, and makes way when a device that has the
+    /// stream is added, or its IOMMU is unregistered; like any device it can be removed by its key. With
+    /// [`Quarantine::Faults`] such a stream is only told of.
+    ///
+    /// What [`Storm::ended`] says did not work goes on: a stream whose group is busy ([`Cause::Busy`]; try again before
+    /// unmasking), or a stray for which no entry or bank was left ([`Cause::Iommu`]; nothing changed).
     ///
     /// # Errors
     ///
@@ -312,7 +331,11 @@ impl<P: Platform> Service<P> {
                 let registry = self.registry.lock(&mut held);
                 registry.device_by_id(id).map(|record| record.device.clone())
             });
-            let ended = device.map(|device| self.quarantine(&device, place).map(|()| device));
+            let ended = match device {
+                Some(device) => Some(self.quarantine(&device, place).map(|()| device)),
+                None if owner.is_some() => None,
+                None => place.space().map(|space| self.silence_stray(iommu, stream, &space)),
+            };
             sink(&Storm { stream, faults, ended });
         }
         Ok(())
@@ -340,12 +363,7 @@ impl<P: Platform> Service<P> {
             Err(cause) => Err(fail(cause, Left::Unchanged)),
             Ok(mut steps) => {
                 let mut failed = steps.block(held).1;
-                let space = match place {
-                    Quarantine::Faults => None,
-                    Quarantine::Silence(stage2) => Some(AddressSpace { domain: own_space::EMPTY, stage2 }),
-                    Quarantine::Scratch(stage2) => Some(AddressSpace { domain: own_space::SCRATCH, stage2 }),
-                };
-                if let (None, Some(space)) = (&failed, space) {
+                if let (None, Some(space)) = (&failed, place.space()) {
                     failed = steps.plan(held, &space).and_then(|()| steps.install(held)).err();
                 }
                 self.tell_moved(held, &subjects, DeviceState::Quarantined, None);
@@ -445,6 +463,8 @@ impl<P: Platform> Service<P> {
         if let Some(iommu) = gone {
             self.revoke_iommu(&mut held, &iommu);
         }
+        // One in which a call is goes when that has ended.
+        let _ = self.evict_strays(&mut held, key);
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         P::wake();
         Ok(())

@@ -134,6 +134,11 @@ impl<P: Platform> Service<P> {
         DeviceId::new(self.last_device.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
     }
 
+    /// Whether a device of this number was ever added here; a driver has numbers of its own.
+    pub(super) fn has_given(&self, device: DeviceId) -> bool {
+        device.number() <= self.last_device.load(Ordering::Relaxed)
+    }
+
     /// Says a failed operation in one line of log. Only called where nothing is locked (contract C-3).
     pub(super) fn report<T>(&self, result: &Result<T, Error>) {
         match result {
@@ -168,12 +173,12 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Takes an IOMMU instance out of service. No device may be registered on it. Afterwards none of its registers is
-    /// touched.
+    /// Takes an IOMMU instance out of service. No device may be registered on it, but for strays, which go with it.
+    /// Afterwards none of its registers is touched.
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`], [`Cause::InUse`], and [`Cause::Iommu`] when an earlier drain has still not been confirmed: it
+    /// [`Cause::NotFound`], [`Cause::InUse`], [`Cause::Busy`], and [`Cause::Iommu`] when an earlier drain has still not been confirmed: it
     /// stays in service, since nobody could find out later when the tables of that domain are free (contract I-8).
     pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
@@ -183,7 +188,11 @@ impl<P: Platform> Service<P> {
         {
             let registry = self.registry.lock(&mut held);
             let record = registry.iommu(key).ok_or_else(|| refuse(Cause::NotFound))?;
-            let devices = record.devices.get();
+            let mut devices = record.devices.get();
+            if devices > 0 {
+                let strays = registry.devices().filter(|device| device.is_stray_of(key)).count();
+                devices = devices.saturating_sub(strays);
+            }
             if devices > 0 {
                 return Err(refuse(Cause::InUse { devices }));
             }
@@ -191,7 +200,7 @@ impl<P: Platform> Service<P> {
                 return Err(refuse(Cause::Busy { running: Operation::UnregisterIommu }));
             }
         }
-        let settled = self.settle_iommu(&mut held, key);
+        let settled = self.evict_strays(&mut held, key).and_then(|()| self.settle_iommu(&mut held, key));
         let taken = {
             let mut registry = self.registry.lock(&mut held);
             if let Some(record) = registry.iommu(key) {
