@@ -7,6 +7,7 @@ use core::fmt;
 use super::identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 use super::iommu::Iommu;
 use super::policy::{DeviceHooks, NoHooks};
+use super::source::SourceLife;
 use super::spec::{IommuKey, Stream};
 use crate::sync::Once;
 use crate::sync::inflight::InFlight;
@@ -41,6 +42,8 @@ pub struct DeviceSpec {
     /// has entries. The assign may then be refused for want of entries; [`usage`](super::Service::usage) says who has
     /// them. Until then its DMA faults as an unknown stream's.
     pub lazy: bool,
+    /// The object of its source with which its registration ends ([`SourceObject`](super::SourceObject)).
+    pub source: Option<SourceLife>,
     /// What the source does for it.
     pub hooks: Arc<dyn DeviceHooks>,
 }
@@ -59,6 +62,7 @@ impl DeviceSpec {
             merge_with_group: false,
             passthrough: false,
             lazy: false,
+            source: None,
             hooks,
         }
     }
@@ -82,6 +86,7 @@ struct DeviceObject {
     merge_with_group: bool,
     passthrough: bool,
     lazy: bool,
+    source: Option<SourceLife>,
     hooks: Outside<Arc<dyn DeviceHooks>>,
     place: Once<Place>,
     calls: InFlight,
@@ -108,7 +113,8 @@ impl Device {
     const REVOKED: u8 = 1;
 
     pub(super) fn new(id: DeviceId, spec: DeviceSpec) -> Self {
-        let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, hooks } = spec;
+        let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, source, hooks } =
+            spec;
         let hooks = Outside::new(hooks);
         let (place, calls) = (Once::new(), InFlight::new(Self::OPEN));
         Self(Arc::new(DeviceObject {
@@ -121,6 +127,7 @@ impl Device {
             merge_with_group,
             passthrough,
             lazy,
+            source,
             hooks,
             place,
             calls,
@@ -200,6 +207,11 @@ impl Device {
 
     pub(super) fn attachments(&self) -> &[Attachment] {
         self.0.place.get().map_or(&[], |place| &place.attachments)
+    }
+
+    /// Whether the object of its source has gone.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.0.source.as_ref().is_some_and(SourceLife::has_ended)
     }
 
     pub(super) fn calls(&self) -> &InFlight {

@@ -38,6 +38,7 @@ mod registry;
 mod removal;
 mod reservation;
 mod service;
+mod source;
 mod space;
 mod spec;
 mod steps;
@@ -62,5 +63,6 @@ pub use queue::{
 pub use removal::Removal;
 pub use reservation::Reservation;
 pub use service::{Deassigned, FaultRecord, Finding, Service};
+pub use source::{SourceLife, SourceObject};
 pub use space::{AddressSpace, Granule, Granules, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory};
 pub use spec::{IommuKey, Stream, StreamId, StreamMask};

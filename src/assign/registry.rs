@@ -25,8 +25,9 @@ use super::device::{Device, DeviceInfo, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Operation};
 use super::graveyard::Graveyard;
-use super::identity::{DeviceKey, DomainId};
+use super::identity::{DeviceId, DeviceKey, DomainId};
 use super::iommu::Iommu;
+use super::source::{SourceRecord, Sources};
 use super::spec::IommuKey;
 use crate::sync::Platform;
 use crate::sync::outside::Outside;
@@ -175,11 +176,12 @@ pub(super) struct Unused<P: Platform> {
     device: Option<Box<DeviceRecord>>,
     domain: Option<Box<DomainRecord<P>>>,
     iommu: Option<Box<IommuRecord>>,
+    source: Option<Box<SourceRecord>>,
 }
 
 impl<P: Platform> Unused<P> {
     pub(super) fn is_empty(&self) -> bool {
-        self.device.is_none() && self.domain.is_none() && self.iommu.is_none()
+        self.device.is_none() && self.domain.is_none() && self.iommu.is_none() && self.source.is_none()
     }
 }
 
@@ -191,6 +193,8 @@ pub(super) struct Registry<P: Platform> {
     gone_devices: Graveyard<GoneDevices>,
     gone_domains: Graveyard<GoneDomains<P>>,
     gone_iommus: Graveyard<GoneIommus>,
+    /// Of sources; buried from the start, for nothing looks them up.
+    sources: Graveyard<Sources>,
     /// Registered devices that were asked to go.
     marked: Cell<usize>,
     /// Changes with every registration and unregistration (contract C-6).
@@ -206,6 +210,7 @@ impl<P: Platform> Registry<P> {
             gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
             gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
             gone_iommus: Graveyard::new(LinkedList::new(GoneIommus::NEW)),
+            sources: Graveyard::new(LinkedList::new(Sources::NEW)),
             marked: Cell::new(0),
             generation: 0,
         }
@@ -213,7 +218,8 @@ impl<P: Platform> Registry<P> {
 
     /// In how many goes of [`unused`](Self::unused) everything that is gone is looked at.
     pub(super) fn rounds(&self) -> usize {
-        self.gone_devices.rounds().max(self.gone_domains.rounds()).max(self.gone_iommus.rounds())
+        let graves = [self.gone_devices.rounds(), self.gone_domains.rounds(), self.gone_iommus.rounds()];
+        graves.into_iter().fold(self.sources.rounds(), usize::max)
     }
 
     /// Takes one record of each kind to which nobody refers any more.
@@ -222,7 +228,20 @@ impl<P: Platform> Registry<P> {
             device: self.gone_devices.take(|record| record.device.is_last()),
             domain: self.gone_domains.take(|record| record.domain.is_last()),
             iommu: self.gone_iommus.take(|record| record.iommu.is_last()),
+            source: self.sources.take(SourceRecord::is_last),
         }
+    }
+
+    /// Keeps a source object's life until nobody else does.
+    pub(super) fn keep_source(&mut self, record: Box<SourceRecord>) {
+        self.sources.bury(record);
+    }
+
+    /// The device below `below` that was registered last, of those whose source object has gone.
+    pub(super) fn last_orphan(&self, below: Option<DeviceId>) -> Option<Device> {
+        let orphans = self.devices.iter().map(|record| &record.device).filter(|device| device.is_orphan());
+        let left = orphans.filter(|device| below.is_none_or(|below| device.id() < below));
+        left.max_by_key(|device| device.id()).cloned()
     }
 
     // --- devices ---

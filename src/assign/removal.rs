@@ -242,6 +242,13 @@ impl<P: Platform> Service<P> {
         result
     }
 
+    /// Removes this very registration.
+    pub(super) fn remove_registration(&self, above: Claims<'_>, device: &Device) -> Result<Removal, Error> {
+        let result = self.remove_in(&mut Held::enter(), above, device.key(), Some(device.id()));
+        self.report(&result);
+        result
+    }
+
     /// `only`: this registration, not a later one under the same key (contract C-7).
     fn remove_in(
         &self,

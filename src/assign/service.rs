@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
+use core::sync::atomic::AtomicBool;
 
 use super::device::{DeviceInfo, DeviceState};
 use super::domain::{Domain, Provider};
@@ -33,6 +34,8 @@ pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
     pub(super) policy: Outside<Box<dyn Policy>>,
     pub(super) events: Outside<Box<dyn EventSink>>,
+    /// A source object has gone since its registrations were last looked for.
+    pub(super) some_ended: Arc<AtomicBool>,
     last_device: AtomicU64,
     last_domain: AtomicU64,
     sharing: PhantomData<P::Sharing>,
@@ -124,6 +127,7 @@ impl<P: Platform> Service<P> {
             events: Outside::new(events),
             registry: Lock::new(Registry::new()),
             policy: Outside::new(policy),
+            some_ended: Arc::new(AtomicBool::new(false)),
             last_device: AtomicU64::new(0),
             last_domain: AtomicU64::new(0),
             sharing: PhantomData,
@@ -426,13 +430,15 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// Releases the memory of what is registered no more and nobody refers to. Every operation does a little of it; this
-    /// does what is left.
+    /// Ends the registrations whose source object has gone, and releases the memory of what is registered no more and
+    /// nobody refers to. Every operation does a little of the latter; this does what is left.
     ///
     /// # Context
     ///
     /// Waiting context. Contract C-7.
     pub fn reap(&self) {
+        // Each failure is logged where it happens, and tried again the next time.
+        let _ = self.end_sources();
         let mut held = Held::enter();
         let mut in_vain = 0_usize;
         loop {

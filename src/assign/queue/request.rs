@@ -137,7 +137,8 @@ fn copied(spec: &DeviceSpec) -> Result<DeviceSpec, Cause> {
     let mut streams = Vec::new();
     streams.try_reserve_exact(spec.streams.len()).map_err(|_| Cause::OutOfMemory)?;
     streams.extend_from_slice(&spec.streams);
-    Ok(DeviceSpec { streams, label: spec.label.clone(), hooks: spec.hooks.clone(), ..*spec })
+    let (label, source, hooks) = (spec.label.clone(), spec.source.clone(), spec.hooks.clone());
+    Ok(DeviceSpec { streams, label, source, hooks, ..*spec })
 }
 
 impl Target {
