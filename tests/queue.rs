@@ -353,6 +353,9 @@ fn c12_c19_the_worker_sleeps_while_all_that_is_left_is_busy() {
         let deassign = scope.spawn(|| board.service.deassign(&device).map(drop));
         gate.wait();
         let assigned = board.submit(Request::Assign(target(1), board.two.clone()));
+        // An add that meets a claimed group ends a claim too, its own: nobody can have met that, so that it wakes nobody.
+        let sharing = DeviceSpec { key: key(9), ..spec(1) };
+        let added = board.submit(Request::Add(sharing));
         let before = EVENTS[0].prepared.load(Ordering::Relaxed);
         scope.spawn(|| board.queue.worker().unwrap().serve(&board.service, Some(end)));
         std::thread::sleep(Duration::from_millis(60));
@@ -362,6 +365,7 @@ fn c12_c19_the_worker_sleeps_while_all_that_is_left_is_busy() {
         gate.wait();
         deassign.join().unwrap().unwrap();
         assert!(assigned.wait(Some(end)).unwrap().is_ok(), "the end of the claim woke the worker");
+        assert!(added.wait(Some(end)).unwrap().is_ok());
     });
 }
 

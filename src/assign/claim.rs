@@ -224,6 +224,8 @@ impl<P: Platform> Service<P> {
         let mut outcome = Outcome::Stays;
         let mut open = Some(Open { member: subject.clone(), nested, listed: members.is_complete() });
         let mut sharing = None;
+        // Whoever could wait for what ends here: for the domain, for a removal, for a claim.
+        let mut wakes = end.unhold.is_some();
         let mut end = Some(end);
         loop {
             let cut = going.take().map(|going| self.cut(held, going));
@@ -238,9 +240,9 @@ impl<P: Platform> Service<P> {
                 end.apply(&registry);
             }
             if let Some(cut) = &cut {
-                cut.put_down(&mut registry, &mut open);
+                wakes |= cut.put_down(&mut registry, &mut open);
             }
-            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_deref(), above);
+            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_deref(), above, &mut wakes);
             let next = match next {
                 // One that waited for the last of its children, or for a call to leave.
                 Next::Done if cut.is_some() => match registry.forsaken() {
@@ -276,7 +278,9 @@ impl<P: Platform> Service<P> {
                 }
             }
         }
-        P::wake();
+        if wakes {
+            P::wake();
+        }
         outcome
     }
 
@@ -287,6 +291,7 @@ impl<P: Platform> Service<P> {
         parent: &mut Option<Device>,
         sharing: Option<&[Sharing]>,
         above: Claims<'_>,
+        wakes: &mut bool,
     ) -> Next {
         loop {
             let Some(Open { member, nested, listed }) = &*open else {
@@ -306,7 +311,7 @@ impl<P: Platform> Service<P> {
                         None if registry.has_shrunk(record) => {
                             return Next::FindSharing(registry.group_size(record));
                         }
-                        sharing => registry.release(record, sharing.unwrap_or_default()),
+                        sharing => *wakes |= registry.release(record, sharing.unwrap_or_default()),
                     }
                 }
             }

@@ -4,8 +4,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use super::error::Cause;
 use super::identity::{DomainId, Label};
-use super::iommu::Iommu;
+use super::iommu::{Iommu, IommuError};
 use super::levels::FlushList;
 use super::space::AddressSpace;
 use super::spec::IommuKey;
@@ -22,6 +23,9 @@ struct DomainObject<P: Platform> {
     space: AddressSpace,
     flush_list: Lock<FlushList, Vec<Provider>, P::Lock>,
 }
+
+/// For how many IOMMUs a flush takes the list's lock once. Few domains span more.
+const AT_ONCE: usize = 8;
 
 /// One place of the list for each name, so that whoever walks the list by index misses nobody.
 #[derive(Clone)]
@@ -59,39 +63,44 @@ impl<P: Platform> Domain<P> {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// Puts `iommu` on the flush list, before a context there goes live (contract I-9).
+    /// Puts `iommus` on the flush list, before a context there goes live (contract I-9).
     ///
-    /// It stays there until it goes out of service or the domain ends: an IOMMU without a context of the domain answers a
-    /// flush at no cost. Returns `false` when memory could not be reserved.
-    pub(super) fn join(&self, held: &mut Held<'_, Unlocked>, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
-        let wanted = {
+    /// They stay there until they go out of service or the domain ends: an IOMMU without a context of the domain answers
+    /// a flush at no cost. Returns `false` when memory could not be reserved.
+    pub(super) fn join<'a>(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        iommus: impl Iterator<Item = (IommuKey, &'a Outside<Arc<dyn Iommu>>)> + Clone,
+    ) -> bool {
+        let mut grown: Vec<Provider> = Vec::new();
+        loop {
             let mut list = self.0.flush_list.lock(held);
-            if let Some(provider) = list.iter_mut().find(|provider| provider.key == key) {
-                let old = provider.stand_in(iommu);
+            let stands = |list: &[Provider], key| list.iter().position(|provider| provider.key == key);
+            let missing = iommus.clone().filter(|(key, _)| stands(&list, *key).is_none()).count();
+            let wanted = list.len().saturating_add(missing);
+            if missing == 0 || grown.capacity() >= wanted {
+                if missing > 0 {
+                    grown.append(&mut list);
+                    core::mem::swap(&mut *list, &mut grown);
+                }
+                for (key, iommu) in iommus {
+                    match stands(&list, key).and_then(|at| list.get_mut(at)) {
+                        // Who stood there went out of service: the registry has its last reference.
+                        Some(provider) => provider.iommu = Some(iommu.clone()),
+                        None => list.push(Provider { key, iommu: Some(iommu.clone()) }),
+                    }
+                }
                 drop(list);
-                drop(old);
                 P::barrier();
                 return true;
             }
-            list.len().saturating_add(1)
-        };
-        // The new list is made outside the lock (contract A-8) and its old memory released outside it.
-        let mut grown = Vec::new();
-        if grown.try_reserve_exact(wanted).is_err() {
-            return false;
-        }
-        let mut list = self.0.flush_list.lock(held);
-        if grown.capacity() <= list.len() || list.iter().any(|provider| provider.key == key) {
             drop(list);
-            return self.join(held, key, iommu);
+            // The new list is made outside the lock (contract A-8), and its old memory released outside it.
+            grown = Vec::new();
+            if grown.try_reserve_exact(wanted).is_err() {
+                return false;
+            }
         }
-        grown.append(&mut list);
-        grown.push(Provider { key, iommu: Some(iommu.clone()) });
-        let old = core::mem::replace(&mut *list, grown);
-        drop(list);
-        drop(old);
-        P::barrier();
-        true
     }
 
     /// Takes `iommu`, which went out of service and has forgotten the domain, from the flush list.
@@ -103,17 +112,41 @@ impl<P: Platform> Domain<P> {
         drop(old);
     }
 
-    /// The `index`th place of the flush list.
-    pub(super) fn provider(&self, held: &mut Held<'_, Unlocked>, index: usize) -> Option<Provider> {
-        self.0.flush_list.lock(held).get(index).cloned()
-    }
-}
-
-impl Provider {
-    /// Puts `iommu` in this place. Returns who stood there, to be dropped when the lock is free.
-    fn stand_in(&mut self, iommu: &Outside<Arc<dyn Iommu>>) -> Option<Outside<Arc<dyn Iommu>>> {
-        let known = self.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
-        if known { None } else { self.iommu.replace(iommu.clone()) }
+    /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure.
+    ///
+    /// The list's lock is taken once for [`AT_ONCE`] of them, and nothing is allocated: atomic context may flush.
+    pub(super) fn on_all(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        act: impl Fn(&dyn Iommu, DomainId) -> Result<(), IommuError>,
+    ) -> Result<(), Cause> {
+        // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
+        // joins the list from here on reads the new tables (C-17).
+        P::barrier();
+        let mut failed = None;
+        let mut passed = 0_usize;
+        loop {
+            // A handle that is dropped here is never the last: the registry has its own (contract C-7).
+            let mut some: [Option<Provider>; AT_ONCE] = [const { None }; AT_ONCE];
+            let length = {
+                let list = self.0.flush_list.lock(held);
+                for (slot, provider) in some.iter_mut().zip(list.iter().skip(passed)) {
+                    *slot = Some(provider.clone());
+                }
+                list.len()
+            };
+            for Provider { key, iommu } in some.into_iter().flatten() {
+                if let Some(iommu) = iommu
+                    && let Err(error) = act(iommu.call(held).as_ref(), self.id())
+                {
+                    failed.get_or_insert(Cause::Iommu { iommu: key, error });
+                }
+            }
+            passed = passed.saturating_add(AT_ONCE);
+            if passed >= length {
+                return failed.map_or(Ok(()), Err);
+            }
+        }
     }
 }
 

@@ -44,6 +44,13 @@ impl<P: Platform> Registry<P> {
         }
     }
 
+    /// Somebody has met the claim on the group of `record`, and may wait for its end.
+    pub(super) fn meet(&self, record: &DeviceRecord) {
+        if let Some(leader) = self.device(record.leader.get()) {
+            leader.met.set(true);
+        }
+    }
+
     /// The place of `record`'s group in the order of claims (contract C-5).
     pub(super) fn position(&self, record: &DeviceRecord) -> (u16, DeviceKey) {
         let leader = record.leader.get();
@@ -61,14 +68,16 @@ impl<P: Platform> Registry<P> {
     }
 
     /// Ends the claim on the group of `record`. Where members have left, what is left splits into what still meets, or
-    /// is one of the pairs of `sharing`.
-    pub(super) fn release(&self, record: &DeviceRecord, sharing: &[Sharing]) {
-        let Some(leader) = self.device(record.leader.get()) else { return };
+    /// is one of the pairs of `sharing`. Says whether somebody has met the claim.
+    pub(super) fn release(&self, record: &DeviceRecord, sharing: &[Sharing]) -> bool {
+        let Some(leader) = self.device(record.leader.get()) else { return false };
+        let was_met = leader.met.replace(false);
         if leader.shrunk.replace(false) {
             self.regroup(leader, sharing);
         } else {
             leader.claim.set(None);
         }
+        was_met
     }
 
     /// An assigned member, and with it the domain that owns the group.
@@ -86,12 +95,14 @@ impl<P: Platform> Registry<P> {
             return;
         }
         let size = self.group_size(kept).saturating_add(self.group_size(joined));
+        let was_met = self.device(joining).is_some_and(|joining| joining.met.replace(false));
         for member in self.members(joined) {
             member.leader.set(leader);
             member.claim.set(None);
         }
         if let Some(leader) = self.device(leader) {
             leader.group_size.set(size);
+            leader.met.set(leader.met.get() || was_met);
         }
     }
 
@@ -100,6 +111,7 @@ impl<P: Platform> Registry<P> {
     pub(super) fn leave_group<'a>(&'a self, leaving: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
         let key = leaving.device.key();
         let running = self.device(leaving.leader.get()).and_then(|leader| leader.claim.get());
+        let was_met = self.device(leaving.leader.get()).is_some_and(|leader| leader.met.replace(false));
         let size = self.group_size(leaving).saturating_sub(1);
         let survivor = self.members(leaving).find(|member| member.device.key() != key);
         if let Some(survivor) = survivor {
@@ -112,12 +124,14 @@ impl<P: Platform> Registry<P> {
                 leader.group_size.set(size);
                 leader.claim.set(running);
                 leader.shrunk.set(true);
+                leader.met.set(was_met);
             }
         }
         leaving.leader.set(key);
         leaving.group_size.set(1);
         leaving.shrunk.set(false);
         leaving.claim.set(running);
+        leaving.met.set(was_met);
         survivor
     }
 

@@ -232,6 +232,16 @@ pub trait Iommu: Send + Sync + fmt::Debug {
         Err(IommuError::Unsupported)
     }
 
+    /// Takes the instance, which has neither a device nor a drain left, out of service for good: no register is touched
+    /// from now on, and what comes late gets [`IommuError::ProviderGone`] (contract C-9).
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::Busy`] while a call is in flight: it stays in service.
+    fn retire(&self) -> Result<(), IommuError> {
+        Ok(())
+    }
+
     /// Takes the instance out of service for good: every stream faults, with clients enabled, and no register is
     /// touched afterwards. What acquires or flushes gets [`IommuError::ProviderGone`] from now on; what releases is done
     /// in software and says the same (contract C-9, S-8).

@@ -19,6 +19,7 @@ mod call;
 mod claim;
 mod device;
 mod domain;
+mod domains;
 mod error;
 mod event;
 mod fault;
@@ -48,6 +49,7 @@ mod transaction;
 pub use call::DeviceCall;
 pub use device::{Device, DeviceInfo, DeviceSpec, DeviceState};
 pub use domain::Domain;
+pub use domains::TablesHeld;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
 pub use event::{Event, EventSink, NoEvents};
 pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFault};
@@ -56,7 +58,7 @@ pub use interrupt::InterruptHandle;
 pub use iommu::{Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Usage, own_space};
 pub use nested::{Claims, Within};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
-pub use provider::{IommuHandle, Quarantine, Storm, TablesHeld, UsageRecord};
+pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};
 pub use queue::{
     Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Target, Worker,
 };

@@ -25,7 +25,6 @@ use crate::sync::{Platform, Waiter};
 pub struct Claims<'a> {
     innermost: Option<&'a Frame<'a>>,
     waits: bool,
-    worker: bool,
 }
 
 /// One running operation that has called out.
@@ -42,11 +41,11 @@ pub(super) struct Frame<'a> {
 
 impl<'a> Claims<'a> {
     /// Nothing: the call comes from outside.
-    pub(super) const NONE: Claims<'static> = Claims { innermost: None, waits: false, worker: false };
+    pub(super) const NONE: Claims<'static> = Claims { innermost: None, waits: false };
 
     /// The claims of a callback of the operation `frame`.
     pub(super) const fn of(frame: &'a Frame<'a>) -> Self {
-        Self { innermost: Some(frame), waits: false, worker: frame.above.worker }
+        Self { innermost: Some(frame), waits: false }
     }
 
     /// The same, for a call that waits where it meets a claim.
@@ -93,8 +92,9 @@ impl<'a> Claims<'a> {
         })
     }
 
-    /// What a call gets that meets the claim of `running` on the group of `record`.
+    /// What a call gets that meets the claim of `running` on the group of `record`: whoever ends that wakes.
     pub(super) fn busy<P: Platform>(self, registry: &Registry<P>, record: &DeviceRecord, running: Operation) -> Cause {
+        registry.meet(record);
         let wanted = registry.position(record);
         let after_all = self.frames().filter_map(|frame| registry.registration(frame.device)).all(|claimed| {
             let position = registry.position(claimed);

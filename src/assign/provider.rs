@@ -10,12 +10,11 @@ use core::fmt;
 
 use super::claim::{End, Request};
 use super::device::{Device, DeviceState};
-use super::domain::{Domain, Provider};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::Label;
-use super::iommu::{FlushRange, Iommu, IommuError, Patience, Resource, Usage, own_space};
+use super::iommu::{Iommu, IommuError, Resource, Usage, own_space};
 use super::nested::Claims;
 use super::service::Service;
 use super::space::{AddressSpace, Stage2};
@@ -84,50 +83,6 @@ pub struct UsageRecord {
     pub domain: Option<Label>,
 }
 
-/// A domain that has ended, whose tables some IOMMU may still read: an invalidation was not confirmed (contract I-8).
-///
-/// Its memory must not be given to anyone before [`redeem`](Self::redeem) says so. Dropping it costs that memory.
-#[must_use = "the domain's tables must stay until this is redeemed"]
-pub struct TablesHeld<P: Platform>(Domain<P>);
-
-impl<P: Platform> TablesHeld<P> {
-    /// The domain's name.
-    #[must_use]
-    pub fn label(&self) -> &Label {
-        self.0.label()
-    }
-
-    /// Asks every IOMMU once more to forget the tables. After `Ok` their memory is free.
-    ///
-    /// # Errors
-    ///
-    /// The token itself, and what the first IOMMU that does not confirm says.
-    ///
-    /// # Context
-    ///
-    /// Waiting context.
-    pub fn redeem(self) -> Result<(), (Self, Cause)> {
-        let mut held = Held::enter();
-        P::barrier();
-        let mut index = 0_usize;
-        while let Some(Provider { key, iommu }) = self.0.provider(&mut held, index) {
-            if let Some(iommu) = iommu
-                && let Err(error) = iommu.call(&mut held).forget(self.0.id())
-            {
-                return Err((self, Cause::Iommu { iommu: key, error }));
-            }
-            index = index.saturating_add(1);
-        }
-        Ok(())
-    }
-}
-
-impl<P: Platform> fmt::Debug for TablesHeld<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TablesHeld({})", self.0.label())
-    }
-}
-
 impl IommuHandle {
     /// The instance's name.
     #[must_use]
@@ -192,91 +147,6 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let registry = self.registry.lock(&mut held);
         registry.iommu(key).map(|record| IommuHandle { key, iommu: record.iommu.clone() })
-    }
-
-    // --- domains ---
-
-    /// [`destroy_domain`](Self::destroy_domain), also where an IOMMU does not confirm that it forgot the tables: the
-    /// domain ends then all the same, and its tables are held by the token. `None`: they can be freed at once.
-    ///
-    /// # Errors
-    ///
-    /// As for [`destroy_domain`](Self::destroy_domain), but for `SyncTimeout`.
-    ///
-    /// # Context
-    ///
-    /// Waiting context. Contract I-8, I-10.
-    pub fn retire_domain(&self, domain: &Domain<P>) -> Result<Option<TablesHeld<P>>, Error> {
-        let error = match self.destroy_domain(domain) {
-            Ok(()) => return Ok(None),
-            Err(error) => error,
-        };
-        if !matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }) {
-            return Err(error);
-        }
-        let mut held = Held::enter();
-        let ended = {
-            let mut registry = self.registry.lock(&mut held);
-            let idle = registry.domain(domain.id()).is_some_and(|record| {
-                record.assigned.get() == 0 && record.holds.get() == 0 && !record.destroying.get()
-            });
-            idle && registry.bury_domain(domain.id())
-        };
-        if !ended {
-            return Err(error);
-        }
-        self.tell(&mut held, &Event::DomainDestroyed { domain: domain.label().clone() });
-        P::wake();
-        Ok(Some(TablesHeld(domain.clone())))
-    }
-
-    // --- flushes ---
-
-    /// [`flush`](Self::flush) of part of the domain: by page where the hardware can and it is worth it.
-    ///
-    /// # Errors
-    ///
-    /// [`Cause::Iommu`]: stale translations may still be in use there; the other IOMMUs were flushed.
-    ///
-    /// # Context
-    ///
-    /// Waiting context. Contract I-9.
-    pub fn flush_range(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
-        let result = self.flush_pages(domain, range, Patience::Waiting);
-        self.report(&result);
-        result
-    }
-
-    /// [`flush_range`](Self::flush_range) with a smaller bound of its own, and nothing logged.
-    ///
-    /// # Errors
-    ///
-    /// As for [`flush_range`](Self::flush_range), and where an instance has no power.
-    ///
-    /// # Context
-    ///
-    /// Atomic context: where nothing may sleep, under a spin lock of the caller's own. Not in interrupt handlers: they
-    /// have [`in_interrupts`](Self::in_interrupts), where the platform allows it (contract C-10).
-    pub fn flush_range_atomic(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
-        self.flush_pages(domain, range, Patience::Atomic)
-    }
-
-    pub(super) fn flush_pages(&self, domain: &Domain<P>, range: &FlushRange, patience: Patience) -> Result<(), Error> {
-        let mut held = Held::enter();
-        // As for a whole domain: the tables are visible before any walker is told to forget (contract S-1, C-17).
-        P::barrier();
-        let mut failed = None;
-        let mut index = 0_usize;
-        while let Some(Provider { key, iommu }) = domain.provider(&mut held, index) {
-            if let Some(iommu) = iommu
-                && let Err(error) = iommu.call(&mut held).flush_range(domain.id(), range, patience)
-            {
-                failed.get_or_insert(Cause::Iommu { iommu: key, error });
-            }
-            index = index.saturating_add(1);
-        }
-        let refuse = |cause| Error::unchanged(Operation::Flush, domain.label().clone(), cause);
-        failed.map_or(Ok(()), |cause| Err(refuse(cause)))
     }
 
     // --- faults ---

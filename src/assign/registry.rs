@@ -44,6 +44,8 @@ pub(super) struct DeviceRecord {
     pub(super) group_size: Cell<usize>,
     /// Of a leader: the operation that has claimed the group.
     pub(super) claim: Cell<Option<Operation>>,
+    /// Of a leader: somebody has met the claim, and may wait for its end.
+    pub(super) met: Cell<bool>,
     /// Of a leader: a member has left since the claim began.
     pub(super) shrunk: Cell<bool>,
     /// Set only while a group is being split, within one hold of the lock.
@@ -160,6 +162,7 @@ impl DeviceRecord {
             state: Cell::new(DeviceState::Adding),
             leader: Cell::new(key),
             group_size: Cell::new(1),
+            met: Cell::new(false),
             shrunk: Cell::new(false),
             regrouping: Cell::new(false),
             claim: Cell::new(Some(Operation::Add)),

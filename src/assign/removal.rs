@@ -75,16 +75,16 @@ impl Going {
 }
 
 impl Cut {
-    /// The fourth step: what the registry makes of it.
-    pub(super) fn put_down<P: Platform>(&self, registry: &mut Registry<P>, open: &mut Option<Open>) {
+    /// The fourth step: what the registry makes of it. Says whether somebody may wait for that.
+    pub(super) fn put_down<P: Platform>(&self, registry: &mut Registry<P>, open: &mut Option<Open>) -> bool {
         let device = &self.going.device;
-        let Some(record) = registry.registration(device) else { return };
+        let Some(record) = registry.registration(device) else { return false };
         if self.going.was_added {
             registry.set_state(record, DeviceState::Blocked);
         }
         if !self.drained {
             record.cut.set(true);
-            return;
+            return true;
         }
         let survivor = registry.leave_group(record).map(|member| member.device.clone());
         if open.as_ref().is_some_and(|open| open.member.id() == device.id()) {
@@ -93,7 +93,9 @@ impl Cut {
                 _ => *open = None,
             }
         }
+        let was_met = record.met.get();
         registry.bury_device(device.key());
+        was_met || self.going.was_added
     }
 }
 

@@ -8,16 +8,15 @@ use core::marker::PhantomData;
 use core::sync::atomic::AtomicBool;
 
 use super::device::{DeviceInfo, DeviceState};
-use super::domain::{Domain, Provider};
 use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
 use super::fault::{FaultLine, RawFault};
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
-use super::iommu::{Difference, Iommu, IommuError};
+use super::iommu::{Difference, Iommu};
 use super::levels;
 use super::policy::Policy;
-use super::registry::{DomainRecord, IommuRecord, Registry};
-use super::space::{AddressSpace, Stage2, Stage2Limits};
+use super::registry::{IommuRecord, Registry};
+use super::space::Stage2Limits;
 use super::spec::IommuKey;
 use crate::sync::Platform;
 use crate::sync::Waiter;
@@ -37,7 +36,7 @@ pub struct Service<P: Platform> {
     /// A source object has gone since its registrations were last looked for.
     pub(super) some_ended: Arc<AtomicBool>,
     last_device: AtomicU64,
-    last_domain: AtomicU64,
+    pub(super) last_domain: AtomicU64,
     sharing: PhantomData<P::Sharing>,
 }
 
@@ -225,7 +224,7 @@ impl<P: Platform> Service<P> {
     /// were confirmed.
     fn settle_iommu(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Result<(), Cause> {
         let iommu = self.registry.lock(held).iommu(key).map(|record| record.iommu.clone());
-        if let Some(iommu) = iommu {
+        if let Some(iommu) = &iommu {
             iommu.call(held).reclaim().map_err(|error| Cause::Iommu { iommu: key, error })?;
         }
         let mut after = None;
@@ -233,12 +232,15 @@ impl<P: Platform> Service<P> {
             let (iommu, domain) = {
                 let registry = self.registry.lock(held);
                 let domain = registry.next_domain(after).map(|record| record.domain.id());
-                let (Some(record), Some(domain)) = (registry.iommu(key), domain) else { return Ok(()) };
+                let (Some(record), Some(domain)) = (registry.iommu(key), domain) else { break };
                 (record.iommu.clone(), domain)
             };
             iommu.call(held).forget(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
             after = Some(domain);
         }
+        // A flush that has found the instance already, and comes to it only later, must touch no register then.
+        let retired = iommu.map_or(Ok(()), |iommu| iommu.call(held).retire());
+        retired.map_err(|error| Cause::Iommu { iommu: key, error })
     }
 
     /// Takes an instance, which is out of service, from every domain's flush list (contract C-9).
@@ -269,114 +271,6 @@ impl<P: Platform> Service<P> {
             after = Some(iommu.key());
             all = Some(all.map_or(iommu.limits(), |all| all.intersection(iommu.limits())));
         }
-    }
-
-    // --- domains ---
-
-    /// Makes a domain of a guest's stage 2. Its tables stay the caller's.
-    ///
-    /// # Errors
-    ///
-    /// None today; the result leaves room for a limit.
-    pub fn create_domain(&self, label: Label, stage2: Stage2) -> Result<Domain<P>, Error> {
-        let mut held = Held::enter();
-        let id = DomainId::new(self.last_domain.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
-        let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
-        let record = DomainRecord::new(domain.clone());
-        self.registry.lock(&mut held).insert_domain(record);
-        self.tell(&mut held, &Event::DomainCreated { domain: domain.label().clone() });
-        Ok(domain)
-    }
-
-    /// Ends a domain. After `Ok` no IOMMU uses its tables: they can be freed.
-    ///
-    /// # Errors
-    ///
-    /// [`Cause::InUse`] while a device refers to it, [`Cause::Busy`] while a running operation does, [`Cause::Gone`],
-    /// [`Cause::Iommu`] when an
-    /// IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay too, and destroying it
-    /// can be tried again (contract I-8, I-10).
-    pub fn destroy_domain(&self, domain: &Domain<P>) -> Result<(), Error> {
-        let mut held = Held::enter();
-        let result = self.destroy_in(&mut held, domain);
-        self.report(&result);
-        result
-    }
-
-    fn destroy_in(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Error> {
-        let refuse = |cause| Error::unchanged(Operation::DestroyDomain, domain.label().clone(), cause);
-        {
-            let registry = self.registry.lock(held);
-            let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
-            if record.assigned.get() > 0 {
-                // A device that is being removed answers `Gone` already: it keeps the domain busy, not in use.
-                return Err(refuse(match registry.users(domain.id()) {
-                    0 => Cause::Busy { running: Operation::Remove },
-                    devices => Cause::InUse { devices },
-                }));
-            }
-            if record.destroying.get() {
-                return Err(refuse(Cause::Busy { running: Operation::DestroyDomain }));
-            }
-            if record.holds.get() > 0 {
-                return Err(refuse(Cause::Busy { running: Operation::Assign }));
-            }
-            record.destroying.set(!cfg!(broken = "shared_destroy"));
-        }
-        // Costs nothing where the last device's drain was confirmed; finds out where it was not.
-        let drained = self.on_all(held, domain, |iommu, domain| iommu.forget(domain));
-        {
-            let mut registry = self.registry.lock(held);
-            if let Some(record) = registry.domain(domain.id()) {
-                record.destroying.set(false);
-            }
-            if drained.is_ok() {
-                registry.bury_domain(domain.id());
-            }
-        }
-        if drained.is_ok() {
-            self.tell(held, &Event::DomainDestroyed { domain: domain.label().clone() });
-        }
-        P::wake();
-        drained.map_err(refuse)
-    }
-
-    /// Makes every IOMMU forget what it cached of `domain`'s tables: needed after a mapping was removed or narrowed,
-    /// never after one was added (contract I-9).
-    ///
-    /// # Errors
-    ///
-    /// [`Cause::Iommu`]: stale translations may still be in use there; the other IOMMUs were flushed.
-    pub fn flush(&self, domain: &Domain<P>) -> Result<(), Error> {
-        let mut held = Held::enter();
-        let result = self
-            .on_all(&mut held, domain, |iommu, domain| iommu.flush(domain))
-            .map_err(|cause| Error::unchanged(Operation::Flush, domain.label().clone(), cause));
-        self.report(&result);
-        result
-    }
-
-    /// Does something on every IOMMU of the domain's flush list, also after one of them failed.
-    fn on_all(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        domain: &Domain<P>,
-        act: impl Fn(&dyn Iommu, DomainId) -> Result<(), IommuError>,
-    ) -> Result<(), Cause> {
-        // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
-        // joins the list from here on reads the new tables (C-17).
-        P::barrier();
-        let mut failed = None;
-        let mut index = 0_usize;
-        while let Some(Provider { key, iommu }) = domain.provider(held, index) {
-            if let Some(iommu) = iommu
-                && let Err(error) = act(iommu.call(held).as_ref(), domain.id())
-            {
-                failed.get_or_insert(Cause::Iommu { iommu: key, error });
-            }
-            index = index.saturating_add(1);
-        }
-        failed.map_or(Ok(()), Err)
     }
 
     // --- waiting ---

@@ -119,7 +119,7 @@ impl Steps {
 
     /// Puts the domain's flush list in order, before any context goes live (contract I-9).
     pub(super) fn join<P: Platform>(&self, held: &mut Held<'_, Unlocked>, domain: &Domain<P>) -> Result<(), Cause> {
-        let joined = self.0.iter().all(|step| domain.join(held, step.key, &step.iommu));
+        let joined = domain.join(held, self.0.iter().map(|step| (step.key, &step.iommu)));
         if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
     }
 }

@@ -6,7 +6,7 @@
 //! taken all the same where the map is read. `crash` takes none.
 
 use super::context::{Bank, BankState};
-use super::gate::Mode;
+use super::gate::{Changing, Mode, Purpose};
 use super::geometry::ProbeError;
 use super::instance::Smmu;
 use super::mmio::Registers;
@@ -88,13 +88,34 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let stopped = self.stop(held);
             self.power.call(held).put();
             stopped?;
-            self.registers.set_dark(true);
         }
+        self.numb(changing);
+        Ok(())
+    }
+
+    /// Out of service without a register access: nothing is left that could translate.
+    pub(super) fn step_down(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
+        let mode = self.gate.try_enter(Purpose::Release).map_or_else(|mode| mode, |inside| inside.mode);
+        match mode {
+            Mode::Running | Mode::Suspended => {
+                let changing = self.gate.change::<P>(mode, self.config.looks())?;
+                self.numb(changing);
+                Ok(())
+            }
+            // A forced end has begun already, and is to be finished as that.
+            Mode::Leaving => self.go_away(held),
+            Mode::Changing => Err(IommuError::Busy),
+            Mode::Gone => Ok(()),
+        }
+    }
+
+    /// No register is touched from now on (contract C-9).
+    fn numb(&self, changing: Changing<'_>) {
+        self.registers.set_dark(true);
         for slot in &self.bank_domains {
             slot.store(0, core::sync::atomic::Ordering::Release);
         }
         changing.finish(Mode::Gone);
-        Ok(())
     }
 
     /// Every entry to fault, and what was in flight drained. Clients stay enabled: sCR0.CLIENTPD = 1 would let all pass.

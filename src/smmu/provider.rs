@@ -101,7 +101,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     }
 
     fn forget(&self, domain: DomainId) -> Result<(), IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Acquire, |held| {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| {
             self.flush_domain(held, domain, Patience::Waiting)?;
             self.await_drains(held, domain).map_err(timed_out)
         })
@@ -192,6 +192,10 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
 
     fn resume(&self) -> Result<(), IommuError> {
         self.come_back(&mut Held::enter())
+    }
+
+    fn retire(&self) -> Result<(), IommuError> {
+        self.step_down(&mut Held::enter())
     }
 
     fn close(&self) -> Result<(), IommuError> {
