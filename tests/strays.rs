@@ -11,15 +11,18 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::parts::{Part, named, parts};
 use common::{Bench, PAGE, SMMU, stream};
 use iommu_assign::assign::{
-    Cause, Device, DeviceKey, DeviceState, Error, FaultAnswer, FaultLine, IommuError, Left, Operation, Quarantine,
-    Resource, Stage2, Storm, StreamId,
+    AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceState, Difference, DomainId, Error, FaultAnswer, FaultLine,
+    Iommu, IommuError, IommuKey, Left, Operation, Prepared, Quarantine, RawFault, Resource, Stage2, Stage2Limits,
+    Storm, Stream, StreamId,
 };
-use iommu_assign::smmu::{FaultLimits, Reserved, Setup, SmmuConfig};
+use iommu_assign::smmu::{FaultLimits, Reserved, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
-use machine::{Reached, Stage2Tables};
+use machine::{ModelRegisters, Reached, Stage2Tables};
 use smmu_model::Config;
 
 const LIMITS: FaultLimits = FaultLimits { records: 3, storm: 5 };
@@ -358,4 +361,142 @@ fn s6_a_stray_may_end_in_a_scratch_page() {
         bench.remove(&stray).unwrap();
         assert_eq!(used(&bench), (0, 0), "{name}");
     }
+}
+
+/// A driver that was asked whose a stream is before its device came.
+#[derive(Debug)]
+struct Early(Arc<Smmu<Spin, ModelRegisters>>);
+
+impl Iommu for Early {
+    fn owner_of(&self, _: StreamId) -> Option<DeviceId> {
+        None
+    }
+
+    fn key(&self) -> IommuKey {
+        self.0.key()
+    }
+
+    fn limits(&self) -> Stage2Limits {
+        self.0.limits()
+    }
+
+    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
+        self.0.publish(device, streams)
+    }
+
+    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
+        self.0.allot(device, mates)
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.0.enrol(device)
+    }
+
+    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
+        self.0.sharers(device)
+    }
+
+    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+        self.0.plan(devices, space)
+    }
+
+    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
+        self.0.abandon(devices, prepared);
+    }
+
+    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
+        self.0.install(devices, prepared)
+    }
+
+    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+        self.0.block(devices)
+    }
+
+    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.0.withdraw(device)
+    }
+
+    fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.0.flush(domain)
+    }
+
+    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
+        self.0.take_faults(line, report)
+    }
+
+    fn tend_faults(&self, storming: &mut dyn FnMut(StreamId, u32)) {
+        self.0.tend_faults(storming);
+    }
+
+    fn audit(&self, report: &mut dyn FnMut(Difference)) {
+        self.0.audit(report);
+    }
+
+    fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError> {
+        self.0.placement(device)
+    }
+}
+
+#[test]
+fn c15_a_stray_gives_way_to_a_device_that_came_since() {
+    let mut bench = Bench::new();
+    let part = named("generic v2");
+    let config = SmmuConfig { fault_limits: LIMITS, ..part.config };
+    let registers = bench.machine.add_smmu(SMMU, part.model);
+    let smmu = Smmu::probe(config, registers, bench.masters.clone()).unwrap();
+    bench.service.register_iommu(Arc::new(Early(Arc::new(smmu)))).unwrap();
+    bench.oracle.watch(&bench.machine, SMMU, PAGE);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(STRAY, 0)]);
+    storm(&bench, STRAY);
+    let told = tend(&bench, silence(&bench));
+    let [(STRAY, Some(Err(error)))] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((&error.cause, error.left), (&Cause::Busy { running: Operation::Add }, Left::Unchanged));
+    assert!(!is_there(&bench, STRAY));
+    bench.assign(&device, &guest).unwrap();
+    assert_eq!(bench.dma(STRAY), Reached::Memory(guest.backing));
+    bench.audit();
+}
+
+#[test]
+fn c15_a_device_and_the_stray_of_its_stream_never_stand_side_by_side() {
+    let mut bench = generic();
+    let (spec, place) = (bench.spec("dma", &[(STRAY, 0)]), silence(&bench));
+    let (bench, going) = (&bench, &Arc::new(()));
+    let is_busy = |error: &Error| matches!(error.cause, Cause::Busy { .. });
+    std::thread::scope(|scope| {
+        let mine = going.clone();
+        scope.spawn(move || {
+            // Dropped also where an assertion fails.
+            let _mine = mine;
+            for _ in 0..100 {
+                while let Err(error) = bench.service.add(spec.clone()) {
+                    assert!(is_busy(&error), "{error}");
+                }
+                assert!(!is_there(bench, STRAY));
+                bench.service.remove(spec.key).unwrap();
+                while bench.service.find(spec.key).is_some() {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        scope.spawn(move || {
+            while Arc::strong_count(going) > 1 {
+                for _ in 0..LIMITS.storm {
+                    dma(bench, STRAY);
+                    let _ = take(bench);
+                }
+                for (_, ended) in tend(bench, place) {
+                    if let Some(Err(error)) = ended {
+                        let overtaken = matches!(error.cause, Cause::Gone | Cause::Removed);
+                        assert!(is_busy(&error) || overtaken, "{error}");
+                    }
+                }
+            }
+        });
+    });
+    let _ = (take(bench), tend(bench, Quarantine::Faults));
+    let _ = bench.service.remove(DeviceKey::stray(SMMU, StreamId::new(STRAY)));
+    assert_eq!((bench.service.devices().count(), used(bench)), (0, (0, 0)));
+    bench.audit();
 }

@@ -178,7 +178,7 @@ impl<P: Platform> Service<P> {
         if device.is_stray()
             && let Some(met) = meets.first()
         {
-            return Err(self.not_stray(held, above, met));
+            return Err(self.not_stray(held, above, device, met));
         }
         if let Some(shared) = self.join_groups(held, above, device, &mut meets, claim)? {
             let frame = Frame {

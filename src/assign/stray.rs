@@ -58,7 +58,13 @@ impl<P: Platform> Service<P> {
     }
 
     /// Why a stream is no stray: it met somebody.
-    pub(super) fn not_stray(&self, held: &mut Held<'_, Unlocked>, above: Claims<'_>, met: &Met) -> Cause {
+    pub(super) fn not_stray(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: Claims<'_>,
+        stray: &Device,
+        met: &Met,
+    ) -> Cause {
         let reason = ConflictReason::SharedStream(met.iommu);
         let registry = self.registry.lock(held);
         let Some(record) = registry.device_by_id(met.device) else {
@@ -71,6 +77,8 @@ impl<P: Platform> Service<P> {
         };
         match registry.claimed(record) {
             Some(running) => above.busy(&registry, record, running),
+            // It has come since nobody was found to have the stream.
+            None if record.device.meets(stray).is_some() => Cause::Busy { running: Operation::Add },
             None => Cause::GroupConflict { with: record.device.label().clone(), reason },
         }
     }
