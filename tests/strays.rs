@@ -12,6 +12,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::parts::{Part, named, parts};
 use common::{Bench, PAGE, SMMU, stream};
@@ -469,7 +470,13 @@ fn c15_a_device_and_the_stray_of_its_stream_never_stand_side_by_side() {
         scope.spawn(move || {
             // Dropped also where an assertion fails.
             let _mine = mine;
-            for _ in 0..100 {
+            for round in 0..100 {
+                // Every other time there is a stray to meet.
+                let soon = Instant::now() + Duration::from_secs(20);
+                while round % 2 == 0 && !is_there(bench, STRAY) {
+                    assert!(Instant::now() < soon, "its stream storms");
+                    std::thread::yield_now();
+                }
                 while let Err(error) = bench.service.add(spec.clone()) {
                     assert!(is_busy(&error), "{error}");
                 }
