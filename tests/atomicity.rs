@@ -27,7 +27,7 @@ const IDR: [usize; 3] = [0x20, 0x24, 0x28];
 
 fn faults(bench: &Bench, line: FaultLine) -> Vec<FaultRecord> {
     let mut faults = Vec::new();
-    bench.service.handle_fault(SMMU, line, &mut |fault| faults.push(fault.clone())).unwrap();
+    let _ = bench.service.handle_fault(SMMU, line, &mut |fault| faults.push(fault.clone())).unwrap();
     faults
 }
 

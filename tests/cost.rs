@@ -54,7 +54,7 @@ fn add_assign_deassign_remove() {
     assert_eq!((after.reads - before.reads, after.writes - before.writes), (0, 2 * (N + 1)), "add: 2n W");
     let service = &bench.service;
     let cost = |act: &dyn Fn()| {
-        let (reads, writes, ()) = bench.cost(act);
+        let (reads, writes, _) = bench.cost(act);
         (reads, writes)
     };
     bench.oracle.allow(device.label(), &STREAMS, &[guest.backing]);
@@ -79,7 +79,7 @@ fn reassign_in_all_four_forms() {
     }
     let service = &bench.service;
     let cost = |goal: &common::Guest| {
-        let (reads, writes, ()) = bench.cost(|| service.reassign(&device, &goal.domain).unwrap());
+        let (reads, writes, _) = bench.cost(|| service.reassign(&device, &goal.domain).unwrap());
         (reads, writes)
     };
     service.assign(&device, &one.domain).unwrap();
@@ -97,7 +97,7 @@ fn flush() {
     let guest = bench.guest("guest");
     let device = bench.add("dma", &STREAMS);
     let flush = |bench: &Bench| {
-        let (reads, writes, ()) = bench.cost(|| bench.service.flush(&guest.domain).unwrap());
+        let (reads, writes, _) = bench.cost(|| bench.service.flush(&guest.domain).unwrap());
         (reads, writes)
     };
     assert_eq!(flush(&bench), (0, 0), "a domain without a bank");
@@ -116,8 +116,7 @@ fn context_fault() {
     let take = |bench: &Bench| {
         let mut records = 0;
         let count = &mut |_: &_| records += 1;
-        let (reads, writes, ()) =
-            bench.cost(|| bench.service.handle_fault(SMMU, FaultLine::Context(0), count).unwrap());
+        let (reads, writes, _) = bench.cost(|| bench.service.handle_fault(SMMU, FaultLine::Context(0), count).unwrap());
         (records, reads, writes)
     };
     assert_eq!(take(&bench), (0, 1, 0), "spurious: 1 R");

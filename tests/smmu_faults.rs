@@ -114,7 +114,7 @@ fn a12_what_the_hardware_lost_is_counted() {
     stray(&bench, 0x10);
     stray(&bench, 0x10);
     let mut lost = false;
-    bench.service.handle_fault(SMMU, CONTEXT, &mut |fault| lost = fault.raw.more_lost).unwrap();
+    let _ = bench.service.handle_fault(SMMU, CONTEXT, &mut |fault| lost = fault.raw.more_lost).unwrap();
     assert!(lost);
     assert_eq!(bench.service.iommu(SMMU).unwrap().fault_counts().lost, 1);
 }

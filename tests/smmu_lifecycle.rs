@@ -96,10 +96,10 @@ fn q21_s5_every_access_lies_between_get_and_put() {
     // An interrupt handler only asks.
     bench.machine.dma_write(SMMU, StreamId::new(0x10), PAGE + 0x5000).unwrap();
     let mut faults = 0;
-    bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
+    let _ = bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
     assert_eq!(faults, 0, "no power, no access");
     power.get().unwrap();
-    bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
+    let _ = bench.service.handle_fault(SMMU, FaultLine::Context(0), &mut |_| faults += 1).unwrap();
     power.put();
     assert_eq!(faults, 1);
     // Without power nothing is done, and nothing is lost.

@@ -166,7 +166,7 @@ fn q1_secure_accesses_use_the_non_secure_aliases() {
     bench.assign(&device, &guest).unwrap();
     bench.machine.dma_write(SMMU, StreamId::new(0x33), PAGE).unwrap();
     let mut seen = Vec::new();
-    bench.service.handle_fault(SMMU, FaultLine::Global, &mut |fault| seen.push(fault.raw.stream)).unwrap();
+    let _ = bench.service.handle_fault(SMMU, FaultLine::Global, &mut |fault| seen.push(fault.raw.stream)).unwrap();
     assert_eq!(seen, [Some(StreamId::new(0x33))], "global faults are read through the alias");
     // Without the flag nothing would be enabled at all.
     let part = named("calxeda");

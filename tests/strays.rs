@@ -346,7 +346,7 @@ fn s6_a_stray_may_end_in_a_scratch_page() {
         let mut bench = bench(named(name));
         let place = Quarantine::Scratch(root(&bench, Some(SCRATCH)));
         let label = format!("stray stream {STRAY:#x} at {SMMU}");
-        bench.oracle.allow(&label.as_str().into(), &[(STRAY, 0)], &[SCRATCH]);
+        bench.oracle.allow(&label.to_string().as_str().into(), &[(STRAY, 0)], &[SCRATCH]);
         let stray = stray(&bench, STRAY, place);
         assert_eq!(bench.dma(STRAY), Reached::Memory(SCRATCH), "{name}");
         // What misses the page is heard by nobody.

@@ -158,7 +158,7 @@ fn faults(bench: &Bench, sheet: &mut Sheet, device: &Device) {
     let all_lines = || {
         for line in 0..=u8::MAX {
             let before = bench.machine.counters(SMMU);
-            bench.service.handle_fault(SMMU, FaultLine::Context(line), &mut |_| ()).unwrap();
+            let _ = bench.service.handle_fault(SMMU, FaultLine::Context(line), &mut |_| ()).unwrap();
             let after = bench.machine.counters(SMMU);
             if after.reads > before.reads {
                 return (after.reads - before.reads, after.writes - before.writes);

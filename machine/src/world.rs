@@ -278,7 +278,7 @@ impl World {
 
     /// Whether the service knows the domain still: it is the only one that gives nothing back to a second destroyer.
     fn is_alive(&self, domain: &Domain<Spin>) -> bool {
-        let guest = Guest::ALL.into_iter().find(|guest| domain.label().as_str() == guest.name());
+        let guest = Guest::ALL.into_iter().find(|guest| domain.label().to_string() == guest.name());
         guest.is_some_and(|guest| self.states.first().is_some_and(|state| state.is_running(guest)))
     }
 
@@ -413,7 +413,7 @@ struct Universe;
 
 impl Policy for Universe {
     fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-        let guest = Guest::ALL.into_iter().find(|guest| request.domain.as_str() == guest.name());
+        let guest = Guest::ALL.into_iter().find(|guest| request.domain.to_string() == guest.name());
         let slot = Slot::of(request.device.key());
         guest.zip(slot).is_none_or(|(guest, slot)| guest.may_have(slot))
     }

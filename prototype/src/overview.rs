@@ -171,7 +171,7 @@ fn notes(page: &mut Page, world: &World) {
 }
 
 fn title(subject: &Subject) -> String {
-    let label = subject.label.as_str();
+    let label = &subject.label.to_string();
     if subject.kind.is_empty() { label.to_owned() } else { format!("{label} {}", subject.kind) }
 }
 

@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
     /// Destroys a guest; `InUse` is what is expected while it has devices.
     pub(crate) fn destroy(&mut self, guest: &Guest, in_use: Option<usize>) {
         let (done, cost) = self.counted(|world| world.service.destroy_domain(&guest.domain));
-        let line = self.recorder.line("destroy", guest.label.as_str()).cost(cost);
+        let line = self.recorder.line("destroy", guest.label.to_string()).cost(cost);
         match (done, in_use) {
             (Ok(()), expected) => line.result("destroyed").expect(expected.is_none(), "to be refused while in use"),
             (Err(error), Some(devices)) => {
@@ -124,7 +124,7 @@ impl<'a> Stage<'a> {
     /// Makes the SMMUs forget what they cached of the guest's tables.
     pub(crate) fn flush(&mut self, guest: &Guest) {
         let (done, cost) = self.counted(|world| world.service.flush(&guest.domain));
-        let line = self.recorder.line("flush", guest.label.as_str()).cost(cost);
+        let line = self.recorder.line("flush", guest.label.to_string()).cost(cost);
         match done {
             Ok(()) => line.result("flushed").expect(cost.writes > 0, "an invalidation and a sync"),
             Err(error) => line.result("failed").detail(words(&error)).expect(false, "to be flushed"),
@@ -201,7 +201,7 @@ impl<'a> Stage<'a> {
         let keepers: Vec<_> = mates.iter().filter(|mate| shares(subject, mate)).collect();
         let (done, cost) = self.moved(subject, |world, device| world.service.deassign(device));
         self.settle();
-        let line = self.recorder.line("deassign", subject.label.as_str()).cost(cost);
+        let line = self.recorder.line("deassign", subject.label.to_string()).cost(cost);
         match done {
             Ok(done) => {
                 let names: Vec<&Label> = done.still_reachable.iter().collect();
@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
                 if names.is_empty() {
                     line.result("in fault").expect(held, "still reachable through who shares its streams");
                 } else {
-                    let names = names.into_iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
+                    let names = names.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                     let detail = format!("what it shares with {names} stays translated");
                     line.result("still reachable").detail(detail).expect(held, "cut off from the guest");
                 }
@@ -225,7 +225,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn remove(&mut self, subject: &Subject) {
         let (done, cost) = self.counted(|world| world.service.remove(subject.key));
         self.settle();
-        let line = self.recorder.line("remove", subject.label.as_str()).cost(cost);
+        let line = self.recorder.line("remove", subject.label.to_string()).cost(cost);
         match done {
             Ok(Removal::Done) => line.result("removed").expect(true, ""),
             Ok(_) => line.result("pending").expect(false, "to be removed at once"),
@@ -238,7 +238,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn add(&mut self, subject: &Subject) {
         let (done, cost) = self.counted(|world| world.service.add(subject.spec.clone()));
         self.settle();
-        let line = self.recorder.line("add", subject.label.as_str()).cost(cost);
+        let line = self.recorder.line("add", subject.label.to_string()).cost(cost);
         match done {
             Ok(_) => line.result("added, in fault").expect(true, ""),
             Err(error) => line.result("refused").detail(words(&error)).expect(false, "to be added"),
@@ -272,7 +272,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn pull(&mut self, subject: &Subject) {
         if let Some((bridge, at)) = subject.slot.and_then(|(bridge, at)| Some((self.world.bridges.get(bridge)?, at))) {
             bridge.space.lock().remove(at);
-            self.recorder.event("pull", subject.label.as_str(), "reads all ones");
+            self.recorder.event("pull", &subject.label.to_string(), "reads all ones");
         }
     }
 
@@ -280,7 +280,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn plug(&mut self, subject: &Subject) {
         if let Some((bridge, at)) = subject.slot.and_then(|(bridge, at)| Some((self.world.bridges.get(bridge)?, at))) {
             bridge.plug_again(at);
-            self.recorder.event("plug", subject.label.as_str(), "answers again");
+            self.recorder.event("plug", &subject.label.to_string(), "answers again");
         }
     }
 

@@ -114,7 +114,7 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// Those of `out`.
+    /// Those of `out`; one of its own when there is no memory to go deeper.
     ///
     /// # Context
     ///
@@ -132,6 +132,7 @@ impl<P: Platform> Service<P> {
                     write_line(out, open.len(), &info)?;
                     // Its children come next, wherever their keys stand.
                     after = None;
+                    open.try_reserve(1).map_err(|_| fmt::Error)?;
                     open.push(info);
                 }
                 None => match open.pop() {

@@ -118,28 +118,51 @@ impl fmt::Display for DomainId {
     }
 }
 
-/// How people call a device or a domain: a node's path, a function's address, a guest's name.
+/// How people call something: a node's path, a function's address, a guest's name, or what it is known by where nobody
+/// gave it a name.
 ///
-/// Shared, so that an error can carry it without a copy.
+/// Shared, so that an error can carry it without a copy; only [`from`](Label::from) allocates.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Label(Arc<str>);
+pub struct Label(Name);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Name {
+    Given(Arc<str>),
+    Device(DeviceKey),
+    Iommu(IommuKey),
+    Stray(IommuKey, StreamId),
+}
 
 impl Label {
-    /// The label's text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    /// Of a device that nobody named.
+    pub(super) const fn of_key(key: DeviceKey) -> Self {
+        Self(Name::Device(key))
+    }
+
+    /// Of an IOMMU instance.
+    pub(super) const fn of_iommu(key: IommuKey) -> Self {
+        Self(Name::Iommu(key))
+    }
+
+    /// Of a stream that no device has.
+    pub(super) const fn of_stray(iommu: IommuKey, stream: StreamId) -> Self {
+        Self(Name::Stray(iommu, stream))
     }
 }
 
 impl From<&str> for Label {
     fn from(text: &str) -> Self {
-        Self(Arc::from(text))
+        Self(Name::Given(Arc::from(text)))
     }
 }
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        match &self.0 {
+            Name::Given(text) => f.pad(text),
+            Name::Device(key) => key.fmt(f),
+            Name::Iommu(key) => key.fmt(f),
+            Name::Stray(iommu, stream) => write!(f, "stray stream {stream} at {iommu}"),
+        }
     }
 }

@@ -322,7 +322,7 @@ impl<P: Platform> Service<P> {
     /// Waiting context.
     pub fn force_unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let refuse = |cause| {
-            let label = Label::from(alloc::format!("{key}").as_str());
+            let label = Label::of_iommu(key);
             Error::unchanged(Operation::UnregisterIommu, label, cause)
         };
         let result = self.on_iommu(key, |iommu| iommu.close()).map_err(refuse);

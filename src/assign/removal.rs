@@ -13,6 +13,7 @@ use super::identity::{DeviceId, DeviceKey, Label};
 use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
+use super::steps::gather;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::{Platform, Waiter};
 
@@ -200,7 +201,7 @@ impl<P: Platform> Service<P> {
         above: Claims<'_>,
         key: DeviceKey,
     ) -> Result<Removal, Error> {
-        let unknown = Label::from(alloc::format!("{key}").as_str());
+        let unknown = Label::of_key(key);
         {
             let registry = self.registry.lock(held);
             let Some(root) = registry.device(key) else {
@@ -223,11 +224,15 @@ impl<P: Platform> Service<P> {
             let subject = going.device.label().clone();
             let removed = match self.finish(held, claim, End::UNCHANGED, Some(going), above) {
                 Outcome::Removed(removed) => removed,
-                Outcome::InUse(calls) => Err(still_in_use(subject, calls)),
+                Outcome::InUse(calls) => Err(still_in_use(subject.clone(), calls)),
                 Outcome::Stays => Ok(Vec::new()),
             };
             match (&mut result, removed) {
-                (Ok(all), Ok(mut reachable)) => all.append(&mut reachable),
+                (Ok(all), Ok(reachable)) => {
+                    if let Err(cause) = gather(all, reachable) {
+                        result = Err(left_removed(subject, cause));
+                    }
+                }
                 (Ok(_), Err(error)) => result = Err(error),
                 (Err(_), _) => {}
             }
@@ -260,7 +265,7 @@ impl<P: Platform> Service<P> {
         only: Option<DeviceId>,
     ) -> Result<Removal, Error> {
         // The subject of an error about a key that is not known; made before the lock is taken, as is the room.
-        let unknown = Label::from(alloc::format!("{key}").as_str());
+        let unknown = Label::of_key(key);
         let mut members = Members::with_room(USUAL_MEMBERS).unwrap_or_default();
         let (claim, going) = {
             let registry = self.registry.lock(held);
@@ -313,10 +318,10 @@ impl<P: Platform> Service<P> {
         let Going { device, was_added } = &going;
         let mut failed = None;
         let mut sharers = Vec::new();
-        // Nothing is reserved for this: it must not fail for want of memory.
+        // Nothing is reserved for the cut itself: it must not fail for want of memory.
         for attachment in device.attachments() {
             match attachment.iommu.call(held).block(&[device.id()]) {
-                Ok(mut still) => sharers.append(&mut still),
+                Ok(still) => failed = failed.or(gather(&mut sharers, still).err()),
                 Err(error) => failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error })),
             }
         }
@@ -340,16 +345,20 @@ impl<P: Platform> Service<P> {
         if !cut.drained {
             return Outcome::InUse(device.in_flight());
         }
-        if let Some(cause) = cut.failed {
-            let subject = device.label().clone();
-            return Outcome::Removed(Err(Error { operation: Operation::Remove, subject, cause, left: Left::Removed }));
-        }
-        Outcome::Removed(Ok(self.names(held, cut.sharers, members)))
+        let named = match cut.failed {
+            Some(cause) => Err(cause),
+            None => self.names(held, cut.sharers, members),
+        };
+        Outcome::Removed(named.map_err(|cause| left_removed(device.label().clone(), cause)))
     }
 }
 
 fn done(reachable: Vec<Label>) -> Removal {
     if reachable.is_empty() { Removal::Done } else { Removal::StillReachable(reachable) }
+}
+
+fn left_removed(subject: Label, cause: Cause) -> Error {
+    Error { operation: Operation::Remove, subject, cause, left: Left::Removed }
 }
 
 fn still_in_use(subject: Label, calls: u32) -> Error {

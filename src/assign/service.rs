@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicBool;
 use super::device::{DeviceInfo, DeviceState};
 use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
-use super::fault::{FaultLine, RawFault};
+use super::fault::{FaultAnswer, FaultLine, RawFault};
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
 use super::iommu::{Difference, Iommu};
 use super::levels;
@@ -165,7 +165,7 @@ impl<P: Platform> Service<P> {
         let refused = self.registry.lock(&mut held).insert_iommu(record).err();
         if let Some(record) = refused {
             drop(record);
-            let label = iommu_label(key);
+            let label = Label::of_iommu(key);
             return Err(Error::unchanged(
                 Operation::RegisterIommu,
                 label.clone(),
@@ -186,7 +186,7 @@ impl<P: Platform> Service<P> {
     pub fn unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
         // Made before the lock is taken.
-        let label = iommu_label(key);
+        let label = Label::of_iommu(key);
         let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, label.clone(), cause);
         {
             let registry = self.registry.lock(&mut held);
@@ -381,7 +381,7 @@ impl<P: Platform> Service<P> {
 
     // --- faults and audit ---
 
-    /// Reads, clears and names what faulted at `iommu` on `line`.
+    /// Reads, clears and names what faulted at `iommu` on `line`, and says whether the line should be masked.
     ///
     /// # Context
     ///
@@ -395,14 +395,21 @@ impl<P: Platform> Service<P> {
         iommu: IommuKey,
         line: FaultLine,
         sink: &mut dyn FnMut(&FaultRecord),
-    ) -> Result<(), Cause> {
+    ) -> Result<FaultAnswer, Cause> {
         let mut held = Held::enter();
         let driver = {
             let registry = self.registry.lock(&mut held);
             registry.iommu(iommu).map(|record| record.iommu.clone()).ok_or(Cause::NotFound)?
         };
         let mut faults: Vec<RawFault> = Vec::new();
-        let _ = driver.call(&mut held).take_faults(line, &mut |fault| faults.push(fault));
+        let mut dropped = 0_usize;
+        let answer = driver.call(&mut held).take_faults(line, &mut |fault| match faults.try_reserve(1) {
+            Ok(()) => faults.push(fault),
+            Err(_) => dropped = dropped.saturating_add(1),
+        });
+        if dropped > 0 {
+            log::warn!("{iommu}: {dropped} faults were read and not told, for want of memory");
+        }
         for raw in faults {
             let owner = raw.stream.and_then(|stream| driver.call(&mut held).owner_of(stream));
             let record = {
@@ -418,7 +425,7 @@ impl<P: Platform> Service<P> {
             sink(&record);
             self.tell(&mut held, &Event::Fault(record));
         }
-        Ok(())
+        Ok(answer)
     }
 
     /// Compares the registry with the drivers, and each driver with its hardware. Changes nothing (contract A-10).
@@ -456,8 +463,4 @@ impl<P: Platform> fmt::Debug for Service<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("registry", &self.registry).finish_non_exhaustive()
     }
-}
-
-fn iommu_label(key: IommuKey) -> Label {
-    Label::from(alloc::format!("{key}").as_str())
 }

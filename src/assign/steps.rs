@@ -14,6 +14,17 @@ use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
 
+/// Puts `more` to what is there, at no cost where nothing is.
+pub(super) fn gather<T>(all: &mut Vec<T>, mut more: Vec<T>) -> Result<(), Cause> {
+    if all.is_empty() {
+        *all = more;
+        return Ok(());
+    }
+    all.try_reserve(more.len()).map_err(|_| Cause::OutOfMemory)?;
+    all.append(&mut more);
+    Ok(())
+}
+
 /// The devices of one operation, by the IOMMU that must act for them.
 pub(super) struct Steps(Vec<Step>);
 
@@ -108,7 +119,11 @@ impl Steps {
         let mut failed = None;
         for step in &self.0 {
             match step.iommu.call(held).block(&step.devices) {
-                Ok(mut still) => sharers.append(&mut still),
+                Ok(still) => {
+                    if let Err(cause) = gather(&mut sharers, still) {
+                        failed.get_or_insert(cause);
+                    }
+                }
                 Err(error) => {
                     failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
                 }

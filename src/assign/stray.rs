@@ -45,7 +45,7 @@ impl<P: Platform> Service<P> {
         stream: StreamId,
         space: &AddressSpace,
     ) -> Result<Device, Error> {
-        let label = Label::from(alloc::format!("stray stream {stream} at {iommu}").as_str());
+        let label = Label::of_stray(iommu, stream);
         let mut streams: Vec<Stream> = Vec::new();
         if streams.try_reserve_exact(1).is_err() {
             return Err(Error::unchanged(Operation::Add, label, Cause::OutOfMemory));

@@ -215,8 +215,9 @@ impl<P: Platform> Service<P> {
             Ok(steps) => {
                 let (sharers, failed) = steps.block(held);
                 let frame = Self::frame(&claim, request, &subjects, None);
-                let failed = failed.or_else(|| Self::cleanse(held, &frame).err());
-                let state = if failed.is_none() { DeviceState::Blocked } else { DeviceState::Quarantined };
+                let done = failed.map_or_else(|| Self::cleanse(held, &frame), Err);
+                let done = done.and_then(|()| self.names(held, sharers, &claim.members));
+                let state = if done.is_ok() { DeviceState::Blocked } else { DeviceState::Quarantined };
                 #[cfg(broken = "early_end")]
                 drop(self.conclude(
                     held,
@@ -226,10 +227,8 @@ impl<P: Platform> Service<P> {
                 ));
                 self.tell_moved(held, &subjects, state, None);
                 end = End::in_state(&subjects, state);
-                match failed {
-                    None => Ok(Deassigned { still_reachable: self.names(held, sharers, &claim.members) }),
-                    Some(cause) => Err(fail(cause, Left::Quarantined)),
-                }
+                done.map(|still_reachable| Deassigned { still_reachable })
+                    .map_err(|cause| fail(cause, Left::Quarantined))
             }
         };
         match self.conclude(held, claim, end, request.above).overtaken() {
@@ -308,10 +307,16 @@ impl<P: Platform> Service<P> {
     }
 
     /// What people call the devices `ids`, which are of a claimed group.
-    pub(super) fn names(&self, held: &mut Held<'_, Unlocked>, mut ids: Vec<DeviceId>, members: &Members) -> Vec<Label> {
+    pub(super) fn names(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        mut ids: Vec<DeviceId>,
+        members: &Members,
+    ) -> Result<Vec<Label>, Cause> {
         ids.sort_unstable();
         ids.dedup();
         let mut labels = Vec::new();
+        labels.try_reserve_exact(ids.len()).map_err(|_| Cause::OutOfMemory)?;
         for id in ids {
             let label = members.find(id).map(|(device, _)| device.label().clone()).or_else(|| {
                 let registry = self.registry.lock(held);
@@ -319,6 +324,6 @@ impl<P: Platform> Service<P> {
             });
             labels.extend(label);
         }
-        labels
+        Ok(labels)
     }
 }

@@ -385,8 +385,8 @@ impl Run<'_> {
                 for id in [0x10, 0x66] {
                     let _ = self.machine.dma_write(SMMU, StreamId::new(id), PAGE + 0x8000);
                 }
-                self.op("handle_fault", |service| service.handle_fault(SMMU, line, &mut |_| note("fault sink")))
-                    .unwrap();
+                let handle = |service: &Service<Host>| service.handle_fault(SMMU, line, &mut |_| note("fault sink"));
+                let _ = self.op("handle_fault", handle).unwrap();
             }
             let storms = |_: &_| note("storm sink");
             self.op("tend_faults", |service| service.tend_faults(SMMU, place, &mut |storm| storms(storm))).unwrap();

@@ -59,7 +59,7 @@ impl World {
                 DeviceState::Quarantined => Owner::Quarantined,
                 DeviceState::Assigned(_) => {
                     let named =
-                        |guest: &Guest| info.domain.as_ref().is_some_and(|label| label.as_str() == guest.name());
+                        |guest: &Guest| info.domain.as_ref().is_some_and(|label| label.to_string() == guest.name());
                     let guest = Guest::ALL.into_iter().find(named);
                     Owner::Assigned(guest.ok_or_else(|| format!("{slot:?} is assigned to a domain without name"))?)
                 }
@@ -166,10 +166,9 @@ impl World {
             None => !registered.keys().any(has),
         };
         let ended = |guest: &Guest| self.states.iter().all(|state| !state.is_running(*guest));
-        let lives = record
-            .domain
-            .as_ref()
-            .is_none_or(|label| Guest::ALL.into_iter().any(|guest| label.as_str() == guest.name() && !ended(&guest)));
+        let lives = record.domain.as_ref().is_none_or(|label| {
+            Guest::ALL.into_iter().any(|guest| label.to_string() == guest.name() && !ended(&guest))
+        });
         if truthful && lives { Ok(()) } else { Err(format!("A-12: a fault of SMMU {side:?} is told as {record}")) }
     }
 

@@ -102,7 +102,7 @@ impl<P: Platform> Request<P> {
             | Self::Quarantine(Target::Device(device), _)
             | Self::Reassign(Target::Device(device), _)
             | Self::ReassignGroup(Target::Device(device), _) => device.label().clone(),
-            _ => Label::from(alloc::format!("{}", self.key()).as_str()),
+            _ => Label::of_key(self.key()),
         }
     }
 
