@@ -1,4 +1,4 @@
-//! The contract on the way of a device: each test names the line that it proves.
+//! The contract as a whole: a device's way under it, and that every line of `docs/contract.md` has a test.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,10 @@
 
 mod common;
 
-use common::{Bench, PAGE, SMMU};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use common::Bench;
 use iommu_assign::assign::{Cause, DeviceState};
 use machine::Reached;
 
@@ -38,5 +41,38 @@ fn a_device_reaches_its_owner_and_nobody_else_from_add_to_remove() {
     bench.audit();
     bench.service.destroy_domain(&one.domain).unwrap();
     bench.service.destroy_domain(&two.domain).unwrap();
-    let _ = (PAGE, SMMU);
+}
+
+/// The lines of the contract, as test names spell them: `c1`, `i15`.
+fn lines() -> BTreeSet<String> {
+    let page = include_str!("../docs/contract.md");
+    let numbered = page.lines().filter_map(|line| line.strip_prefix("- **")?.split([' ', '*']).next());
+    numbered.map(|number| number.to_lowercase().replace('-', "")).collect()
+}
+
+/// The names of all functions in the Rust files below `folder`.
+fn functions(folder: &Path, names: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            functions(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split(['(', '<']).next());
+            names.extend(named.map(String::from));
+        }
+    }
+}
+
+#[test]
+fn every_line_of_the_contract_is_named_by_a_test() {
+    let lines = lines();
+    assert_eq!(lines.len(), 20 + 15 + 12 + 8, "{lines:?}");
+    let mut names = Vec::new();
+    for folder in ["tests", "src"] {
+        functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut names);
+    }
+    let cited: BTreeSet<&str> = names.iter().flat_map(|name| name.split('_')).collect();
+    let silent: Vec<&String> = lines.iter().filter(|line| !cited.contains(line.as_str())).collect();
+    assert!(silent.is_empty(), "no test is named after {silent:?}");
 }

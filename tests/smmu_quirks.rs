@@ -507,7 +507,7 @@ fn q25_mmu401_walks_aarch64_tables_of_64_kib_pages() {
 }
 
 #[test]
-fn q26_broadcasts_are_kept_out_and_vmid_0_is_not_used() {
+fn q26_s3_broadcasts_are_kept_out_and_vmid_0_is_not_used() {
     let mut bench = Bench::v2();
     let scr0 = bench.machine.smmu(SMMU, |smmu| smmu.peek32(0)).unwrap();
     assert_eq!(scr0 & (1 << 11 | 1 << 12), 1 << 11 | 1 << 12, "VMIDPNE, PTM");
