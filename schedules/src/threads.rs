@@ -63,7 +63,7 @@ struct ByGuest;
 
 impl Policy for ByGuest {
     fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-        let guest = Guest::ALL.into_iter().find(|guest| request.domain.as_str() == guest.name());
+        let guest = Guest::ALL.into_iter().find(|guest| request.domain.to_string() == guest.name());
         let slot = Slot::of(request.device.key());
         guest.zip(slot).is_none_or(|(guest, slot)| guest.may_have(slot))
     }

@@ -103,7 +103,7 @@ impl Universe for World {
                 }
                 answer(flushed)
             }
-            Op::Fault => answer(self.service.handle_fault(IOMMU, FaultLine::Global, &mut |_| ())),
+            Op::Fault => answer(self.service.handle_fault(IOMMU, FaultLine::Global, &mut |_| ()).map(drop)),
             Op::UnregisterIommu => answer(self.service.unregister_iommu(IOMMU).map_err(|error| error.cause)),
         }
     }
