@@ -19,7 +19,7 @@ use iommu_assign::assign::{
     Cause, Device, DeviceHooks, DeviceKey, Error, Event, EventSink, HookContext, HookError, IommuError, IommuKey, Left,
     Operation, Removal, Service, Source, StreamId,
 };
-use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
+use iommu_assign::sync::Spin;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
@@ -269,46 +269,7 @@ fn a_group_falls_apart_when_the_member_that_joined_it_leaves() {
     bench.audit();
 }
 
-/// A platform that can wait, on the host.
-#[derive(Debug)]
-enum Host {}
-
-static WOKEN: (Mutex<u64>, std::sync::Condvar) = (Mutex::new(0), std::sync::Condvar::new());
-
-impl Platform for Host {
-    type Lock = <Spin as Platform>::Lock;
-    type Sharing = ManyCpus;
-
-    fn barrier() {}
-
-    fn wake() {
-        *WOKEN.0.lock().unwrap() += 1;
-        WOKEN.1.notify_all();
-    }
-}
-
-impl Waiter for Host {
-    type Ticket = u64;
-    type Deadline = std::time::Instant;
-
-    fn prepare() -> u64 {
-        *WOKEN.0.lock().unwrap()
-    }
-
-    fn wait(ticket: u64, deadline: Option<Self::Deadline>) -> Result<(), TimedOut> {
-        let mut now = WOKEN.0.lock().unwrap();
-        while *now == ticket {
-            let left = deadline.map_or(std::time::Duration::from_secs(60), |deadline| {
-                deadline.saturating_duration_since(std::time::Instant::now())
-            });
-            if left.is_zero() {
-                return Err(TimedOut);
-            }
-            now = WOKEN.1.wait_timeout(now, left).unwrap().0;
-        }
-        Ok(())
-    }
-}
+type Host = common::waiting::Host<0>;
 
 /// Hooks that say that their operation has come to them, and hold it there until the gate opens.
 fn gated(entered: &Arc<std::sync::Barrier>, gate: &Arc<std::sync::Barrier>) -> Arc<dyn DeviceHooks> {

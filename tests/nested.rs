@@ -13,7 +13,7 @@
 
 mod common;
 
-use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use common::{Anyone, Bench, SMMU};
@@ -21,48 +21,9 @@ use iommu_assign::assign::{
     Cause, Claims, Deassigned, Device, DeviceHooks, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext,
     HookError, Left, Operation, Policy, PolicyRequest, Removal, Service,
 };
-use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
 use smmu_model::Config;
 
-/// A host whose waits sleep on one event count.
-#[derive(Debug)]
-enum Host {}
-
-static WAKES: (Mutex<u64>, Condvar) = (Mutex::new(0), Condvar::new());
-
-impl Platform for Host {
-    type Lock = <Spin as Platform>::Lock;
-    type Sharing = ManyCpus;
-
-    fn barrier() {}
-
-    fn wake() {
-        *WAKES.0.lock().unwrap() += 1;
-        WAKES.1.notify_all();
-    }
-}
-
-impl Waiter for Host {
-    type Ticket = u64;
-    type Deadline = Instant;
-
-    fn prepare() -> u64 {
-        *WAKES.0.lock().unwrap()
-    }
-
-    fn wait(ticket: u64, deadline: Option<Instant>) -> Result<(), TimedOut> {
-        let mut wakes = WAKES.0.lock().unwrap();
-        while *wakes == ticket {
-            let left = deadline.map_or(Duration::from_secs(60), |at| at.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Err(TimedOut);
-            }
-            wakes = WAKES.1.wait_timeout(wakes, left).unwrap().0;
-        }
-        Ok(())
-    }
-}
-
+type Host = common::waiting::Host<0>;
 type Act = dyn Fn(&Service<Host>, &HookContext<'_>) + Send + Sync;
 type Way = Arc<OnceLock<Weak<Service<Host>>>>;
 

@@ -15,67 +15,19 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use common::waiting::Host;
 use common::{Anyone, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
     Answer, Cause, Completion, DeviceHooks, DeviceKey, DeviceSpec, Domain, HookContext, HookError, NoAnswer, Progress,
     Removal, Request, RequestQueue, Service, Source, StreamId, Target,
 };
 use iommu_assign::smmu::{Masters, Smmu};
-use iommu_assign::sync::{Interrupts, ManyCpus, Platform, Spin, SpinIrq, TimedOut, Waiter};
+use iommu_assign::sync::{Interrupts, Platform, Spin, SpinIrq};
 use machine::{Machine, Reached, Stage2Tables};
 use smmu_model::Config;
-
-// --- a platform that can wait; each test that waits has one of its own ---
-
-struct Events {
-    count: Mutex<u64>,
-    changed: Condvar,
-    prepared: AtomicUsize,
-}
-
-static EVENTS: [Events; 8] =
-    [const { Events { count: Mutex::new(0), changed: Condvar::new(), prepared: AtomicUsize::new(0) } }; 8];
-
-#[derive(Debug)]
-enum Host<const N: usize> {}
-
-impl<const N: usize> Platform for Host<N> {
-    type Lock = <Spin as Platform>::Lock;
-    type Sharing = ManyCpus;
-
-    fn barrier() {}
-
-    fn wake() {
-        *EVENTS[N].count.lock().unwrap() += 1;
-        EVENTS[N].changed.notify_all();
-    }
-}
-
-impl<const N: usize> Waiter for Host<N> {
-    type Ticket = u64;
-    type Deadline = Instant;
-
-    fn prepare() -> u64 {
-        EVENTS[N].prepared.fetch_add(1, Ordering::Relaxed);
-        *EVENTS[N].count.lock().unwrap()
-    }
-
-    fn wait(ticket: u64, deadline: Option<Instant>) -> Result<(), TimedOut> {
-        let mut now = EVENTS[N].count.lock().unwrap();
-        while *now == ticket {
-            let left =
-                deadline.map_or(Duration::from_secs(60), |deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Err(TimedOut);
-            }
-            now = EVENTS[N].changed.wait_timeout(now, left).unwrap().0;
-        }
-        Ok(())
-    }
-}
 
 fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_millis(30))
@@ -356,10 +308,10 @@ fn c12_c19_the_worker_sleeps_while_all_that_is_left_is_busy() {
         // An add that meets a claimed group ends a claim too, its own: nobody can have met that, so that it wakes nobody.
         let sharing = DeviceSpec { key: key(9), ..spec(1) };
         let added = board.submit(Request::Add(sharing));
-        let before = EVENTS[0].prepared.load(Ordering::Relaxed);
+        let before = Host::<0>::prepared();
         scope.spawn(|| board.queue.worker().unwrap().serve(&board.service, Some(end)));
         std::thread::sleep(Duration::from_millis(60));
-        let rounds = EVENTS[0].prepared.load(Ordering::Relaxed) - before;
+        let rounds = Host::<0>::prepared() - before;
         assert!((1..4).contains(&rounds), "{rounds} rounds in which nothing could be done");
         assert!(assigned.poll().is_none());
         gate.wait();

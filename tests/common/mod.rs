@@ -15,6 +15,7 @@ pub(crate) mod everything;
 pub(crate) mod oracle;
 pub(crate) mod parts;
 pub(crate) mod stopping;
+pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
