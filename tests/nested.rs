@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     Cause, Claims, Deassigned, Device, DeviceHooks, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext,
-    HookError, Left, Operation, Policy, PolicyRequest, Removal, Service,
+    HookError, IommuError, Left, Operation, Policy, PolicyRequest, Removal, Service,
 };
 use smmu_model::Config;
 
@@ -366,4 +366,36 @@ fn c4_a_removal_from_the_policy_leaves_its_mark_and_does_not_wait() {
     assert_eq!(*cause(&seen[1]), Cause::WouldDeadlock { running: Operation::Assign });
     assert!(rig.service.find(device.key()).is_none());
     rig.bench.audit();
+}
+
+/// A policy that has the IOMMU forced out of service before it says yes.
+struct Ending(Way);
+
+impl std::fmt::Debug for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ending")
+    }
+}
+
+impl Policy for Ending {
+    fn allows(&self, _: &PolicyRequest<'_>) -> bool {
+        let service = self.0.get().unwrap().upgrade().unwrap();
+        service.force_unregister_iommu(SMMU).unwrap();
+        true
+    }
+}
+
+#[test]
+fn c9_a4_a_domain_ends_though_an_assign_to_it_met_the_end_of_its_iommu() {
+    let way = Way::default();
+    let mut rig = Rig::new(Box::new(Ending(way.clone())));
+    way.set(Arc::downgrade(&rig.service)).unwrap();
+    let spec = rig.spec("first", 0x10);
+    let device = rig.add(spec);
+    let refused = rig.service.assign(&device, &rig.domains[0]);
+    let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
+    assert_eq!(*cause(&refused), gone);
+    assert_eq!(rig.service.destroy_domain(&rig.domains[0]), Ok(()));
+    let removed = rig.service.remove(device.key());
+    assert_eq!((cause(&removed), rig.state(&device)), (&gone, None), "done in software, and said");
 }

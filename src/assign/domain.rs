@@ -112,6 +112,16 @@ impl<P: Platform> Domain<P> {
         drop(old);
     }
 
+    /// Has every IOMMU forget the domain: after `Ok` none of them uses its tables.
+    pub(super) fn forget(&self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
+        self.on_all(held, |iommu, domain| match iommu.forget(domain) {
+            // An instance goes only when all its drains are confirmed. It can be on the list still where an assign met
+            // its end.
+            Err(IommuError::ProviderGone) => Ok(()),
+            result => result,
+        })
+    }
+
     /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure.
     ///
     /// The list's lock is taken once for [`AT_ONCE`] of them, and nothing is allocated: atomic context may flush.

@@ -42,11 +42,7 @@ impl<P: Platform> TablesHeld<P> {
     ///
     /// Waiting context.
     pub fn redeem(self) -> Result<(), (Self, Cause)> {
-        let forgotten = self.0.on_all(&mut Held::enter(), |iommu, domain| match iommu.forget(domain) {
-            // An instance goes only when all its drains are confirmed.
-            Err(IommuError::ProviderGone) => Ok(()),
-            result => result,
-        });
+        let forgotten = self.0.forget(&mut Held::enter());
         forgotten.map_err(|cause| (self, cause))
     }
 }
@@ -109,7 +105,7 @@ impl<P: Platform> Service<P> {
             record.destroying.set(!cfg!(broken = "shared_destroy"));
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
-        let drained = domain.on_all(held, |iommu, domain| iommu.forget(domain));
+        let drained = domain.forget(held);
         {
             let mut registry = self.registry.lock(held);
             if let Some(record) = registry.domain(domain.id()) {
