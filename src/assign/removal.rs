@@ -148,27 +148,45 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let going = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
         let Some(going) = going else { return self.remove_within(above, key).map(drop) };
+        let mut met = None;
         loop {
             let ticket = P::prepare();
-            let result = self.remove_in(&mut held, above, key, Some(going.id()));
-            let cause = match result {
+            // An attempt ends a claim, and so wakes everybody, this caller too: after the first there is one only where it
+            // can come to something, or waiting would be trying without end.
+            if let Some(cause) = met.take_if(|_| self.must_wait(&mut held, above, &going)) {
+                if P::wait(ticket, deadline).is_err() {
+                    let subject = going.label().clone();
+                    let result = Err(Error { operation: Operation::Remove, subject, cause, left: Left::Going });
+                    self.report(&result);
+                    return result;
+                }
+                met = Some(cause);
+                continue;
+            }
+            met = match self.remove_in(&mut held, above, key, Some(going.id())) {
                 // Not found any more: someone else's removal got there first.
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
                     return Ok(());
                 }
-                Ok(Removal::Pending) => Cause::TimedOut { running: Operation::Remove },
-                Err(Error { cause: Cause::StillInUse { calls }, .. }) => Cause::StillInUse { calls },
+                Ok(Removal::Pending) => Some(Cause::TimedOut { running: Operation::Remove }),
+                Err(Error { cause: Cause::StillInUse { calls }, .. }) => Some(Cause::StillInUse { calls }),
                 result => {
                     self.report(&result);
                     return result.map(drop);
                 }
             };
-            if P::wait(ticket, deadline).is_err() {
-                let subject = going.label().clone();
-                let result = Err(Error { operation: Operation::Remove, subject, cause, left: Left::Going });
-                self.report(&result);
-                return result;
-            }
+        }
+    }
+
+    /// Whether the removal of `device`, which was asked for, can only be waited for now: another operation has its group,
+    /// its children are going still, or calls are inside.
+    fn must_wait(&self, held: &mut Held<'_, Unlocked>, above: Claims<'_>, device: &Device) -> bool {
+        let registry = self.registry.lock(held);
+        let Some(record) = registry.registration(device) else { return false };
+        let under = above.hold(&registry, record) && !above.protects(device);
+        match registry.claimed(record).filter(|_| !under) {
+            Some(running) => !matches!(above.busy(&registry, record, running), Cause::WouldDeadlock { .. }),
+            None => record.children.get() > 0 || device.in_flight() > 0,
         }
     }
 
