@@ -3,8 +3,12 @@
 //! Built with `--cfg loom` or `--cfg shuttle` by `cargo xtask schedules`; as an ordinary program it only says so.
 
 #[cfg(loom)]
+mod door;
+#[cfg(loom)]
 mod driver;
-#[cfg(any(loom, shuttle))]
+#[cfg(loom)]
+mod explorer;
+#[cfg(loom)]
 mod fake;
 #[cfg(loom)]
 mod pairs;
@@ -12,9 +16,11 @@ mod pairs;
 mod queue;
 #[cfg(all(shuttle, not(loom)))]
 mod threads;
-#[cfg(any(loom, shuttle))]
+#[cfg(loom)]
 mod universe;
-#[cfg(any(loom, shuttle))]
+#[cfg(loom)]
+mod waiting;
+#[cfg(loom)]
 mod world;
 
 use std::process::ExitCode;
@@ -22,7 +28,17 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     #[cfg(loom)]
-    return pairs::explore(&arguments);
+    {
+        let mut explorer = explorer::Explorer::new(&arguments);
+        door::explore(&mut explorer);
+        waiting::explore(&mut explorer);
+        pairs::explore::<world::World>(&mut explorer);
+        pairs::explore::<driver::Driver>(&mut explorer);
+        for (name, run) in queue::SCENES {
+            explorer.explore(&format!("queue   {name}"), explorer::Reach::Bounded, *run, || None);
+        }
+        return explorer.finish();
+    }
     #[cfg(all(shuttle, not(loom)))]
     return threads::explore(&arguments);
     #[cfg(not(any(loom, shuttle)))]

@@ -7,7 +7,7 @@ use iommu_assign::assign::{
     Cause, DeviceKey, DeviceSpec, DeviceState, Domain, FaultLine, Granule, Iommu, IommuError, IommuKey, Label,
     PhysicalAddress, Policy, PolicyRequest, Service, Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
 };
-use iommu_assign::sync::Explored;
+use iommu_assign::sync::{Explored, ManyCpus, Platform};
 
 use crate::fake::FakeIommu;
 use crate::universe::{Answer, Op, Relation, Universe};
@@ -25,14 +25,14 @@ impl Policy for Anyone {
 }
 
 /// A service over a fake IOMMU, with two devices that come and go and two domains.
-pub(crate) struct World {
-    service: Service<Explored>,
+pub(crate) struct World<P: Platform = Explored> {
+    pub(crate) service: Service<P>,
     fake: Arc<FakeIommu>,
-    domains: [Domain<Explored>; 2],
-    specs: [DeviceSpec; 2],
+    pub(crate) domains: [Domain<P>; 2],
+    pub(crate) specs: [DeviceSpec; 2],
 }
 
-impl Universe for World {
+impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
     const NAME: &'static str = "service";
     const OPS: &'static [Op] = &Op::ALL;
 

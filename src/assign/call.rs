@@ -9,6 +9,7 @@ use core::marker::PhantomData;
 
 use super::device::Device;
 use crate::sync::Platform;
+use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::Inside;
 
 /// A call that touches a device's registers: whoever removes the device waits until it has left.
@@ -16,7 +17,7 @@ use crate::sync::inflight::Inside;
 /// It must not be held over a callback, nor over a call of the service about the same device.
 #[must_use = "the device can be gone as soon as this is dropped"]
 pub struct DeviceCall<'d, P: Platform> {
-    inside: Option<Inside<'d>>,
+    inside: Option<Inside<'d, AtomicU32>>,
     device: &'d Device,
     platform: PhantomData<P>,
     not_send: PhantomData<*mut ()>,
@@ -38,7 +39,7 @@ impl Device {
 
 impl<P: Platform> Drop for DeviceCall<'_, P> {
     fn drop(&mut self) {
-        let last = self.inside.take().map(Inside::leave);
+        let last = self.inside.take().filter(|_| !cfg!(broken = "forgotten_leave")).map(Inside::leave);
         if last.is_some_and(|seen| seen.calls == 0 && seen.state != Device::OPEN) {
             P::wake();
         }

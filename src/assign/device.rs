@@ -10,6 +10,7 @@ use super::policy::{DeviceHooks, NoHooks};
 use super::source::SourceLife;
 use super::spec::{IommuKey, Stream};
 use crate::sync::Once;
+use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::InFlight;
 use crate::sync::outside::Outside;
 
@@ -89,7 +90,7 @@ struct DeviceObject {
     source: Option<SourceLife>,
     hooks: Outside<Arc<dyn DeviceHooks>>,
     place: Once<Place>,
-    calls: InFlight,
+    calls: InFlight<AtomicU32>,
 }
 
 /// What is known of a device from the moment of its registration on.
@@ -214,7 +215,7 @@ impl Device {
         self.0.source.as_ref().is_some_and(SourceLife::has_ended)
     }
 
-    pub(super) fn calls(&self) -> &InFlight {
+    pub(super) fn calls(&self) -> &InFlight<AtomicU32> {
         &self.0.calls
     }
 

@@ -11,6 +11,8 @@ use loom::sync::{Mutex, MutexGuard};
 #[cfg(not(loom))]
 use shuttle::sync::{Mutex, MutexGuard};
 
+#[cfg(loom)]
+use super::inflight::{InFlight, Inside};
 use super::platform::{ManyCpus, Platform};
 
 /// The platform under exploration.
@@ -78,5 +80,57 @@ unsafe impl lock_api::RawMutex for ExploredLock {
 impl std::fmt::Debug for ExploredLock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ExploredLock")
+    }
+}
+
+/// Revocable access alone: the library's own word and steps over the explorer's atomic (contract C-17).
+#[cfg(loom)]
+#[derive(Debug)]
+pub struct ExploredDoor(InFlight<super::atomic::AtomicU32>);
+
+/// A call inside an [`ExploredDoor`], until it leaves or is dropped.
+#[cfg(loom)]
+#[derive(Debug)]
+#[must_use = "the call counts only while this lives"]
+pub struct ExploredCall<'d>(Inside<'d, super::atomic::AtomicU32>);
+
+#[cfg(loom)]
+impl Default for ExploredDoor {
+    fn default() -> Self {
+        Self(InFlight::new(Self::OPEN))
+    }
+}
+
+#[cfg(loom)]
+impl ExploredDoor {
+    const OPEN: u8 = 0;
+    const REVOKED: u8 = 1;
+
+    /// Enters, unless it was revoked.
+    #[must_use]
+    pub fn enter(&self) -> Option<ExploredCall<'_>> {
+        self.0.enter(|state| state == Self::OPEN).map(ExploredCall).ok()
+    }
+
+    /// Lets nobody enter from now on.
+    pub fn revoke(&self) {
+        // It names a state for whatever it sees, so that it cannot be refused.
+        let _ = self.0.change(|_| Some(Self::REVOKED));
+    }
+
+    /// How many calls are inside.
+    #[must_use]
+    pub fn calls(&self) -> u32 {
+        self.0.seen().calls
+    }
+}
+
+#[cfg(loom)]
+impl ExploredCall<'_> {
+    /// Leaves. Whether it was the last, of a door that was revoked: it must wake who waits for that.
+    #[must_use]
+    pub fn leave(self) -> bool {
+        let seen = self.0.leave();
+        seen.calls == 0 && seen.state != ExploredDoor::OPEN
     }
 }

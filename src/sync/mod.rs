@@ -26,6 +26,8 @@ pub(crate) use spin::Once;
 
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
+#[cfg(loom)]
+pub use explored::{ExploredCall, ExploredDoor};
 #[cfg(target_arch = "aarch64")]
 pub use interrupts::Daif;
 pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};

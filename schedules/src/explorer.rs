@@ -1,0 +1,139 @@
+//! One thing explored after the other, and a line for each.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use loom::model::Builder;
+
+/// How long a search without a bound on preemptions may take.
+const UNBOUNDED: Duration = Duration::from_secs(30);
+
+/// After how many schedules the time is looked at.
+const LOOK_AT_TIME: usize = 100;
+
+/// How far something is explored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Up to three preemptions; without a bound too, where that ends in time and nobody is in a hurry.
+    Bounded,
+    /// Every interleaving, however long it takes.
+    Whole,
+}
+
+/// What is to be explored, and what was found so far.
+pub(crate) struct Explorer {
+    quick: bool,
+    first: bool,
+    wanted: Option<String>,
+    stopped: bool,
+    pairs: u64,
+    /// Of these, how many were explored without a bound, to the end.
+    complete: u64,
+    schedules: u64,
+    violations: u64,
+}
+
+impl Explorer {
+    pub(crate) fn new(arguments: &[String]) -> Self {
+        let has = |option: &str| arguments.iter().any(|argument| argument == option);
+        // The value of an option is a number; what a line is searched for is not.
+        let wanted = arguments.iter().find(|word| !word.starts_with("--") && word.parse::<u64>().is_err());
+        Self {
+            quick: has("--quick"),
+            first: has("--first"),
+            wanted: wanted.cloned(),
+            stopped: false,
+            pairs: 0,
+            complete: 0,
+            schedules: 0,
+            violations: 0,
+        }
+    }
+
+    /// Explores `run`, whose line begins with `name`. Nothing more once it stopped at the first violation, as it was asked
+    /// to. `lacking` names what some schedule must have shown, and none has: a suite that never meets what it is about
+    /// proves nothing.
+    pub(crate) fn explore(
+        &mut self,
+        name: &str,
+        reach: Reach,
+        run: impl Fn() + Send + Sync + 'static,
+        lacking: impl FnOnce() -> Option<String>,
+    ) {
+        if self.stopped || self.wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            return;
+        }
+        let begun = Instant::now();
+        // A deadlock aborts: the line says by then where.
+        print!("{name:<74} ");
+        let _ = std::io::stdout().flush();
+        let run = Arc::new(run);
+        let (mut bound, mut found) = match reach {
+            Reach::Whole => ("all", check(&run, None, None)),
+            // Bound 3 finds nearly everything, and always ends; without a bound nothing is left out, where that ends.
+            Reach::Bounded => ("bound 3", check(&run, Some(3), None)),
+        };
+        if reach == Reach::Bounded && !self.quick && found.is_ok() {
+            let begun = Instant::now();
+            let unbounded = check(&run, None, Some(UNBOUNDED));
+            let complete = begun.elapsed() < UNBOUNDED;
+            if complete || unbounded.is_err() {
+                (bound, found) = ("all", unbounded);
+            }
+        }
+        let lacking = if found.is_ok() { lacking() } else { None };
+        let (mut verdict, explored) = match found {
+            Ok(explored) => (String::from("ok"), explored),
+            Err(explored) => (String::from("VIOLATION"), explored),
+        };
+        if let Some(lacking) = &lacking {
+            verdict = format!("VIOLATION: no schedule shows {lacking}");
+        }
+        println!("{bound:<7} {explored:>8} schedules {:>6.2} s  {verdict}", begun.elapsed().as_secs_f32());
+        self.pairs = self.pairs.saturating_add(1);
+        self.complete = self.complete.saturating_add(u64::from(bound == "all"));
+        self.schedules = self.schedules.saturating_add(explored);
+        if found.is_err() || lacking.is_some() {
+            self.violations = self.violations.saturating_add(1);
+            self.stopped = self.first;
+        }
+    }
+
+    /// The last two lines.
+    pub(crate) fn finish(self) -> ExitCode {
+        let Self { pairs, complete, schedules, violations, .. } = self;
+        println!("without a bound, to the end: {complete} of {pairs} pairs");
+        println!("schedules: {pairs} pairs, {schedules} schedules, {violations} violations");
+        match (pairs, violations) {
+            (0, _) => ExitCode::from(2),
+            (_, 0) => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Explores `run`; how many schedules, up to the first violation if there is one.
+fn check(
+    run: &Arc<impl Fn() + Send + Sync + 'static>,
+    preemptions: Option<usize>,
+    duration: Option<Duration>,
+) -> Result<u64, u64> {
+    let explored = Arc::new(AtomicU64::new(0));
+    let (count, run) = (explored.clone(), run.clone());
+    let result = catch_unwind(AssertUnwindSafe(move || {
+        let mut builder = Builder::new();
+        builder.preemption_bound = preemptions;
+        builder.max_duration = duration;
+        builder.checkpoint_interval = LOOK_AT_TIME;
+        builder.check(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            run();
+        });
+    }));
+    let explored = explored.load(Ordering::Relaxed);
+    result.map(|()| explored).map_err(|_| explored)
+}
