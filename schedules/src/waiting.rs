@@ -68,6 +68,10 @@ impl Stage {
         removed
     }
 
+    fn add(&self, n: usize) -> Outcome {
+        self.wait(|service| service.add(self.world.specs[n].clone()))
+    }
+
     fn remove_tree(&self) -> Outcome {
         self.world.service.remove_tree(self.devices[0].key()).map(drop).map_err(|error| error.cause)
     }
@@ -129,6 +133,8 @@ struct Case {
     /// Both devices are where this makes sense.
     starts: Op,
     hooked: bool,
+    /// What happens first, before the threads.
+    before: fn(&Stage),
     threads: &'static [fn(&Stage) -> Outcome],
     check: fn(&Stage, &[Outcome]),
     /// What some schedule must show, of the outcomes in words.
@@ -141,6 +147,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Reassign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.reassign(0), |stage| stage.deassign(0)],
         check: |_, outcomes| assert_eq!(outcomes[1], Ok(()), "C-2: it waited, and did not get its turn"),
         shows: &["0 Ok", "0 NotAssigned"],
@@ -150,8 +157,32 @@ const CASES: &[Case] = &[
         relation: Relation::SameGroup,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.assign(0), |stage| stage.assign(1)],
         check: |_, outcomes| assert_eq!(outcomes, [Ok(()), Ok(())], "C-2: both waited for their turn"),
+        shows: &[],
+    },
+    Case {
+        name: "same group: add | assign",
+        relation: Relation::SameGroup,
+        starts: Op::Assign,
+        hooked: false,
+        before: |stage| assert_eq!(stage.remove(1), Ok(())),
+        threads: &[|stage| stage.add(1), |stage| stage.assign(0)],
+        check: |_, outcomes| assert_eq!(outcomes, [Ok(()), Ok(())], "C-2: both waited for their turn"),
+        shows: &[],
+    },
+    Case {
+        name: "same group: add | remove and wait",
+        relation: Relation::SameGroup,
+        starts: Op::Assign,
+        hooked: false,
+        before: |stage| assert_eq!(stage.remove(1), Ok(())),
+        threads: &[|stage| stage.add(1), |stage| stage.remove(0)],
+        check: |stage, outcomes| {
+            removed(stage, &outcomes[1..]);
+            assert_eq!(outcomes[0], Ok(()), "C-2: it waited, and did not get its turn");
+        },
         shows: &[],
     },
     Case {
@@ -159,6 +190,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameGroup,
         starts: Op::Deassign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.deassign(0), |stage| stage.deassign(1), |stage| stage.deassign(0)],
         check: |_, outcomes| assert_eq!(outcomes[1], Ok(()), "C-2: it waited, and did not get its turn"),
         shows: &["0 NotAssigned", "2 NotAssigned"],
@@ -168,6 +200,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.assign(0)],
         check: removed,
         shows: &["1 Ok", "1 Removed", "1 Gone"],
@@ -177,6 +210,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Reassign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.reassign(0)],
         check: removed,
         shows: &["1 Ok", "1 Removed", "1 Gone"],
@@ -186,6 +220,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.call(0)],
         check: removed,
         shows: &["1 Ok", "1 Gone"],
@@ -195,6 +230,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.remove(0), |stage| stage.call(0)],
         check: |stage, outcomes| removed_by_one(stage, 0, &outcomes[..2]),
         shows: &["2 Ok", "2 Gone"],
@@ -204,6 +240,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Reassign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.reassign(0), |stage| stage.call(0)],
         check: removed,
         shows: &["1 Removed", "2 Ok"],
@@ -213,6 +250,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameGroup,
         starts: Op::Deassign,
         hooked: false,
+        before: |_| (),
         threads: &[|stage| stage.remove(0), |stage| stage.deassign(1), |stage| stage.call(0)],
         check: |stage, outcomes| {
             removed(stage, outcomes);
@@ -225,6 +263,7 @@ const CASES: &[Case] = &[
         relation: Relation::ParentChild,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[Stage::remove_tree, |stage| stage.remove(0)],
         check: |_, outcomes| assert_eq!(outcomes[0], Ok(())),
         shows: &["1 Ok", "1 HasChildren"],
@@ -234,6 +273,7 @@ const CASES: &[Case] = &[
         relation: Relation::ParentChild,
         starts: Op::Assign,
         hooked: false,
+        before: |_| (),
         threads: &[Stage::remove_tree, |stage| stage.remove(1), |stage| stage.call(1)],
         check: |stage, outcomes| removed_by_one(stage, 1, &outcomes[1..2]),
         shows: &["2 Ok", "2 Gone"],
@@ -243,6 +283,7 @@ const CASES: &[Case] = &[
         relation: Relation::SameIommu,
         starts: Op::Reassign,
         hooked: true,
+        before: |_| (),
         threads: &[|stage| stage.reassign(0), |stage| stage.reassign(1)],
         check: nested,
         shows: &["second's hook: Ok", "second's hook: WouldDeadlock", "first's hook: Ok"],
@@ -252,6 +293,7 @@ const CASES: &[Case] = &[
         relation: Relation::ParentChild,
         starts: Op::Reassign,
         hooked: true,
+        before: |_| (),
         threads: &[|stage| stage.reassign(0), |stage| stage.reassign(1)],
         check: nested,
         shows: &["second's hook: Ok", "second's hook: WouldDeadlock", "first's hook: Ok"],
@@ -300,6 +342,7 @@ impl Case {
     /// One explored run.
     fn run(&self, shown: &Mutex<BTreeSet<String>>) {
         let stage = Stage::new(self.relation, self.starts, self.hooked);
+        (self.before)(&stage);
         let [others @ .., last] = self.threads else { return };
         let spawned: Vec<_> = others
             .iter()
