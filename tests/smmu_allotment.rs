@@ -113,7 +113,7 @@ fn a1_what_is_allotted_is_kept_from_others_and_costs_no_access() {
         assert_eq!(users, [device(1), device(1)], "A-5: who has them");
         driver.check();
         // Withdrawn before it was written: nothing is written then either.
-        assert_eq!(driver.writes(|| driver.smmu.withdraw(device(1)).unwrap()), [""; 0]);
+        assert_eq!(driver.writes(|| drop(driver.smmu.withdraw(device(1), &[]).unwrap())), [""; 0]);
         assert_eq!(driver.smmu.enrol(device(1)), Err(IommuError::Unknown));
         assert_eq!(driver.smmu.allot(device(2), &[]), Ok(1));
         assert_eq!(driver.smmu.enrol(device(2)), Ok(()));
@@ -175,7 +175,7 @@ fn c15_a_mate_that_is_withdrawn_between_allot_and_enrol_leaves_no_hole() {
         // It counts on the mate's entry, and on one of its own.
         driver.publish(2, &[0x10, 0x41]);
         driver.smmu.allot(device(2), &[]).unwrap();
-        driver.smmu.withdraw(device(1)).unwrap();
+        driver.smmu.withdraw(device(1), &[]).unwrap();
         driver.smmu.enrol(device(2)).unwrap();
         driver.opens(&[0x10, 0x41]);
         driver.assign(2).unwrap();
@@ -222,7 +222,7 @@ fn i15_loose_entries_do_not_capture_the_ids_of_a_device_without_entries() {
     driver.publish(2, &[0x10, 0x11, 0x12]);
     assert_eq!(driver.smmu.allot(device(2), &[]), Ok(2));
     driver.smmu.enrol(device(2)).unwrap();
-    assert_eq!(driver.smmu.sharers(device(1)), []);
+    assert_eq!(driver.smmu.sharing(&[device(1), device(2)]), []);
     driver.check();
 }
 
@@ -270,7 +270,7 @@ fn i13_a_mate_that_came_since_allot_is_not_cut_off_by_packing_anew() {
         driver.opens(&[0x12, 0x13]);
         driver.assign(1).unwrap();
         // Its IDs stay in the entry, which is live.
-        driver.smmu.withdraw(device(2)).unwrap();
+        driver.smmu.withdraw(device(2), &[]).unwrap();
         driver.smmu.block(&[device(1)]).unwrap();
         driver.publish(3, &[0x11]);
         assert_eq!(driver.smmu.allot(device(3), &[]), Ok(1), "packed anew, without them");

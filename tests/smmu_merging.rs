@@ -148,7 +148,7 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
     smmu.publish(device(1), &[stream(SMMU, 0x10, 0)]).unwrap();
     smmu.publish(device(2), &[stream(SMMU, 0x20, 0), stream(SMMU, 0x41, 0)]).unwrap();
     assert_eq!(smmu.publish(device(3), &[stream(SMMU, 0x20, 0)]).unwrap(), [device(2)], "met before it is enrolled");
-    smmu.withdraw(device(3)).unwrap();
+    smmu.withdraw(device(3), &[]).unwrap();
     let tables = machine::Stage2Tables::new(&bench.machine, 0x9000_0000, 40, 40);
     let space = |n| iommu_assign::assign::AddressSpace {
         domain: iommu_assign::assign::DomainId::new(n),
@@ -167,8 +167,8 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
     smmu.audit(&mut |difference| differences.push(difference));
     assert_eq!(differences, []);
     drop(smmu.block(&[device(1)]).unwrap());
-    smmu.withdraw(device(1)).unwrap();
-    smmu.withdraw(device(2)).unwrap();
+    smmu.withdraw(device(1), &[]).unwrap();
+    smmu.withdraw(device(2), &[]).unwrap();
     assert_eq!(entries(&bench), []);
 }
 

@@ -104,7 +104,7 @@ impl Universe for Driver {
                 Err(error) => Err(error),
             },
             Op::Remove => match self.smmu.block(&[device]) {
-                Ok(_) if self.smmu.withdraw(device) == Err(IommuError::Busy) => return Answer::Partial,
+                Ok(_) if self.smmu.withdraw(device, &[]) == Err(IommuError::Busy) => return Answer::Partial,
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             },

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_assign::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultLine, Granules, Iommu, IommuError, IommuKey,
-    Prepared, RawFault, Resource, Stage2Limits, Stream, StreamId,
+    Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId,
 };
 use iommu_assign::sync::ExploredLock;
 
@@ -98,6 +98,17 @@ impl State {
         }
     }
 
+    fn share(&self, one: DeviceId, other: DeviceId) -> bool {
+        let (Some(one), Some(other)) = (self.devices.get(&one), self.devices.get(&other)) else { return false };
+        let meet = || one.streams.iter().any(|stream| other.streams.iter().any(|theirs| stream.meets(*theirs)));
+        one.enrolled && other.enrolled && meet()
+    }
+
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
+        let pairs = devices.iter().flat_map(|one| devices.iter().map(move |other| (*one, *other)));
+        pairs.filter(|(one, other)| one < other && self.share(*one, *other)).collect()
+    }
+
     fn record(&mut self, device: DeviceId) -> &mut Record {
         self.devices.entry(device).or_default()
     }
@@ -161,13 +172,8 @@ impl Iommu for FakeIommu {
         Ok(())
     }
 
-    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
-        let mut state = self.state.lock();
-        let mine = state.record(device).streams.clone();
-        let shares = |record: &Record| {
-            record.enrolled && record.streams.iter().any(|stream| mine.iter().any(|theirs| stream.meets(*theirs)))
-        };
-        state.devices.iter().filter(|(id, record)| **id != device && shares(record)).map(|(id, _)| *id).collect()
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
+        self.state.lock().sharing(devices)
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -191,7 +197,13 @@ impl Iommu for FakeIommu {
         for device in devices {
             state.record(*device).planned = true;
         }
-        Ok(Prepared { space: *space, ticket: 0 })
+        let outside = state.devices.keys().filter(|other| !devices.contains(other));
+        let with = |other: &DeviceId| {
+            let first = devices.iter().find(|device| state.share(**device, *other));
+            first.map(|device| (*device, *other))
+        };
+        let sharers = outside.filter_map(with).collect();
+        Ok(Prepared { space: *space, ticket: 0, sharers })
     }
 
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
@@ -248,13 +260,13 @@ impl Iommu for FakeIommu {
         Ok(Vec::new())
     }
 
-    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
         let mut state = self.state.lock();
         if let Some(record) = state.devices.remove(&device) {
             assert_eq!(record.space, None, "C-8: forgotten while its streams reach a domain");
             assert!(!record.draining, "C-8: forgotten before it has drained");
             assert!(!record.planned, "forgotten while a plan names it");
-            return Ok(());
+            return Ok(state.sharing(rest));
         }
         Err(IommuError::Unknown)
     }

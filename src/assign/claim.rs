@@ -10,12 +10,14 @@
 
 use alloc::vec::Vec;
 use core::marker::PhantomData;
+use core::mem;
 
 use super::device::{Device, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Error, Operation};
 use super::guarded;
 use super::identity::{DeviceId, DomainId};
+use super::iommu::Sharing;
 use super::nested::{Claims, Frame};
 use super::policy::HookContext;
 use super::registry::{DeviceRecord, Registry};
@@ -23,9 +25,6 @@ use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
-
-/// Two devices of one group that use the same entry.
-pub(super) type Sharing = (DeviceId, DeviceId);
 
 /// For how many members room is made before a group's size is known: the functions of one device.
 pub(super) const USUAL_MEMBERS: usize = 8;
@@ -114,6 +113,15 @@ impl Members {
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
         self.list.iter().map(|(device, _)| device)
+    }
+
+    /// Those that stay when `leaving` goes; none, where there is no memory.
+    pub(super) fn without(&self, leaving: Option<&Device>) -> Vec<DeviceId> {
+        let mut rest = Vec::new();
+        if rest.try_reserve_exact(self.list.len()).is_ok() {
+            rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
+        }
+        rest
     }
 
     pub(super) fn find(&self, id: DeviceId) -> Option<&(Device, DeviceState)> {
@@ -228,11 +236,11 @@ impl<P: Platform> Service<P> {
         let mut wakes = end.unhold.is_some();
         let mut end = Some(end);
         loop {
-            let cut = going.take().map(|going| self.cut(held, going));
-            if let Some(cut) = cut.as_ref().filter(|cut| cut.drained) {
+            let mut cut = going.take().map(|going| self.cut(held, going, &members));
+            if let Some(cut) = cut.as_mut().filter(|cut| cut.drained) {
                 // Who shares with whom is asked again whenever one more has left.
                 let listed = open.as_ref().is_some_and(|open| open.listed);
-                sharing = listed.then(|| self.sharing(held, &members, Some(&cut.going.device)));
+                sharing = listed.then(|| Self::sharing(held, &members, Some(cut)));
             }
             let mut registry = self.registry.lock(held);
             let unused = registry.unused();
@@ -274,7 +282,7 @@ impl<P: Platform> Service<P> {
                         members = self.members(held, &open.member, size);
                         open.listed = true;
                     }
-                    sharing = Some(self.sharing(held, &members, None));
+                    sharing = Some(Self::sharing(held, &members, None));
                 }
             }
         }
@@ -329,23 +337,26 @@ impl<P: Platform> Service<P> {
         members
     }
 
-    /// The pairs of the claimed group that use one entry, whether or not their streams meet: an entry outlives the
-    /// device for which it was made while another uses it, and must not be in two groups (contract I-15).
-    fn sharing(&self, held: &mut Held<'_, Unlocked>, members: &Members, but: Option<&Device>) -> Vec<Sharing> {
-        let mut pairs = Vec::new();
-        let stays = |device: &&Device| but.is_none_or(|but| but.id() != device.id());
-        if members.devices().filter(stays).count() < 2 {
-            return pairs;
-        }
-        for one in members.devices().filter(stays) {
-            for attachment in one.attachments() {
-                let sharers = attachment.iommu.call(held).sharers(one.id());
-                if pairs.try_reserve(sharers.len()).is_ok() {
-                    pairs.extend(sharers.into_iter().map(|other| (one.id(), other)));
-                }
+    /// Who of the claimed group uses the same entries, whether or not their streams meet: an entry outlives the device
+    /// for which it was made while another uses it, and must not be in two groups (contract I-15). Where a member has just
+    /// been `cut`, its IOMMUs have said so of the others.
+    fn sharing(held: &mut Held<'_, Unlocked>, members: &Members, cut: Option<&mut Cut>) -> Vec<Sharing> {
+        let leaving = cut.as_ref().map(|cut| cut.going.device.clone());
+        let (mut sharing, mut asked) =
+            cut.map(|cut| (mem::take(&mut cut.sharing), mem::take(&mut cut.asked))).unwrap_or_default();
+        let rest = members.without(leaving.as_ref());
+        let staying = members.devices().filter(|device| rest.contains(&device.id()));
+        for attachment in staying.flat_map(Device::attachments) {
+            if rest.len() < 2 || asked.contains(&attachment.key) {
+                continue;
+            }
+            let mut shared = attachment.iommu.call(held).sharing(&rest);
+            if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
+                asked.push(attachment.key);
+                sharing.append(&mut shared);
             }
         }
-        pairs
+        sharing
     }
 
     /// The members of the claimed group of `device` with which it may share entries though their streams do not meet.

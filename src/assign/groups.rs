@@ -8,10 +8,10 @@
 //!
 //! See `registry.rs`, 1 to 3.
 
-use super::claim::Sharing;
 use super::device::DeviceState;
 use super::error::{Cause, Operation};
 use super::identity::{DeviceKey, DomainId};
+use super::iommu::Sharing;
 use super::registry::{DeviceRecord, Registry};
 use crate::sync::Platform;
 

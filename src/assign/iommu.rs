@@ -67,12 +67,13 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// group in between. Nothing is written then, but for [`IommuError::WriteLost`], which leaves fault.
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError>;
 
-    /// The devices that share a live entry with `device`, and so cannot be told apart from it by the hardware.
-    fn sharers(&self, device: DeviceId) -> Vec<DeviceId>;
+    /// Which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each other
+    /// one. Devices that are not known here share nothing.
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing>;
 
     /// Reserves all that moving `devices` into `space` can lack. Writes nothing.
     ///
-    /// A context that this very move frees counts (contract A-1).
+    /// A context that this very move frees counts (contract A-1). Says whose DMA would go along.
     ///
     /// # Errors
     ///
@@ -116,12 +117,13 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// may still use is poisoned (contract I-8).
     fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError>;
 
-    /// Forgets `device`, which is in fault: its entries, where it was the last to use them, become free.
+    /// Forgets `device`, which is in fault: its entries, where it was the last to use them, become free. Answers what
+    /// [`sharing`](Self::sharing) says of `rest`, the devices of its group that stay, from now on.
     ///
     /// # Errors
     ///
     /// [`IommuError::Busy`] when the device is still in a domain.
-    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError>;
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError>;
 
     /// Removes what the instance has cached of `domain`. A domain without a context here costs no register access.
     ///
@@ -276,6 +278,9 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError>;
 }
 
+/// Two devices that use the same entry.
+pub type Sharing = (DeviceId, DeviceId);
+
 /// What a driver has reserved for one move. Given to [`Iommu::install`] or [`Iommu::abandon`].
 #[derive(Debug)]
 #[must_use = "what was reserved stays reserved until it is installed or abandoned"]
@@ -284,6 +289,9 @@ pub struct Prepared {
     pub space: AddressSpace,
     /// The driver's own number for what it reserved.
     pub ticket: u64,
+    /// Whose DMA would go along: each device that is to move, with each other device that shares an entry with it
+    /// (contract I-11).
+    pub sharers: Vec<Sharing>,
 }
 
 /// Part of a domain's addresses whose translation was removed or narrowed.

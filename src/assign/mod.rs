@@ -55,7 +55,9 @@ pub use event::{Event, EventSink, NoEvents};
 pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFault};
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 pub use interrupt::InterruptHandle;
-pub use iommu::{Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Usage, own_space};
+pub use iommu::{
+    Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Sharing, Usage, own_space,
+};
 pub use nested::{Claims, Within};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};

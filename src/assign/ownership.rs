@@ -10,6 +10,7 @@ use super::nested::{Claims, Frame};
 use super::policy::{PolicyRequest, Why};
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
+use super::steps::Steps;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -79,36 +80,39 @@ pub(super) fn check_owner<P: Platform>(
 }
 
 impl<P: Platform> Service<P> {
-    /// Asks the policy about every subject, and about every mate whose DMA would go along through a shared entry.
+    /// Asks the policy about every subject.
     pub(super) fn ask(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        frame: &Frame<'_>,
+        domain: &Domain<P>,
+    ) -> Result<(), Cause> {
+        let claims = Claims::of(frame);
+        let may = |device| PolicyRequest { device, domain: domain.label(), why: Why::Assign, claims };
+        let allowed = frame.subjects.iter().all(|device| self.permits(held, &may(device)));
+        if allowed { Ok(()) } else { Err(Cause::Denied { domain: domain.label().clone() }) }
+    }
+
+    /// Asks the policy about every mate whose DMA would go along through a shared entry, as the plans say.
+    pub(super) fn ask_for_sharers(
         &self,
         held: &mut Held<'_, Unlocked>,
         claim: &Claim,
         frame: &Frame<'_>,
         domain: &Domain<P>,
+        steps: &Steps,
     ) -> Result<(), Cause> {
-        let denied = || Cause::Denied { domain: domain.label().clone() };
-        let (subjects, claims) = (frame.subjects, Claims::of(frame));
-        for device in subjects {
-            let request = PolicyRequest { device, domain: domain.label(), why: Why::Assign, claims };
+        let claims = Claims::of(frame);
+        for (with, id) in steps.sharers() {
+            let Some(with) = frame.subjects.iter().find(|subject| subject.id() == with) else { continue };
+            // Who is not a member is being added: when it comes to join, it meets this claim, or finds the new owner and
+            // asks for itself. Who has an owner has it already.
+            let mate = claim.members.find(id).filter(|(_, state)| owned(*state).is_none());
+            let mate = mate.filter(|_| frame.subjects.iter().all(|subject| subject.id() != id));
+            let Some((device, _)) = mate else { continue };
+            let request = PolicyRequest { device, domain: domain.label(), why: Why::Shares { with }, claims };
             if !self.permits(held, &request) {
-                return Err(denied());
-            }
-        }
-        for with in subjects {
-            for attachment in with.attachments() {
-                for id in attachment.iommu.call(held).sharers(with.id()) {
-                    // Who is not a member is being added: when it comes to join, it meets this claim, or finds the new
-                    // owner and asks for itself. Who has an owner has it already.
-                    let mate = claim.members.find(id).filter(|(_, state)| owned(*state).is_none());
-                    let mate = mate.filter(|_| subjects.iter().all(|subject| subject.id() != id));
-                    let Some((device, _)) = mate else { continue };
-                    let why = Why::Shares { with };
-                    let request = PolicyRequest { device, domain: domain.label(), why, claims };
-                    if !self.permits(held, &request) {
-                        return Err(denied());
-                    }
-                }
+                return Err(Cause::Denied { domain: domain.label().clone() });
             }
         }
         Ok(())

@@ -10,9 +10,11 @@ use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::identity::{DeviceId, DeviceKey, Label};
+use super::iommu::Sharing;
 use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
+use super::spec::IommuKey;
 use super::steps::gather;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::{Platform, Waiter};
@@ -67,6 +69,9 @@ pub(super) struct Cut {
     pub(super) drained: bool,
     failed: Option<Cause>,
     sharers: Vec<DeviceId>,
+    /// Who of those that stay share entries, on the IOMMUs that have said so.
+    pub(super) sharing: Vec<Sharing>,
+    pub(super) asked: Vec<IommuKey>,
 }
 
 impl Going {
@@ -331,11 +336,12 @@ impl<P: Platform> Service<P> {
     }
 
     /// The second and third steps, and the driver's part of the fourth: cuts the device's DMA, and withdraws it where no
-    /// call is inside.
-    pub(super) fn cut(&self, held: &mut Held<'_, Unlocked>, going: Going) -> Cut {
+    /// call is inside: of its group, `members`, the others stay.
+    pub(super) fn cut(&self, held: &mut Held<'_, Unlocked>, going: Going, members: &Members) -> Cut {
         let Going { device, was_added } = &going;
         let mut failed = None;
         let mut sharers = Vec::new();
+        let (mut sharing, mut asked) = (Vec::new(), Vec::new());
         // Nothing is reserved for the cut itself: it must not fail for want of memory.
         for attachment in device.attachments() {
             match attachment.iommu.call(held).block(&[device.id()]) {
@@ -345,16 +351,23 @@ impl<P: Platform> Service<P> {
         }
         let drained = device.in_flight() == 0;
         if drained {
+            let rest = members.without(Some(device));
             for attachment in device.attachments() {
-                if let Err(error) = attachment.iommu.call(held).withdraw(device.id()) {
-                    failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error }));
+                match attachment.iommu.call(held).withdraw(device.id(), &rest) {
+                    Ok(mut shared) => {
+                        if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
+                            asked.push(attachment.key);
+                            sharing.append(&mut shared);
+                        }
+                    }
+                    Err(error) => failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error })),
                 }
             }
             if *was_added {
                 self.tell(held, &Event::Removed { device: device.label().clone() });
             }
         }
-        Cut { going, drained, failed, sharers }
+        Cut { going, drained, failed, sharers, sharing, asked }
     }
 
     /// What is said of a removal that has come so far.

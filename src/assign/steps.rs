@@ -7,7 +7,7 @@ use super::device::Device;
 use super::domain::Domain;
 use super::error::Cause;
 use super::identity::DeviceId;
-use super::iommu::{Iommu, IommuError, Prepared, Resource};
+use super::iommu::{Iommu, IommuError, Prepared, Resource, Sharing};
 use super::space::AddressSpace;
 use super::spec::IommuKey;
 use crate::sync::Platform;
@@ -82,6 +82,11 @@ impl Steps {
             self.abandon(held);
             Err(cause)
         })
+    }
+
+    /// Whose DMA would go along with what is planned.
+    pub(super) fn sharers(&self) -> impl Iterator<Item = Sharing> {
+        self.0.iter().filter_map(|step| step.prepared.as_ref()).flat_map(|prepared| prepared.sharers.iter().copied())
     }
 
     /// Gives back what is reserved still.

@@ -246,12 +246,17 @@ impl<P: Platform> Service<P> {
         domain: &Domain<P>,
     ) -> Result<Steps, Cause> {
         let mut steps = Steps::of(frame.subjects)?;
-        self.ask(held, claim, frame, domain)?;
+        self.ask(held, frame, domain)?;
         steps.plan(held, domain.space())?;
-        if !cfg!(broken = "late_flush_list") {
-            steps.join(held, domain).inspect_err(|_| steps.abandon(held))?;
+        let allowed = self.ask_for_sharers(held, claim, frame, domain, &steps);
+        let mut joins = || if cfg!(broken = "late_flush_list") { Ok(()) } else { steps.join(held, domain) };
+        match allowed.and_then(|()| joins()) {
+            Ok(()) => Ok(steps),
+            Err(cause) => {
+                steps.abandon(held);
+                Err(cause)
+            }
         }
-        Ok(steps)
     }
 
     /// Everything after the plan: the register writes.

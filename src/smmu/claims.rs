@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 use super::cover::Cube;
 use super::instance::Smmu;
-use super::layout::{Freedom, Layout};
+use super::layout::{Freedom, Layout, Survey};
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
 use super::stream_map::{Entry, EntryIndex, Set, StreamMap, Use, count, each, one};
@@ -94,10 +94,19 @@ impl Allotment {
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Keeps entries for `device`, and writes nothing. Returns how many it will use.
-    pub(super) fn allot_entries(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<usize, IommuError> {
+    pub(super) fn allot_entries(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: DeviceId,
+        mut mates: &[DeviceId],
+    ) -> Result<usize, IommuError> {
+        let mut survey = self.usual_survey()?;
         loop {
-            {
-                let map = self.map.lock(held);
+            let looked = {
+                let mut map = self.map.lock(held);
+                if !mates.is_empty() {
+                    map.make_kin(device, core::mem::take(&mut mates));
+                }
                 let used = map.used_by(device).ok_or(IommuError::Unknown)?;
                 if used.entries.get() != 0 {
                     return Ok(count(used.entries.get()));
@@ -105,31 +114,38 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 if let Some(taken) = map.allotment_of(device, |allotment| allotment.serves(&map, used).0) {
                     return Ok(taken);
                 }
+                self.look(&map, &[device], &mut survey)?
+            };
+            if let Err(room) = looked {
+                survey = Survey::with_room(room)?;
+                continue;
             }
-            let draft = self.draft(held, &[device], Freedom::Repack)?;
-            // Memory is released when the lock is free.
-            let (_spent, committed);
-            let mut map = self.map.lock(held);
-            if draft.is_of(&map) {
-                let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-                let taken = draft.serves(&map, used).0;
-                (_spent, committed) = self.commit(&mut map, draft);
-                return committed.map(|()| taken);
+            let draft = self.draft(survey, &[device], Freedom::Repack)?;
+            {
+                // Memory is released when the lock is free.
+                let (_spent, committed);
+                let mut map = self.map.lock(held);
+                if draft.is_of(&map) {
+                    let used = map.used_by(device).ok_or(IommuError::Unknown)?;
+                    let taken = draft.serves(&map, used).0;
+                    (_spent, committed) = self.commit(&mut map, draft);
+                    return committed.map(|()| taken);
+                }
             }
+            survey = self.usual_survey()?;
         }
     }
 
     /// What devices without entries lack, laid out and not yet promised.
     pub(super) fn draft(
         &self,
-        held: &mut Held<'_, Unlocked>,
+        mut survey: Survey,
         devices: &[DeviceId],
         freedom: Freedom,
     ) -> Result<Box<Allotment>, IommuError> {
         let mut list = Vec::new();
         list.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
         list.extend_from_slice(devices);
-        let mut survey = self.survey(held, devices)?;
         let layout = self.lay_out(&mut survey, freedom)?;
         if let Some(device) = devices.first().filter(|_| !layout.least) {
             log::info!("{}: {device} may have more entries than it needs", self.config.key);
@@ -188,7 +204,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if let Some(enrolled) = enrolled {
                 return enrolled;
             }
-            self.allot_entries(held, device)?;
+            self.allot_entries(held, device, &[])?;
         }
     }
 
@@ -209,20 +225,34 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         (allotment, enrolled)
     }
 
-    /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left.
-    /// Where that is not possible they stay as they are: they capture more, but nobody else's.
-    pub(super) fn tidy(&self, held: &mut Held<'_, Unlocked>, member: DeviceId) {
-        let mut tidied = || loop {
-            let mut draft = self.draft(held, &[member], Freedom::Repack)?;
+    /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left:
+    /// `survey` was made when it left, if there was room. Where that is not possible they stay as they are: they capture
+    /// more, but nobody else's. Says whether something has changed, with `then` of what is there now.
+    pub(super) fn tidy<T>(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        member: DeviceId,
+        mut survey: Option<Survey>,
+        then: impl FnOnce(&StreamMap) -> T,
+    ) -> Option<T> {
+        let tidied = || loop {
+            let survey = survey.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
+            let mut draft = self.draft(survey, &[member], Freedom::Repack)?;
+            if draft.layout.is_empty() {
+                return Ok(None);
+            }
             let mut map = self.map.lock(held);
             if draft.is_of(&map) && draft.fits(&map) {
                 draft.slots = self.find_slots(&map, &draft.layout, 0)?;
-                return self.apply(&mut map, &draft);
+                let applied = self.apply(&mut map, &draft);
+                return Ok(Some((applied, then(&map))));
             }
         };
-        if tidied().is_err() {
+        let tidied: Result<_, IommuError> = tidied();
+        if !matches!(tidied, Ok(None | Some((Ok(()), _)))) {
             log::info!("{}: the entries of {member} still capture IDs of a device that has left", self.config.key);
         }
+        tidied.ok().flatten().map(|(_, then)| then)
     }
 
     /// Carries an allotment out that fits: its entries stand in the registers, in fault.

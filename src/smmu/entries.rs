@@ -11,9 +11,10 @@ use super::cover::Cube;
 use super::instance::Smmu;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
+use super::moves::USUAL_SHARERS;
 use super::reserved;
 use super::stream_map::{StreamMap, Use, each, one};
-use crate::assign::{DeviceId, IommuError, Stream, StreamId};
+use crate::assign::{DeviceId, IommuError, Sharing, Stream, StreamId};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -28,6 +29,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut published =
             Some((Master::new(self.config.key, device, copy(&cubes)?), Use::new(device, copy(&cubes)?)));
         let mut meets: Vec<DeviceId> = Vec::new();
+        meets.try_reserve(USUAL_SHARERS).map_err(|_| IommuError::OutOfMemory)?;
         loop {
             let room = meets.capacity();
             let wanted = {
@@ -108,8 +110,16 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         by_entry.chain(by_stream).chain(by_promise)
     }
 
-    pub(super) fn withdraw_master(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<(), IommuError> {
-        let (gone, left) = {
+    pub(super) fn withdraw_master(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: DeviceId,
+        rest: &[DeviceId],
+    ) -> Result<Vec<Sharing>, IommuError> {
+        let mut sharing = room_for_sharing(rest);
+        // Memory for what is left to tidy; without it, that is looked at on its own.
+        let mut survey = self.usual_survey().ok();
+        let (gone, left, looked) = {
             let mut guard = self.masters.tree.lock(held);
             let (tree, held) = guard.split();
             let mut map = self.map.lock(held);
@@ -128,32 +138,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 let entry = map.entry(number);
                 left = left.or(entry.filter(|entry| entry.assigned == 0).and_then(|entry| entry.user));
             }
-            ((tree.take(self.config.key, lowest, device), used), left)
+            let left = left.filter(|mate| !reserved::is_reserved(*mate));
+            let looked = left.zip(survey.as_mut()).is_some_and(|(mate, survey)| {
+                let looked = self.look(&map, &[mate], survey);
+                matches!(looked, Ok(Ok(())))
+            });
+            list_sharing(&map, rest, &mut sharing);
+            ((tree.take(self.config.key, lowest, device), used), left, looked)
         };
         drop(gone);
-        if let Some(mate) = left.filter(|mate| !reserved::is_reserved(*mate)) {
-            self.tidy(held, mate);
+        if let Some(mate) = left {
+            self.tidy(held, mate, survey.filter(|_| looked), |map| list_sharing(map, rest, &mut sharing));
         }
-        Ok(())
-    }
-
-    pub(super) fn sharers_of(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Vec<DeviceId> {
-        let mut found = Vec::new();
-        loop {
-            let wanted = {
-                let map = self.map.lock(held);
-                let Some(used) = map.used_by(device) else { return found };
-                let wanted = map.sharers(used).count();
-                if wanted <= found.capacity() {
-                    found.extend(map.sharers(used).map(|other| other.device));
-                    return found;
-                }
-                wanted
-            };
-            if found.try_reserve_exact(wanted).is_err() {
-                return found;
-            }
-        }
+        Ok(sharing)
     }
 
     /// Whose stream it is: through the entry that matches it, else by the streams of devices without entries.
@@ -178,4 +175,33 @@ fn copy(cubes: &[Cube]) -> Result<Vec<Cube>, IommuError> {
     copy.try_reserve_exact(cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
     copy.extend_from_slice(cubes);
     Ok(copy)
+}
+
+/// Room for what [`list_sharing`] finds among `devices`; none, where there is no memory.
+pub(super) fn room_for_sharing(devices: &[DeviceId]) -> Vec<Sharing> {
+    let mut room = Vec::new();
+    let _ = room.try_reserve_exact(devices.len());
+    room
+}
+
+/// Lists which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each other
+/// one. As far as there is room.
+pub(super) fn list_sharing(map: &StreamMap, devices: &[DeviceId], sharing: &mut Vec<Sharing>) {
+    let reach = |device: &DeviceId| map.used_by(*device).map_or(0, |used| used.reach(map));
+    sharing.clear();
+    for device in devices.iter().take(sharing.capacity()) {
+        let entries = reach(device);
+        sharing.push((*device, *device));
+        for other in devices.iter().take_while(|other| *other != device) {
+            let lot = |sharing: &[Sharing], wanted| sharing.iter().find(|(_, one)| *one == wanted).map(|(lot, _)| *lot);
+            if reach(other) & entries != 0
+                && let (Some(one), Some(two)) = (lot(sharing, *other), lot(sharing, *device))
+            {
+                for (lot, _) in sharing.iter_mut().filter(|(lot, _)| *lot == two) {
+                    *lot = one;
+                }
+            }
+        }
+    }
+    sharing.retain(|(first, device)| first != device);
 }

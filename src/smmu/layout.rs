@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use super::cover::{Cover, CoverError, CoverOptions, Cube, IdSet, least_cover, loose_cover};
 use super::instance::Smmu;
 use super::mmio::Registers;
-use super::stream_map::{EntryIndex, Set, Use, one};
+use super::stream_map::{EntryIndex, Set, StreamMap, Use, one};
 use crate::assign::{DeviceId, IommuError, Resource};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -62,13 +62,32 @@ pub(super) struct Survey {
     surplus: bool,
 }
 
+/// How much a survey lists.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    own: usize,
+    group: usize,
+    entries: usize,
+    others: usize,
+}
+
 impl Survey {
-    fn reserve(&mut self, own: usize, all: usize, others: usize, entries: usize) -> Result<(), IommuError> {
-        let reserved = (self.own.try_reserve(own))
-            .and_then(|()| self.group.try_reserve(all))
-            .and_then(|()| self.entries.try_reserve(entries))
-            .and_then(|()| self.others.try_reserve(others));
-        reserved.map_err(|_| IommuError::OutOfMemory)
+    /// Empty, with room.
+    pub(super) fn with_room(room: Room) -> Result<Self, IommuError> {
+        let mut survey = Self::default();
+        let reserved = (survey.own.try_reserve(room.own))
+            .and_then(|()| survey.group.try_reserve(room.group))
+            .and_then(|()| survey.entries.try_reserve(room.entries))
+            .and_then(|()| survey.others.try_reserve(room.others));
+        reserved.map_err(|_| IommuError::OutOfMemory)?;
+        Ok(survey)
+    }
+
+    fn has_room(&self, room: Room) -> bool {
+        room.own <= self.own.capacity()
+            && room.group <= self.group.capacity()
+            && room.entries <= self.entries.capacity()
+            && room.others <= self.others.capacity()
     }
 
     fn captured(&self) -> impl Iterator<Item = Cube> {
@@ -104,60 +123,84 @@ pub(super) struct Layout {
     pub(super) least: bool,
 }
 
+impl Layout {
+    /// Whether all stays as it is.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.dropped.is_empty() && self.widened.is_empty() && self.fresh.is_empty()
+    }
+}
+
 impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// A survey with room enough for most groups, so that one look suffices.
+    pub(super) fn usual_survey(&self) -> Result<Survey, IommuError> {
+        let entries = self.geometry.entries.into();
+        let others = if self.unused.is_empty() { 0 } else { entries };
+        Survey::with_room(Room { own: 16, group: 16, entries, others })
+    }
+
     /// Looks at what is there around `devices`. Memory is reserved with nothing locked.
     pub(super) fn survey(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<Survey, IommuError> {
-        let loose = !self.unused.is_empty();
-        let mut survey = Survey::default();
-        // Enough for most groups, so that one look suffices.
-        let (mut own, mut all, mut others) = (16_usize, 16_usize, 0_usize);
+        let mut survey = self.usual_survey()?;
         loop {
-            survey.reserve(own, all, others, self.geometry.entries.into())?;
-            let map = self.map.lock(held);
-            if devices.iter().any(|device| map.used_by(*device).is_none()) {
-                return Err(IommuError::Unknown);
-            }
-            let subjects = || devices.iter().filter_map(|device| map.used_by(*device));
-            let bare = || subjects().filter(|used| used.entries.get() == 0);
-            survey.shared = subjects().fold(0, |all, used| all | map.meeting_any(&used.streams));
-            let is_kin =
-                |used: &&Use| used.kin.get().is_some() && subjects().any(|one| one.kin.get() == used.kin.get());
-            let kin = map.uses().filter(is_kin).fold(0, |all, used| all | used.entries.get());
-            let connected = map.connected(survey.shared | kin);
-            let is_mate = |used: &&Use| devices.contains(&used.device) || used.entries.get() & connected != 0;
-            let mates = || map.uses().filter(is_mate);
-            let strangers = || map.uses().filter(|used| loose && !is_mate(used));
-            own = bare().map(|used| used.streams.len()).fold(0, usize::saturating_add);
-            all = mates().map(|used| used.streams.len()).fold(0, usize::saturating_add);
-            others = strangers()
-                .map(|used| used.streams.len().saturating_add(used.allotted(<[Cube]>::len)))
-                .fold(if loose { map.entry_count() } else { 0 }, usize::saturating_add);
-            if own > survey.own.capacity() || all > survey.group.capacity() || others > survey.others.capacity() {
-                continue;
-            }
-            for used in bare() {
-                survey.own.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
-            }
-            for used in mates() {
-                survey.group.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
-            }
-            for (number, entry) in map.entries() {
-                match entry.cube {
-                    Some(cube) if connected & one(number) != 0 => survey.entries.push((number, cube)),
-                    Some(cube) if loose => survey.others.push(cube),
-                    _ => {}
-                }
-            }
-            for used in strangers() {
-                survey.others.extend_from_slice(&used.streams);
-                used.allotted(|fresh| survey.others.extend_from_slice(fresh));
-            }
-            let moving = mates().any(|mate| mate.bank.get().is_some() || mate.planned.get());
-            survey.live = moving || survey.entries.iter().any(|(number, _)| map.is_live(*number));
-            survey.free = map.free_entries().count();
-            survey.generation = map.generation;
-            return Ok(survey);
+            let looked = self.look(&self.map.lock(held), devices, &mut survey)?;
+            let Err(room) = looked else { return Ok(survey) };
+            survey = Survey::with_room(room)?;
         }
+    }
+
+    /// Looks at what is there around `devices`, for an empty survey. Says how much room it lacks.
+    pub(super) fn look(
+        &self,
+        map: &StreamMap,
+        devices: &[DeviceId],
+        survey: &mut Survey,
+    ) -> Result<Result<(), Room>, IommuError> {
+        let loose = !self.unused.is_empty();
+        if devices.iter().any(|device| map.used_by(*device).is_none()) {
+            return Err(IommuError::Unknown);
+        }
+        let subjects = || devices.iter().filter_map(|device| map.used_by(*device));
+        let bare = || subjects().filter(|used| used.entries.get() == 0);
+        survey.shared = subjects().fold(0, |all, used| all | map.meeting_any(&used.streams));
+        let is_kin = |used: &&Use| used.kin.get().is_some() && subjects().any(|one| one.kin.get() == used.kin.get());
+        let kin = map.uses().filter(is_kin).fold(0, |all, used| all | used.entries.get());
+        let connected = map.connected(survey.shared | kin);
+        let is_mate = |used: &&Use| devices.contains(&used.device) || used.entries.get() & connected != 0;
+        let mates = || map.uses().filter(is_mate);
+        let strangers = || map.uses().filter(|used| loose && !is_mate(used));
+        let room = Room {
+            own: bare().map(|used| used.streams.len()).fold(0, usize::saturating_add),
+            group: mates().map(|used| used.streams.len()).fold(0, usize::saturating_add),
+            entries: map.entry_count(),
+            others: strangers()
+                .map(|used| used.streams.len().saturating_add(used.allotted(<[Cube]>::len)))
+                .fold(if loose { map.entry_count() } else { 0 }, usize::saturating_add),
+        };
+        if !survey.has_room(room) {
+            return Ok(Err(room));
+        }
+        for used in bare() {
+            survey.own.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
+        }
+        for used in mates() {
+            survey.group.extend(used.streams.iter().map(|stream| (Kin::from(used), *stream)));
+        }
+        for (number, entry) in map.entries() {
+            match entry.cube {
+                Some(cube) if connected & one(number) != 0 => survey.entries.push((number, cube)),
+                Some(cube) if loose => survey.others.push(cube),
+                _ => {}
+            }
+        }
+        for used in strangers() {
+            survey.others.extend_from_slice(&used.streams);
+            used.allotted(|fresh| survey.others.extend_from_slice(fresh));
+        }
+        let moving = mates().any(|mate| mate.bank.get().is_some() || mate.planned.get());
+        survey.live = moving || survey.entries.iter().any(|(number, _)| map.is_live(*number));
+        survey.free = map.free_entries().count();
+        survey.generation = map.generation;
+        Ok(Ok(()))
     }
 
     /// The entries that are to be there, with nothing locked.

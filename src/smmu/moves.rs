@@ -17,9 +17,12 @@ use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
 use super::tlb::SyncTimeout;
-use crate::assign::{AddressSpace, DeviceId, IommuError, Patience, Prepared};
+use crate::assign::{AddressSpace, DeviceId, IommuError, Patience, Prepared, Sharing};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+
+/// For how many devices that share an entry room is made before their number is known: the functions of one device.
+pub(super) const USUAL_SHARERS: usize = 8;
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn plan_move(
@@ -33,11 +36,18 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut bare = Vec::new();
         bare.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
         let mut draft: Option<Box<Allotment>> = None;
+        let (mut sharers, mut room) = (Vec::new(), USUAL_SHARERS);
         loop {
+            sharers.clear();
+            sharers.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
             // Memory is released when the lock is free.
             let (_spent, committed);
             {
                 let mut map = self.map.lock(held);
+                if let Err(wanted) = list_sharers(&map, devices, &mut sharers) {
+                    room = wanted;
+                    continue;
+                }
                 let drafted = draft.as_ref().is_some_and(|draft| draft.is_of(&map));
                 if !drafted {
                     list_bare(&map, devices, &mut bare)?;
@@ -51,11 +61,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                             return Err(error);
                         }
                     }
-                    return Ok(Prepared { space: *space, ticket: bank.into() });
+                    return Ok(Prepared { space: *space, ticket: bank.into(), sharers });
                 }
             }
             // Devices that were added lazily are allotted their entries now, together.
-            draft = Some(self.draft(held, &bare, Freedom::Grow)?);
+            draft = Some(self.draft(self.survey(held, &bare)?, &bare, Freedom::Grow)?);
         }
     }
 
@@ -318,6 +328,13 @@ fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Vec<DeviceId>) ->
     Ok(())
 }
 
+/// Lists whose DMA would go along with `devices`, in `sharers`. Where its room does not suffice, says how much would.
+fn list_sharers(map: &StreamMap, devices: &[DeviceId], sharers: &mut Vec<Sharing>) -> Result<(), usize> {
+    let outside = |other: &&Use| !devices.contains(&other.device);
+    let with = |used| map.sharers(used).filter(outside).map(|other| (used.device, other.device));
+    list(sharers, || devices.iter().filter_map(|device| map.used_by(*device)).flat_map(with))
+}
+
 /// Lists devices outside `devices` that keep an entry of theirs translated (contract I-6), in `still`. Where its room does
 /// not suffice, says how much would.
 fn list_keepers(map: &StreamMap, devices: &[DeviceId], still: &mut Vec<DeviceId>) -> Result<(), usize> {
@@ -326,12 +343,17 @@ fn list_keepers(map: &StreamMap, devices: &[DeviceId], still: &mut Vec<DeviceId>
         let blocked = devices.iter().filter_map(|device| map.used_by(*device));
         blocked.flat_map(|used| map.sharers(used)).filter(keeps)
     };
-    still.clear();
-    let wanted = keepers().count();
-    if wanted > still.capacity() {
+    list(still, || keepers().map(|used| used.device))
+}
+
+/// Fills a list anew, or says how much room it lacks: it is reserved when the lock is free.
+pub(super) fn list<T, I: Iterator<Item = T>>(found: &mut Vec<T>, all: impl Fn() -> I) -> Result<(), usize> {
+    found.clear();
+    let wanted = all().count();
+    if wanted > found.capacity() {
         return Err(wanted);
     }
-    still.extend(keepers().map(|used| used.device));
+    found.extend(all());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::context::{BankIndex, BankState};
+use super::entries::{list_sharing, room_for_sharing};
 use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
 use super::mmio::Registers;
@@ -11,7 +12,7 @@ use super::reserved;
 use super::stream_map::{StreamMap, one};
 use crate::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
-    IommuKey, Patience, Prepared, RawFault, Resource, Stage2Limits, Stream, StreamId, Usage, own_space,
+    IommuKey, Patience, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Usage, own_space,
 };
 use crate::sync::Platform;
 use crate::sync::order::Held;
@@ -32,19 +33,17 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
 
     fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
-        let mut held = Held::enter();
-        if !mates.is_empty() {
-            self.map.lock(&mut held).make_kin(device, mates);
-        }
-        self.allot_entries(&mut held, device)
+        self.allot_entries(&mut Held::enter(), device, mates)
     }
 
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
         self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.enrol_entries(held, device))
     }
 
-    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
-        self.sharers_of(&mut Held::enter(), device)
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
+        let mut sharing = room_for_sharing(devices);
+        list_sharing(&self.map.lock(&mut Held::enter()), devices, &mut sharing);
+        sharing
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -92,8 +91,8 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.powered(&mut Held::enter(), Purpose::Release, |held| self.block_devices(held, devices))
     }
 
-    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Release, |held| self.withdraw_master(held, device))
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.withdraw_master(held, device, rest))
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
