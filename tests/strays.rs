@@ -18,8 +18,8 @@ use common::parts::{Part, named, parts};
 use common::{Bench, PAGE, SMMU, stream};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceState, Difference, DomainId, Error, FaultAnswer, FaultLine,
-    Iommu, IommuError, IommuKey, Left, Operation, Prepared, Quarantine, RawFault, Resource, Stage2, Stage2Limits,
-    Storm, Stream, StreamId,
+    Iommu, IommuError, IommuKey, Left, Operation, Prepared, Quarantine, RawFault, Resource, Sharing, Stage2,
+    Stage2Limits, Storm, Stream, StreamId,
 };
 use iommu_assign::smmu::{FaultLimits, Reserved, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
@@ -393,8 +393,8 @@ impl Iommu for Early {
         self.0.enrol(device)
     }
 
-    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
-        self.0.sharers(device)
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
+        self.0.sharing(devices)
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -413,8 +413,8 @@ impl Iommu for Early {
         self.0.block(devices)
     }
 
-    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.0.withdraw(device)
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
+        self.0.withdraw(device, rest)
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {

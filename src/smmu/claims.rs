@@ -6,8 +6,8 @@
 //!
 //! # Locking
 //!
-//! `StreamMap` alone, once to look and once to write; the layout is searched for with nothing locked, and searched for
-//! again when someone else's entries changed meanwhile.
+//! `StreamMap` alone, once to look and once to keep or to write; the layout is searched for with nothing locked, and
+//! searched for again when someone else's entries changed meanwhile.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

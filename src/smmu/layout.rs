@@ -6,7 +6,8 @@
 //!
 //! # Locking
 //!
-//! `StreamMap`, once, to look at what is there; the least cover is searched for with nothing locked.
+//! `StreamMap`, once, to look at what is there: the caller's, or on its own. The least cover is searched for with nothing
+//! locked.
 
 use alloc::vec::Vec;
 
