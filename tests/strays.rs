@@ -12,6 +12,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::parts::{Part, named, parts};
@@ -22,7 +23,7 @@ use iommu_assign::assign::{
     Stage2Limits, Storm, Stream, StreamId,
 };
 use iommu_assign::smmu::{FaultLimits, Reserved, Setup, Smmu, SmmuConfig};
-use iommu_assign::sync::Spin;
+use iommu_assign::sync::{ManyCpus, Platform, Spin};
 use machine::{ModelRegisters, Reached, Stage2Tables};
 use smmu_model::Config;
 
@@ -292,18 +293,37 @@ fn a12_a_stream_that_somebody_s_entry_captures_is_no_stray() {
     }
 }
 
+/// A host that counts its wakes.
+#[derive(Debug)]
+enum Heard {}
+
+static WAKES: AtomicU32 = AtomicU32::new(0);
+
+impl Platform for Heard {
+    type Lock = <Spin as Platform>::Lock;
+    type Sharing = ManyCpus;
+
+    fn barrier() {}
+
+    fn wake() {
+        WAKES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn c8_a_stray_that_is_busy_keeps_its_device_waiting() {
     let mut bench = generic();
     let stray = stray(&bench, STRAY, silence(&bench));
-    let call = stray.enter::<Spin>().unwrap();
+    let call = stray.enter::<Heard>().unwrap();
     let spec = bench.spec("late", &[(STRAY, 0)]);
     let error = bench.service.add(spec.clone()).unwrap_err();
     assert_eq!((error.cause, error.left), (Cause::Busy { running: Operation::Remove }, Left::Unchanged));
     assert!(bench.service.find(spec.key).is_none());
     assert!(is_silent(&bench, STRAY), "nothing was done about it");
     bench.audit();
+    assert_eq!(WAKES.load(Ordering::Relaxed), 0);
     drop(call);
+    assert_eq!(WAKES.load(Ordering::Relaxed), 1, "C-19: whoever waits with that add is woken");
     bench.service.add(spec).unwrap();
     assert!(!is_there(&bench, STRAY));
     bench.audit();

@@ -32,7 +32,7 @@ impl Device {
     /// Any, interrupts included: one atomic operation. Whoever leaves last calls [`Platform::wake`].
     #[must_use]
     pub fn enter<P: Platform>(&self) -> Option<DeviceCall<'_, P>> {
-        let inside = self.calls().enter(|state| state == Self::OPEN).ok()?;
+        let inside = self.calls().enter(Self::admits).ok()?;
         Some(DeviceCall { inside: Some(inside), device: self, platform: PhantomData, not_send: PhantomData })
     }
 }

@@ -11,7 +11,7 @@ use super::source::SourceLife;
 use super::spec::{IommuKey, Stream};
 use crate::sync::Once;
 use crate::sync::atomic::AtomicU32;
-use crate::sync::inflight::InFlight;
+use crate::sync::inflight::{InFlight, Seen};
 use crate::sync::outside::Outside;
 
 /// A device as its source offers it to [`add`](super::Service::add).
@@ -112,6 +112,8 @@ impl Device {
     pub(super) const OPEN: u8 = 0;
     /// A removal was asked for.
     const REVOKED: u8 = 1;
+    /// Calls may enter, but somebody waits for a moment when none is inside.
+    const AWAITED: u8 = 2;
 
     pub(super) fn new(id: DeviceId, spec: DeviceSpec) -> Self {
         let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, source, hooks } =
@@ -227,6 +229,18 @@ impl Device {
     /// How many calls are inside.
     pub(super) fn in_flight(&self) -> u32 {
         self.0.calls.seen().calls
+    }
+
+    /// Whether calls may enter in `state`.
+    pub(super) const fn admits(state: u8) -> bool {
+        state != Self::REVOKED
+    }
+
+    /// Whether calls are inside. Where they are, the last one to leave wakes.
+    pub(super) fn await_calls(&self) -> bool {
+        let awaited =
+            |seen: Seen| (seen.calls > 0).then_some(if seen.state == Self::OPEN { Self::AWAITED } else { seen.state });
+        self.0.calls.change(awaited).is_ok()
     }
 
     /// Lets no call enter from now on.

@@ -103,7 +103,7 @@ impl<P: Platform> Service<P> {
             if let Some(running) = registry.claimed(record) {
                 return Err(above.busy(&registry, record, running));
             }
-            if record.device.in_flight() > 0 {
+            if record.device.await_calls() {
                 // A removal that cannot end would let it storm again.
                 return Err(Cause::Busy { running: Operation::Remove });
             }
