@@ -111,6 +111,11 @@ impl Members {
         self.complete
     }
 
+    /// Whether the group has no others.
+    pub(super) fn are_all_among(&self, devices: &[Device]) -> bool {
+        self.complete && self.list.len() == devices.len()
+    }
+
     pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
         self.list.iter().map(|(device, _)| device)
     }
@@ -265,7 +270,8 @@ impl<P: Platform> Service<P> {
             drop(registry);
             drop(unused);
             if let Some(cut) = cut {
-                self.let_go(held, &cut, open.as_ref().map(|open| &open.member), above);
+                let coming = if let Next::Go(going) = &next { Some(&going.device) } else { None };
+                self.let_go(held, &cut, open.as_ref().map(|open| &open.member), coming, above);
                 let is_subject = cut.going.device.id() == subject.id();
                 let gone = self.gone(held, cut, &members);
                 if is_subject {
@@ -383,14 +389,22 @@ impl<P: Platform> Service<P> {
         Ok(mates)
     }
 
-    /// The source lets go of what it has of a device that is registered no more.
-    fn let_go(&self, held: &mut Held<'_, Unlocked>, cut: &Cut, open: Option<&Device>, above: Claims<'_>) {
+    /// The source lets go of what it has of a device that is registered no more. `coming` is the next to be removed: not
+    /// by what the source nests here.
+    fn let_go(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        cut: &Cut,
+        open: Option<&Device>,
+        coming: Option<&Device>,
+        above: Claims<'_>,
+    ) {
         let device = &cut.going.device;
         if !cut.drained || !cut.going.was_added {
             // A device whose add failed was never the source's to release.
             return;
         }
-        let subjects = open.map_or(&[][..], core::slice::from_ref);
+        let subjects = coming.map_or(&[][..], core::slice::from_ref);
         let frame =
             Frame { device: open.unwrap_or(device), subjects, operation: Operation::Remove, target: None, above };
         let claims = Claims::of(&frame);

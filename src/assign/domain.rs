@@ -27,12 +27,20 @@ struct DomainObject<P: Platform> {
 /// For how many IOMMUs a flush takes the list's lock once. Few domains span more.
 const AT_ONCE: usize = 8;
 
-/// One place of the list for each name, so that whoever walks the list by index misses nobody.
+/// One place of the list for each name and each instance that has it, so that whoever walks the list by index misses nobody.
 #[derive(Clone)]
 pub(super) struct Provider {
     pub(super) key: IommuKey,
     /// `None` when the instance went out of service: its registers may be another driver's by now (contract C-9).
     pub(super) iommu: Option<Outside<Arc<dyn Iommu>>>,
+}
+
+/// Where `iommu` stands on the list, or one of the same name stood that has left: another one of that name may be on its
+/// way out while this one comes.
+fn place(list: &[Provider], key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<usize> {
+    let itself = |provider: &Provider| provider.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
+    let empty = |provider: &Provider| provider.key == key && provider.iommu.is_none();
+    list.iter().position(itself).or_else(|| list.iter().position(empty))
 }
 
 impl<P: Platform> Domain<P> {
@@ -75,8 +83,7 @@ impl<P: Platform> Domain<P> {
         let mut grown: Vec<Provider> = Vec::new();
         loop {
             let mut list = self.0.flush_list.lock(held);
-            let stands = |list: &[Provider], key| list.iter().position(|provider| provider.key == key);
-            let missing = iommus.clone().filter(|(key, _)| stands(&list, *key).is_none()).count();
+            let missing = iommus.clone().filter(|(key, iommu)| place(&list, *key, iommu).is_none()).count();
             let wanted = list.len().saturating_add(missing);
             if missing == 0 || grown.capacity() >= wanted {
                 if missing > 0 {
@@ -84,8 +91,8 @@ impl<P: Platform> Domain<P> {
                     core::mem::swap(&mut *list, &mut grown);
                 }
                 for (key, iommu) in iommus {
-                    match stands(&list, key).and_then(|at| list.get_mut(at)) {
-                        // Who stood there went out of service: the registry has its last reference.
+                    match place(&list, key, iommu).and_then(|at| list.get_mut(at)) {
+                        // Its own handle, or none, stood there: nothing is released here.
                         Some(provider) => provider.iommu = Some(iommu.clone()),
                         None => list.push(Provider { key, iommu: Some(iommu.clone()) }),
                     }

@@ -325,19 +325,24 @@ impl<P: Platform> Service<P> {
             let label = Label::of_iommu(key);
             Error::unchanged(Operation::UnregisterIommu, label, cause)
         };
-        let result = self.on_iommu(key, |iommu| iommu.close()).map_err(refuse);
-        self.report(&result);
-        result?;
         let mut held = Held::enter();
-        let gone = self.registry.lock(&mut held).bury_iommu(key);
-        if let Some(iommu) = gone {
-            self.revoke_iommu(&mut held, &iommu);
-        }
+        let result = self.close_iommu(&mut held, key).map_err(refuse);
+        self.report(&result);
+        self.revoke_iommu(&mut held, &result?);
         // One in which a call is goes when that has ended.
         let _ = self.evict_strays(&mut held, key);
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         P::wake();
         Ok(())
+    }
+
+    /// Has an instance fault every stream, and ends its registration. Returns it.
+    fn close_iommu(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Result<Outside<Arc<dyn Iommu>>, Cause> {
+        let IommuHandle { iommu, .. } = self.iommu(key).ok_or(Cause::NotFound)?;
+        iommu.call(held).close().map_err(|error| Cause::Iommu { iommu: key, error })?;
+        // Who was faster may have registered another one under the key.
+        let was_there = self.registry.lock(held).bury_iommu(key, &iommu);
+        if was_there { Ok(iommu) } else { Err(Cause::NotFound) }
     }
 
     /// Ends all instances: every stream faults, and clients stay enabled (contract S-8). Goes on past a failure and

@@ -283,8 +283,7 @@ impl<P: Platform> Registry<P> {
         }
         for attachment in device.attachments() {
             // An instance that was registered since under the same key never had this device.
-            let known = self.iommu(attachment.key).filter(|record| record.iommu.is_same(&attachment.iommu));
-            if let Some(iommu) = known {
+            if let Some(iommu) = self.instance(attachment.key, &attachment.iommu) {
                 add(&iommu.devices);
             }
         }
@@ -467,12 +466,19 @@ impl<P: Platform> Registry<P> {
         Ok(())
     }
 
-    /// Ends the registration of an instance. Returns it, if there was one.
-    pub(super) fn bury_iommu(&mut self, key: IommuKey) -> Option<Outside<Arc<dyn Iommu>>> {
-        let record = self.iommus.find_mut(&key).remove()?;
-        let iommu = record.iommu.clone();
+    /// The record of this very instance, not of a later one under the same key (contract C-9).
+    pub(super) fn instance(&self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<&IommuRecord> {
+        self.iommu(key).filter(|record| record.iommu.is_same(iommu))
+    }
+
+    /// Ends the registration of an instance. Says whether there was one.
+    pub(super) fn bury_iommu(&mut self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
+        if self.instance(key, iommu).is_none() {
+            return false;
+        }
+        let Some(record) = self.iommus.find_mut(&key).remove() else { return false };
         self.gone_iommus.bury(record);
         self.generation = self.generation.wrapping_add(1);
-        Some(iommu)
+        true
     }
 }

@@ -188,7 +188,7 @@ impl<P: Platform> Service<P> {
         // Made before the lock is taken.
         let label = Label::of_iommu(key);
         let refuse = |cause| Error::unchanged(Operation::UnregisterIommu, label.clone(), cause);
-        {
+        let iommu = {
             let registry = self.registry.lock(&mut held);
             let record = registry.iommu(key).ok_or_else(|| refuse(Cause::NotFound))?;
             let mut devices = record.devices.get();
@@ -202,45 +202,45 @@ impl<P: Platform> Service<P> {
             if record.leaving.replace(true) {
                 return Err(refuse(Cause::Busy { running: Operation::UnregisterIommu }));
             }
-        }
-        let settled = self.evict_strays(&mut held, key).and_then(|()| self.settle_iommu(&mut held, key));
+            record.iommu.clone()
+        };
+        let settled = self.evict_strays(&mut held, key).and_then(|()| self.settle_iommu(&mut held, key, &iommu));
         let taken = {
             let mut registry = self.registry.lock(&mut held);
-            if let Some(record) = registry.iommu(key) {
+            if let Some(record) = registry.instance(key, &iommu) {
                 record.leaving.set(false);
             }
-            if settled.is_ok() { registry.bury_iommu(key) } else { None }
+            settled.is_ok() && registry.bury_iommu(key, &iommu)
         };
         P::wake();
         settled.map_err(refuse)?;
-        if let Some(iommu) = taken {
-            self.revoke_iommu(&mut held, &iommu);
+        if !taken {
+            // A forced unregister was faster; what is registered under the key now is another instance.
+            return Err(refuse(Cause::NotFound));
         }
+        self.revoke_iommu(&mut held, &iommu);
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         Ok(())
     }
 
     /// Has an instance without devices forget every domain, those that have ended included: at no cost where all drains
     /// were confirmed.
-    fn settle_iommu(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Result<(), Cause> {
-        let iommu = self.registry.lock(held).iommu(key).map(|record| record.iommu.clone());
-        if let Some(iommu) = &iommu {
-            iommu.call(held).reclaim().map_err(|error| Cause::Iommu { iommu: key, error })?;
-        }
+    fn settle_iommu(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        key: IommuKey,
+        iommu: &Outside<Arc<dyn Iommu>>,
+    ) -> Result<(), Cause> {
+        iommu.call(held).reclaim().map_err(|error| Cause::Iommu { iommu: key, error })?;
         let mut after = None;
         loop {
-            let (iommu, domain) = {
-                let registry = self.registry.lock(held);
-                let domain = registry.next_domain(after).map(|record| record.domain.id());
-                let (Some(record), Some(domain)) = (registry.iommu(key), domain) else { break };
-                (record.iommu.clone(), domain)
-            };
+            let next = self.registry.lock(held).next_domain(after).map(|record| record.domain.id());
+            let Some(domain) = next else { break };
             iommu.call(held).forget(domain).map_err(|error| Cause::Iommu { iommu: key, error })?;
             after = Some(domain);
         }
         // A flush that has found the instance already, and comes to it only later, must touch no register then.
-        let retired = iommu.map_or(Ok(()), |iommu| iommu.call(held).retire());
-        retired.map_err(|error| Cause::Iommu { iommu: key, error })
+        iommu.call(held).retire().map_err(|error| Cause::Iommu { iommu: key, error })
     }
 
     /// Takes an instance, which is out of service, from every domain's flush list (contract C-9).

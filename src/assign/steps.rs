@@ -41,7 +41,9 @@ impl Steps {
         let mut steps: Vec<Step> = Vec::new();
         for device in subjects {
             for attachment in device.attachments() {
-                let at = match steps.iter().position(|step| step.key == attachment.key) {
+                // Not by name: a device may still be with an instance that went, its mate with the one that came after.
+                let same = |step: &Step| step.iommu.is_same(&attachment.iommu);
+                let at = match steps.iter().position(same) {
                     Some(at) => at,
                     None => {
                         let mut devices = Vec::new();

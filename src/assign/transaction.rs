@@ -187,8 +187,22 @@ impl<P: Platform> Service<P> {
         if let Some(state) = state {
             self.tell_moved(held, subjects, state, Some(domain.label()));
         }
+        if !matches!(state, Some(DeviceState::Assigned(_))) {
+            self.leave_gone(held, subjects, domain);
+        }
         let end = End { subjects, state, unhold: Some(domain.id()) };
         self.conclude(held, claim, end, above).overtaken()
+    }
+
+    /// Takes from `domain`'s flush list the instances that went before they stood there: whoever unregistered them did not
+    /// find them. A move that succeeds was faster than that.
+    fn leave_gone(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], domain: &Domain<P>) {
+        for attachment in subjects.iter().flat_map(Device::attachments) {
+            let is_there = self.registry.lock(held).instance(attachment.key, &attachment.iommu).is_some();
+            if !is_there {
+                domain.leave(held, &attachment.iommu);
+            }
+        }
     }
 
     pub(super) fn move_out(&self, above: Claims<'_>, device: &Device, whole_group: bool) -> Result<Deassigned, Error> {
@@ -213,9 +227,15 @@ impl<P: Platform> Service<P> {
         let result = match Steps::of(&subjects) {
             Err(cause) => Err(fail(cause, Left::Unchanged)),
             Ok(steps) => {
-                let (sharers, failed) = steps.block(held);
+                let (mut sharers, failed) = steps.block(held);
                 let frame = Self::frame(&claim, request, &subjects, None);
-                let done = failed.map_or_else(|| Self::cleanse(held, &frame), Err);
+                let mut done = failed.map_or_else(|| Self::cleanse(held, &frame), Err);
+                if done.is_ok() && !claim.members.are_all_among(&subjects) {
+                    // A hook may have assigned a mate: who shares is asked again, at no access.
+                    let (now, failed) = steps.block(held);
+                    sharers = now;
+                    done = failed.map_or(Ok(()), Err);
+                }
                 let done = done.and_then(|()| self.names(held, sharers, &claim.members));
                 let state = if done.is_ok() { DeviceState::Blocked } else { DeviceState::Quarantined };
                 #[cfg(broken = "early_end")]
