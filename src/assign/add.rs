@@ -6,7 +6,8 @@ use super::claim::{Claim, End, Members, USUAL_MEMBERS};
 use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
-use super::identity::{DeviceId, Label, Source};
+use super::identity::{DeviceId, DomainId, Label, Source};
+use super::iommu::IommuError;
 use super::nested::{Claims, Frame};
 use super::policy::{PolicyRequest, Why};
 use super::registry::DeviceRecord;
@@ -129,7 +130,8 @@ impl<P: Platform> Service<P> {
                 registry.device(key).filter(|parent| !parent.remove_pending.get() && !parent.device.is_stray());
             let parent = parent.ok_or(Cause::ParentMissing)?;
             let depth = parent.device.depth().saturating_add(1);
-            if above.hold(&registry, parent) {
+            // One whose own add runs above may still fail, and must not leave a child behind.
+            if above.hold(&registry, parent) && parent.state.get() != DeviceState::Adding {
                 return Ok((depth, None));
             }
             if let Some(running) = registry.claimed(parent) {
@@ -185,7 +187,8 @@ impl<P: Platform> Service<P> {
                 device,
                 subjects: core::slice::from_ref(device),
                 operation: Operation::Add,
-                target: None,
+                // The yes is for this owner alone.
+                target: Some(shared.owner),
                 above,
             };
             self.ask_to_share(held, &frame, &shared)?;
@@ -216,10 +219,22 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
         device: &Device,
-        meets: &mut [Met],
+        meets: &mut Vec<Met>,
         claim: &mut Claim,
     ) -> Result<Option<Shared>, Cause> {
-        let registry = self.registry.lock(held);
+        let registry = loop {
+            let registry = self.registry.lock(held);
+            let lost = |met: &&Met| self.has_given(met.device) && registry.device_by_id(met.device).is_none();
+            let Some(lost) = meets.iter().find(lost).map(|met| met.device) else { break registry };
+            drop(registry);
+            let mut known = device.attachments().iter().map(|attachment| attachment.iommu.call(held).placement(lost));
+            if known.all(|placement| placement == Err(IommuError::Unknown)) {
+                // It has gone since, and others that it stood for may stay: whom the device meets is to be asked again.
+                return Err(Cause::Busy { running: Operation::Remove });
+            }
+            // It could not be withdrawn, and is nobody's.
+            meets.retain(|met| met.device != lost);
+        };
         let record = registry.registration(device).ok_or(Cause::Gone)?;
         for met in &mut *meets {
             let Some(stray) = registry.device_by_id(met.device).filter(|other| other.device.is_stray()) else {
@@ -241,7 +256,7 @@ impl<P: Platform> Service<P> {
         let parent = claim.parent.as_ref().and_then(|parent| registry.registration(parent));
         let is_parents = |other: &DeviceRecord| parent.is_some_and(|parent| parent.leader.get() == other.leader.get());
         // First only looks: a refusal must leave the groups as they are (contract I-11).
-        let mut owner: Option<super::DomainId> = None;
+        let mut owner: Option<DomainId> = None;
         for other in met() {
             if let Some(running) = registry.claimed(other)
                 && !is_parents(other)
@@ -266,15 +281,15 @@ impl<P: Platform> Service<P> {
         // that only their bus brings into the group share none.
         Ok(meets.iter().find_map(|met| {
             let member = registry.device_by_id(met.device)?;
-            let DeviceState::Assigned(domain) = member.state.get() else { return None };
-            let domain = registry.domain(domain)?.domain.label().clone();
-            Some(Shared { with: member.device.clone(), domain, iommu: met.iommu })
+            let DeviceState::Assigned(owner) = member.state.get() else { return None };
+            let domain = registry.domain(owner)?.domain.label().clone();
+            Some(Shared { with: member.device.clone(), owner, domain, iommu: met.iommu })
         }))
     }
 
     /// A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
     fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, frame: &Frame<'_>, shared: &Shared) -> Result<(), Cause> {
-        let Shared { with, domain, iommu } = shared;
+        let Shared { with, domain, iommu, .. } = shared;
         let (device, why, claims) = (frame.device, Why::Shares { with }, Claims::of(frame));
         if self.permits(held, &PolicyRequest { device, domain, why, claims }) {
             return Ok(());
@@ -316,6 +331,7 @@ pub(super) struct Met {
 /// An assigned device whose entry a new one would share.
 struct Shared {
     with: Device,
+    owner: DomainId,
     domain: Label,
     iommu: IommuKey,
 }

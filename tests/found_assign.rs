@@ -1,0 +1,407 @@
+//! What a second look at the assignment layer found: instances that go and come under an operation, callbacks that come
+//! back, and what ends unheard.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use common::{Anyone, Bench, SMMU};
+use iommu_assign::assign::{
+    AddressSpace, Cause, Device, DeviceHooks, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId,
+    FaultAnswer, FaultLine, HookContext, HookError, Iommu, IommuError, IommuKey, Operation, Policy, PolicyRequest,
+    Prepared, RawFault, Service, Stage2Limits, Stream, StreamId, Why,
+};
+use iommu_assign::smmu::Smmu;
+use iommu_assign::sync::Spin;
+use machine::{ModelRegisters, Reached};
+use smmu_model::Config;
+
+type Way = Arc<OnceLock<Weak<Service<Spin>>>>;
+type Then = Mutex<Option<Box<dyn FnOnce(&Service<Spin>) + Send>>>;
+
+/// A driver in which, once, something else happens between two steps.
+struct Between {
+    inner: Arc<Smmu<Spin, ModelRegisters>>,
+    way: Way,
+    /// After `publish`, `plan` and `retire`, and before `close`.
+    then: [Then; 4],
+}
+
+impl std::fmt::Debug for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Between")
+    }
+}
+
+const PUBLISH: usize = 0;
+const PLAN: usize = 1;
+const RETIRE: usize = 2;
+const CLOSE: usize = 3;
+
+impl Between {
+    fn on(&self, step: usize, act: impl FnOnce(&Service<Spin>) + Send + 'static) {
+        *self.then[step].lock().unwrap() = Some(Box::new(act));
+    }
+
+    fn passed(&self, step: usize) {
+        let act = self.then[step].lock().unwrap().take();
+        if let Some(act) = act {
+            act(&self.way.get().unwrap().upgrade().unwrap());
+        }
+    }
+}
+
+impl Iommu for Between {
+    fn owner_of(&self, stream: StreamId) -> Option<DeviceId> {
+        self.inner.owner_of(stream)
+    }
+
+    fn key(&self) -> IommuKey {
+        self.inner.key()
+    }
+
+    fn limits(&self) -> Stage2Limits {
+        self.inner.limits()
+    }
+
+    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
+        let met = self.inner.publish(device, streams);
+        self.passed(PUBLISH);
+        met
+    }
+
+    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
+        self.inner.allot(device, mates)
+    }
+
+    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.inner.enrol(device)
+    }
+
+    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
+        self.inner.sharers(device)
+    }
+
+    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+        let planned = self.inner.plan(devices, space);
+        self.passed(PLAN);
+        planned
+    }
+
+    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
+        self.inner.abandon(devices, prepared);
+    }
+
+    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
+        self.inner.install(devices, prepared)
+    }
+
+    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+        self.inner.block(devices)
+    }
+
+    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
+        self.inner.withdraw(device)
+    }
+
+    fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.inner.flush(domain)
+    }
+
+    fn forget(&self, domain: DomainId) -> Result<(), IommuError> {
+        self.inner.forget(domain)
+    }
+
+    fn reclaim(&self) -> Result<bool, IommuError> {
+        self.inner.reclaim()
+    }
+
+    fn retire(&self) -> Result<(), IommuError> {
+        let retired = self.inner.retire();
+        self.passed(RETIRE);
+        retired
+    }
+
+    fn close(&self) -> Result<(), IommuError> {
+        self.passed(CLOSE);
+        self.inner.close()
+    }
+
+    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
+        self.inner.take_faults(line, report)
+    }
+
+    fn audit(&self, report: &mut dyn FnMut(Difference)) {
+        self.inner.audit(report);
+    }
+
+    fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError> {
+        self.inner.placement(device)
+    }
+}
+
+type Act = dyn Fn(&Service<Spin>, &HookContext<'_>) + Send + Sync;
+
+/// Hooks whose reset and release run a closure.
+struct Hooked {
+    way: Way,
+    reset: Box<Act>,
+    release: Box<Act>,
+}
+
+impl std::fmt::Debug for Hooked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hooked")
+    }
+}
+
+impl DeviceHooks for Hooked {
+    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
+        (self.reset)(&self.way.get().unwrap().upgrade().unwrap(), context);
+        Ok(())
+    }
+
+    fn release(&self, context: &HookContext<'_>) {
+        (self.release)(&self.way.get().unwrap().upgrade().unwrap(), context);
+    }
+}
+
+type Ask = dyn Fn(&Service<Spin>, &PolicyRequest<'_>) -> bool + Send + Sync;
+
+struct Asked(Way, Box<Ask>);
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asked")
+    }
+}
+
+impl Policy for Asked {
+    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
+        self.0.get().and_then(Weak::upgrade).is_none_or(|service| (self.1)(&service, request))
+    }
+}
+
+struct Rig {
+    bench: Bench,
+    service: Arc<Service<Spin>>,
+    driver: Arc<Between>,
+    way: Way,
+    domains: [Domain<Spin>; 2],
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::asking(|_, _| true)
+    }
+
+    fn asking(ask: impl Fn(&Service<Spin>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
+        let mut bench = Bench::with_policy(Box::new(Anyone));
+        let inner = bench.smmu(SMMU, Config::generic_v2());
+        let way = Way::default();
+        let service = Arc::new(Service::new(Box::new(Asked(way.clone(), Box::new(ask)))));
+        way.set(Arc::downgrade(&service)).unwrap();
+        let driver = Arc::new(Between { inner, way: way.clone(), then: Default::default() });
+        service.register_iommu(driver.clone()).unwrap();
+        let (one, two) = (bench.guest("one"), bench.guest("two"));
+        let domains = [("one", &one), ("two", &two)]
+            .map(|(name, guest)| service.create_domain(name.into(), guest.domain.space().stage2).unwrap());
+        // What this is about is who may do what when; that nothing leaks in between is the other suites'.
+        for name in ["a", "b", "c"] {
+            let streams: Vec<(u32, u32)> = (0x10..0x16).map(|id| (id, 0)).collect();
+            bench.oracle.allow(&name.into(), &streams, &[one.backing, two.backing]);
+        }
+        Self { bench, service, driver, way, domains }
+    }
+
+    fn add(&mut self, name: &str, streams: &[(u32, u32)]) -> Device {
+        let spec = self.bench.spec(name, streams);
+        self.service.add(spec).unwrap()
+    }
+
+    /// Probes the same part once more.
+    fn again(&self) -> Arc<Smmu<Spin, ModelRegisters>> {
+        self.bench.service.force_unregister_iommu(SMMU).unwrap();
+        self.bench.smmu(SMMU, Config::generic_v2())
+    }
+
+    fn group(&self, device: &Device) -> DeviceKey {
+        self.service.find(device.key()).unwrap().group
+    }
+}
+
+#[test]
+fn c9_devices_of_the_old_and_of_the_new_instance_of_one_name_are_each_blocked_where_they_are() {
+    let mut rig = Rig::new();
+    let on_bus = |spec: DeviceSpec| DeviceSpec { isolation: Some(7), ..spec };
+    let old = on_bus(rig.bench.spec("a", &[(0x10, 0)]));
+    let old = rig.service.add(old).unwrap();
+    rig.service.assign(&old, &rig.domains[0]).unwrap();
+    rig.service.force_unregister_iommu(SMMU).unwrap();
+    let smmu = rig.again();
+    rig.service.register_iommu(smmu).unwrap();
+    let new = on_bus(rig.bench.spec("b", &[(0x11, 0)]));
+    let new = rig.service.add(new).unwrap();
+    rig.service.assign(&new, &rig.domains[0]).unwrap();
+    assert!(matches!(rig.bench.dma(0x11), Reached::Memory(_)));
+    let error = rig.service.deassign_group(&old).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::ProviderGone, .. }), "{error}");
+    assert_eq!(rig.bench.dma(0x11), Reached::Fault, "it is owned by nobody now");
+}
+
+#[test]
+fn c9_i10_a_domain_can_end_though_an_instance_went_under_its_assign() {
+    let mut rig = Rig::new();
+    let device = rig.add("a", &[(0x10, 0)]);
+    rig.driver.on(PLAN, |service| service.force_unregister_iommu(SMMU).unwrap());
+    let error = rig.service.assign(&device, &rig.domains[0]).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::ProviderGone, .. }), "{error}");
+    rig.service.flush(&rig.domains[0]).unwrap();
+    rig.service.destroy_domain(&rig.domains[0]).unwrap();
+}
+
+#[test]
+fn c9_an_unregister_does_not_take_the_instance_that_came_after() {
+    for forced in [false, true] {
+        let rig = Rig::new();
+        let (inner, way) = (rig.driver.inner.clone(), rig.way.clone());
+        let after = Arc::new(Between { inner, way, then: Default::default() });
+        rig.driver.on(if forced { CLOSE } else { RETIRE }, move |service| {
+            service.force_unregister_iommu(SMMU).unwrap();
+            service.register_iommu(after).unwrap();
+        });
+        let result = if forced { rig.service.force_unregister_iommu(SMMU) } else { rig.service.unregister_iommu(SMMU) };
+        assert_eq!(result.unwrap_err().cause, Cause::NotFound, "forced {forced}");
+        assert!(rig.service.iommu(SMMU).is_some(), "forced {forced}");
+    }
+}
+
+#[test]
+fn c2_what_is_removed_from_a_release_hook_is_removed_once() {
+    let mut rig = Rig::new();
+    let keeper = rig.add("a", &[(0x10, 0)]);
+    let released: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let specs = [rig.bench.spec("b", &[(0x10, 0)]), rig.bench.spec("c", &[(0x10, 0)])];
+    let keys = [specs[0].key, specs[1].key];
+    for (n, spec) in specs.into_iter().enumerate() {
+        let (seen, other) = (released.clone(), keys[1 - n]);
+        let release = move |service: &Service<Spin>, context: &HookContext<'_>| {
+            seen.lock().unwrap().push(n as u8);
+            let _ = service.within(context.claims).remove(other);
+        };
+        let hooks = Hooked { way: rig.way.clone(), reset: Box::new(|_, _| ()), release: Box::new(release) };
+        rig.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
+    }
+    // Both are asked to go while the group is claimed.
+    rig.driver.on(PLAN, move |service| {
+        for key in keys {
+            service.remove(key).unwrap();
+        }
+    });
+    rig.service.assign(&keeper, &rig.domains[0]).unwrap();
+    released.lock().unwrap().sort_unstable();
+    assert_eq!(*released.lock().unwrap(), [0, 1]);
+    assert!(keys.iter().all(|key| rig.service.find(*key).is_none()));
+    drop(rig.service.deassign(&keeper).unwrap());
+}
+
+#[test]
+fn c5_nobody_stands_behind_a_device_whose_add_has_not_ended() {
+    let child: Arc<Mutex<Option<DeviceSpec>>> = Arc::default();
+    let (offered, came) = (child.clone(), Arc::new(Mutex::new(None)));
+    let seen = came.clone();
+    let mut rig = Rig::asking(move |service, request| {
+        if !matches!(request.why, Why::Shares { .. }) {
+            return true;
+        }
+        if let Some(child) = offered.lock().unwrap().take() {
+            let child = DeviceSpec { parent: Some(request.device.key()), ..child };
+            *seen.lock().unwrap() = Some(service.within(request.claims).add(child));
+            return false;
+        }
+        true
+    });
+    *child.lock().unwrap() = Some(rig.bench.spec("c", &[(0x12, 0)]));
+    let owner = rig.add("a", &[(0x10, 0)]);
+    rig.service.assign(&owner, &rig.domains[0]).unwrap();
+    let parent = rig.bench.spec("b", &[(0x10, 0)]);
+    rig.service.add(parent).unwrap_err();
+    let came = came.lock().unwrap().take().unwrap();
+    assert_eq!(came.unwrap_err().cause, Cause::Busy { running: Operation::Add });
+    assert_eq!(rig.service.devices().count(), 1, "nobody is left behind a parent that never was");
+}
+
+#[test]
+fn i11_a_new_device_joins_the_mates_of_one_that_went_while_it_came() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.add("a", &[(0x10, 0)]), rig.add("b", &[(0x10, 0)]));
+    let gone = one.key();
+    rig.driver.on(PUBLISH, move |service| drop(service.remove(gone).unwrap()));
+    let late = rig.bench.spec("c", &[(0x10, 0)]);
+    let late = match rig.service.add(late.clone()) {
+        Err(error) => {
+            assert_eq!(error.cause, Cause::Busy { running: Operation::Remove });
+            rig.service.add(late).unwrap()
+        }
+        Ok(late) => late,
+    };
+    assert_eq!(rig.group(&two), rig.group(&late));
+}
+
+#[test]
+fn i11_the_owner_of_a_shared_stream_stays_while_the_policy_is_asked_about_it() {
+    let target: Arc<OnceLock<(Device, Domain<Spin>)>> = Arc::default();
+    let once = std::sync::Once::new();
+    let (owner, came) = (target.clone(), Arc::new(Mutex::new(None)));
+    let seen = came.clone();
+    let mut rig = Rig::asking(move |service, request| {
+        if request.device.label().to_string() != "b" || request.domain.to_string() != "one" {
+            return true;
+        }
+        once.call_once(|| {
+            let ((owner, domain), within) = (owner.get().unwrap(), service.within(request.claims));
+            drop(within.deassign(owner).unwrap());
+            *seen.lock().unwrap() = Some(within.assign(owner, domain));
+        });
+        true
+    });
+    let owner = rig.add("a", &[(0x10, 0)]);
+    rig.service.assign(&owner, &rig.domains[0]).unwrap();
+    target.set((owner, rig.domains[1].clone())).unwrap();
+    let late = rig.bench.spec("b", &[(0x10, 0)]);
+    rig.service.add(late).unwrap();
+    let came = came.lock().unwrap().take().unwrap();
+    assert!(matches!(came.unwrap_err().cause, Cause::GroupConflict { .. }));
+}
+
+#[test]
+fn i6_a_mate_that_a_hook_assigned_is_named_as_keeping_the_stream() {
+    let mut rig = Rig::new();
+    let mate = rig.add("b", &[(0x10, 0)]);
+    let spec = rig.bench.spec("a", &[(0x10, 0)]);
+    let (other, domain) = (mate, rig.domains[0].clone());
+    let once = std::sync::Once::new();
+    let reset = move |service: &Service<Spin>, context: &HookContext<'_>| {
+        once.call_once(|| service.within(context.claims).assign(&other, &domain).unwrap());
+    };
+    let hooks = Hooked { way: rig.way.clone(), reset: Box::new(reset), release: Box::new(|_, _| ()) };
+    let device = rig.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
+    rig.service.assign(&device, &rig.domains[0]).unwrap();
+    let deassigned = rig.service.deassign(&device).unwrap();
+    assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)));
+    assert_eq!(deassigned.still_reachable.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+}
