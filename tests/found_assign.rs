@@ -88,8 +88,8 @@ impl Iommu for Between {
         self.inner.enrol(device)
     }
 
-    fn sharers(&self, device: DeviceId) -> Vec<DeviceId> {
-        self.inner.sharers(device)
+    fn sharing(&self, devices: &[DeviceId]) -> Vec<(DeviceId, DeviceId)> {
+        self.inner.sharing(devices)
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -110,8 +110,8 @@ impl Iommu for Between {
         self.inner.block(devices)
     }
 
-    fn withdraw(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.inner.withdraw(device)
+    fn withdraw(&self, device: DeviceId, mates: &[DeviceId]) -> Result<Vec<(DeviceId, DeviceId)>, IommuError> {
+        self.inner.withdraw(device, mates)
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
