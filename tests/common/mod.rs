@@ -14,6 +14,7 @@
 pub(crate) mod everything;
 pub(crate) mod oracle;
 pub(crate) mod parts;
+pub(crate) mod presets;
 pub(crate) mod stopping;
 pub(crate) mod waiting;
 
