@@ -300,6 +300,38 @@ fn a11_the_policy_is_asked_about_a_mate_that_would_go_along() {
 }
 
 #[test]
+fn a1_plans_are_given_back_where_the_policy_denies_who_would_go_along() {
+    let mut bench = Bench::with_policy(Box::new(FirmwareMarks));
+    bench.smmu(SMMU, Config { banks: 1, ..Config::generic_v2() });
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let marked = |bench: &mut Bench, name: &str, id| {
+        let mut spec = bench.spec(name, &[(id, 0)]);
+        spec.passthrough = true;
+        bench.service.add(spec).unwrap()
+    };
+    let subject = marked(&mut bench, "subject", 2);
+    // So many that the last one, who may not, is past the room that a plan makes at first.
+    for mate in 0..10 {
+        let mate = marked(&mut bench, &format!("mate {mate}"), 2);
+        bench.shares(&mate, &one);
+    }
+    let unmarked = bench.add("unmarked", &[(2, 0)]);
+    for _ in 0..2 {
+        let (_, writes, result) = bench.cost(|| bench.service.assign(&subject, &one.domain));
+        let error = result.unwrap_err();
+        assert_eq!((error.cause, error.left), (Cause::Denied { domain: Label::from("one") }, Left::Unchanged));
+        assert_eq!(writes, 0);
+    }
+    // The only bank is free, and no move of the subject is planned.
+    let other = marked(&mut bench, "other", 3);
+    bench.assign(&other, &two).unwrap();
+    drop(bench.service.deassign(&other).unwrap());
+    bench.service.remove(unmarked.key()).unwrap();
+    bench.assign(&subject, &one).unwrap();
+    bench.audit();
+}
+
+#[test]
 fn a12_a_context_fault_names_device_domain_address_access_and_cause() {
     let mut bench = Bench::v2();
     let mut guest = bench.guest("guest");

@@ -281,3 +281,42 @@ fn i13_a_mate_that_came_since_allot_is_not_cut_off_by_packing_anew() {
         driver.check();
     }
 }
+
+#[test]
+fn i15_a_withdrawal_says_who_of_the_rest_shares_entries_when_it_has_ended() {
+    for live in [true, false] {
+        let driver = Driver::new(Config::generic_v2());
+        driver.add(1, &[0x10]);
+        driver.add(2, &[0x11]);
+        driver.add(4, &[0x20]);
+        // One entry for the three, though the first two do not meet.
+        driver.add(3, &[0x10, 0x11]);
+        let rest = [device(4), device(1), device(2), device(9)];
+        let shared = [(device(1), device(2))];
+        assert_eq!(driver.smmu.sharing(&rest), shared);
+        driver.opens(&[0x10, 0x11]);
+        if live {
+            driver.assign(1).unwrap();
+        }
+        let left = driver.smmu.withdraw(device(3), &rest).unwrap();
+        // What is live does not move; in fault each gets an entry of its own.
+        assert_eq!(left, if live { &shared[..] } else { &[] }, "live: {live}");
+        assert_eq!(driver.smmu.sharing(&rest), left);
+        driver.check();
+    }
+}
+
+#[test]
+fn i15_sharing_is_told_over_any_number_of_steps() {
+    let driver = Driver::new(Config::generic_v2());
+    // No two neighbours in this order share; the fourth shares with each.
+    driver.add(1, &[0x10]);
+    driver.add(2, &[0x20]);
+    driver.add(3, &[0x40]);
+    driver.add(4, &[0x10, 0x20, 0x40]);
+    let told = driver.smmu.sharing(&[device(1), device(2), device(3), device(4)]);
+    let lots: Vec<_> = told.iter().map(|(first, _)| *first).collect();
+    assert_eq!(lots.len(), 3, "{told:?}");
+    assert!(lots.iter().all(|first| *first == lots[0]), "{told:?}");
+    assert_eq!(driver.smmu.sharing(&[device(1), device(2), device(3)]), [], "they do not meet, nor share");
+}
