@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use common::parts::{named, parts};
 use common::{Bench, SMMU, described, stream};
-use iommu_assign::assign::{Cause, Device, Iommu, IommuError, Resource};
+use iommu_assign::assign::{Cause, Device, Iommu, IommuError, IommuKey, Resource};
 use iommu_assign::smmu::{Setup, Smmu};
 use machine::Reached;
 use smmu_model::{Config, Direction};
@@ -280,6 +280,33 @@ fn i11_a_lazy_device_whose_stream_is_live_needs_the_policys_yes_at_add() {
     let mut spec = bench.spec("lazy", &[(0x10, 0)]);
     spec.lazy = true;
     let refused = bench.service.add(spec).unwrap_err();
+    assert!(matches!(refused.cause, Cause::GroupConflict { .. }), "{refused}");
+    bench.audit();
+}
+
+#[test]
+fn i15_who_shares_an_entry_on_an_smmu_that_a_leaver_is_not_on_stays_one_group() {
+    const SECOND: IommuKey = IommuKey::new(0x6000_0000);
+    let mut bench = Bench::v2();
+    bench.smmu(SECOND, Config::generic_v2());
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let mut add = |name: &str, first: &[u32], second: &[u32]| {
+        let mut spec = bench.spec(name, &[]);
+        spec.streams = first.iter().map(|id| stream(SMMU, *id, 0)).collect();
+        spec.streams.extend(second.iter().map(|id| stream(SECOND, *id, 0)));
+        let ids: Vec<_> = first.iter().chain(second).map(|id| (*id, 0)).collect();
+        bench.oracle.allow(&name.into(), &ids, &[one.backing]);
+        bench.service.add(spec).unwrap()
+    };
+    let narrow = add("narrow", &[0x30], &[0x10]);
+    let far = add("far", &[], &[0x11]);
+    let wide = add("wide", &[], &[0x10, 0x11]);
+    let leaver = add("leaver", &[0x30], &[]);
+    bench.service.assign(&narrow, &one.domain).unwrap();
+    // The one entry on the second SMMU is live: it outlives the device for which it was made.
+    drop(bench.service.remove(wide.key()).unwrap());
+    drop(bench.service.remove(leaver.key()).unwrap());
+    let refused = bench.service.assign(&far, &two.domain).unwrap_err();
     assert!(matches!(refused.cause, Cause::GroupConflict { .. }), "{refused}");
     bench.audit();
 }
