@@ -353,12 +353,12 @@ impl<P: Platform> Service<P> {
         let rest = members.without(leaving.as_ref());
         let staying = members.devices().filter(|device| rest.contains(&device.id()));
         for attachment in staying.flat_map(Device::attachments) {
-            if rest.len() < 2 || asked.contains(&attachment.key) {
+            if rest.len() < 2 || asked.iter().any(|asked| asked.is_same(&attachment.iommu)) {
                 continue;
             }
             let mut shared = attachment.iommu.call(held).sharing(&rest);
             if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
-                asked.push(attachment.key);
+                asked.push(attachment.iommu.clone());
                 sharing.append(&mut shared);
             }
         }

@@ -3,6 +3,7 @@
 //! A removal is a mark on the device and the claim of its group. Whoever holds the claim when it ends carries the
 //! removal out: the caller of `remove`, or the operation that it met.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::claim::{Claim, End, Members, Open, USUAL_MEMBERS};
@@ -10,13 +11,13 @@ use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::identity::{DeviceId, DeviceKey, Label};
-use super::iommu::Sharing;
+use super::iommu::{Iommu, Sharing};
 use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
-use super::spec::IommuKey;
 use super::steps::gather;
 use crate::sync::order::{Held, Unlocked};
+use crate::sync::outside::Outside;
 use crate::sync::{Platform, Waiter};
 
 /// What became of a device when the claim on its group ended.
@@ -71,7 +72,7 @@ pub(super) struct Cut {
     sharers: Vec<DeviceId>,
     /// Who of those that stay share entries, on the IOMMUs that have said so.
     pub(super) sharing: Vec<Sharing>,
-    pub(super) asked: Vec<IommuKey>,
+    pub(super) asked: Vec<Outside<Arc<dyn Iommu>>>,
 }
 
 impl Going {
@@ -356,7 +357,7 @@ impl<P: Platform> Service<P> {
                 match attachment.iommu.call(held).withdraw(device.id(), &rest) {
                     Ok(mut shared) => {
                         if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
-                            asked.push(attachment.key);
+                            asked.push(attachment.iommu.clone());
                             sharing.append(&mut shared);
                         }
                     }
