@@ -91,8 +91,8 @@ type Case = (&'static str, Reach, &'static [fn(&Room)]);
 const CASES: &[Case] = &[
     ("call twice | revoke and wait", Reach::Whole, &[Room::call_twice, Room::close]),
     ("drop a call | drop a call | revoke", Reach::Whole, &[Room::call_and_drop, Room::call_and_drop, Room::revoke]),
-    ("call | call | revoke and wait", Reach::Bounded, &[Room::call_once, Room::call_once, Room::close]),
-    ("call | revoke | revoke and wait", Reach::Bounded, &[Room::call_once, Room::revoke, Room::close]),
+    ("call | call | revoke and wait", Reach::Patient, &[Room::call_once, Room::call_once, Room::close]),
+    ("call | revoke | revoke and wait", Reach::Patient, &[Room::call_once, Room::revoke, Room::close]),
 ];
 
 pub(crate) fn explore(explorer: &mut Explorer) {

@@ -20,6 +20,8 @@ const LOOK_AT_TIME: usize = 100;
 pub(crate) enum Reach {
     /// Up to three preemptions; without a bound too, where that ends in time and nobody is in a hurry.
     Bounded,
+    /// The same, but whoever is not in a hurry waits until it ends.
+    Patient,
     /// Every interleaving, however long it takes.
     Whole,
 }
@@ -75,12 +77,13 @@ impl Explorer {
         let (mut bound, mut found) = match reach {
             Reach::Whole => ("all", check(&run, None, None)),
             // Bound 3 finds nearly everything, and always ends; without a bound nothing is left out, where that ends.
-            Reach::Bounded => ("bound 3", check(&run, Some(3), None)),
+            Reach::Bounded | Reach::Patient => ("bound 3", check(&run, Some(3), None)),
         };
-        if reach == Reach::Bounded && !self.quick && found.is_ok() {
+        if reach != Reach::Whole && !self.quick && found.is_ok() {
             let begun = Instant::now();
-            let unbounded = check(&run, None, Some(UNBOUNDED));
-            let complete = begun.elapsed() < UNBOUNDED;
+            let limit = (reach == Reach::Bounded).then_some(UNBOUNDED);
+            let unbounded = check(&run, None, limit);
+            let complete = limit.is_none_or(|limit| begun.elapsed() < limit);
             if complete || unbounded.is_err() {
                 (bound, found) = ("all", unbounded);
             }
