@@ -85,10 +85,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         ]
     }
 
-    fn audit_bank(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 5] {
+    fn audit_bank(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 6] {
         let map = self.map.lock(held);
         let none = ("bank", 0, 0);
-        let Some(bank) = map.bank(index) else { return [none; 5] };
+        let Some(bank) = map.bank(index) else { return [none; 6] };
         let users = map.uses().filter(|used| used.bank.get() == Some(index)).count();
         let at = |register| self.geometry.bank(index, register);
         let enabled = Sctlr::from_bits_retain(self.registers.read32(at(cb::SCTLR))) & Sctlr::M;
@@ -98,18 +98,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 let (vmid, interrupt) = (self.vmids.of(index), self.interrupt_of(index));
                 let image = context::image(&self.geometry, vmid, interrupt, &space.stage2);
                 let read = |register| u64::from(self.registers.read32(register));
+                let cba2r = |value| ("CBA2R", u64::from(value), read(self.geometry.gr1(gr1::cba2r(index))));
                 [
                     users,
                     ("SCTLR.M", 1, u64::from(enabled.bits())),
                     ("TTBR0", image.ttbr0, self.registers.read64(at(cb::TTBR0))),
                     ("TCR", u64::from(image.tcr), read(at(cb::TCR))),
                     ("CBAR", u64::from(image.cbar), read(self.geometry.gr1(gr1::cbar(index)))),
+                    image.cba2r.map_or(none, cba2r),
                 ]
             }
             BankState::Free | BankState::Reserved(_) => {
-                [users, ("SCTLR.M", u64::from(bank.on), u64::from(enabled.bits())), none, none, none]
+                [users, ("SCTLR.M", u64::from(bank.on), u64::from(enabled.bits())), none, none, none, none]
             }
-            BankState::Draining(_) | BankState::Poisoned(..) => [users, none, none, none, none],
+            BankState::Draining(_) | BankState::Poisoned(..) => [users, none, none, none, none, none],
         }
     }
 }
