@@ -209,8 +209,8 @@ fn quarantined(bench: &mut Bench, place: Quarantine) -> (iommu_assign::assign::D
 }
 
 #[test]
-fn s6_quarantine_with_and_without_a_scratch_page() {
-    for name in ["generic v1", "generic v2", "extended", "ap806", "qualcomm", "stream indexing"] {
+fn s6_quarantine_with_and_without_a_scratch_page_on_every_part() {
+    for name in parts().iter().map(|part| part.name) {
         for scratch in [false, true] {
             let mut bench = Bench::new();
             bench.part(named(name));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use iommu_assign::assign::{Cause, IommuError, Resource, UsageRecord};
 use smmu_model::{Access, Config, Direction, Injection, Memory, Record, Smmu, Source, SyncRegister, Verdict};
 
-use super::parts::parts;
+use super::parts::{Part, parts};
 use super::{Bench, PAGE, SMMU};
 
 /// Runs a test on every part, each in service on a bench of its own.
@@ -142,4 +142,19 @@ pub(crate) fn stuck() -> Injection {
 
 pub(crate) fn timed_out(cause: &Cause) -> bool {
     matches!(cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. })
+}
+
+/// Every part, with at most `banks` banks.
+pub(crate) fn with_banks(banks: u8) -> impl Iterator<Item = Part> {
+    parts().into_iter().map(move |mut part| {
+        println!("on {}", part.name);
+        part.model.banks = part.model.banks.min(banks);
+        part.model.stage2_banks = part.model.stage2_banks.min(banks);
+        part
+    })
+}
+
+/// sCR0 as the part's accesses reach it.
+pub(crate) fn scr0(model: &Config) -> usize {
+    if model.quirks.secure_accesses { 0x400 } else { 0 }
 }
