@@ -44,6 +44,7 @@ extern crate std;
 
 pub mod assign;
 pub mod dt;
+mod few;
 pub mod pci;
 pub mod smmu;
 pub mod sync;

@@ -23,6 +23,7 @@ use super::policy::HookContext;
 use super::registry::{DeviceRecord, Registry};
 use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -45,7 +46,7 @@ pub(super) struct Claim {
 /// The members of a claimed group as the claim found them.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    list: Vec<(Device, DeviceState)>,
+    list: Few<(Device, DeviceState)>,
     /// There was room for all of them.
     complete: bool,
 }
@@ -93,9 +94,7 @@ impl Claim {
 impl Members {
     /// With room for `count`.
     pub(super) fn with_room(count: usize) -> Option<Self> {
-        let mut list = Vec::new();
-        list.try_reserve_exact(count).ok()?;
-        Some(Self { list, complete: false })
+        Some(Self { list: few::with_room(count)?, complete: false })
     }
 
     /// Lists the group of `record` anew, as far as there is room.
@@ -121,8 +120,8 @@ impl Members {
     }
 
     /// Those that stay when `leaving` goes; none, where there is no memory.
-    pub(super) fn without(&self, leaving: Option<&Device>) -> Vec<DeviceId> {
-        let mut rest = Vec::new();
+    pub(super) fn without(&self, leaving: Option<&Device>) -> Few<DeviceId> {
+        let mut rest = Few::new();
         if rest.try_reserve_exact(self.list.len()).is_ok() {
             rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
         }
@@ -163,15 +162,14 @@ impl<P: Platform> Service<P> {
         &self,
         held: &mut Held<'_, Unlocked>,
         request: &Request<'_>,
-        admit: impl Fn(&Registry<P>, &DeviceRecord, &mut Vec<Device>) -> Result<(), Cause>,
-    ) -> Result<(Claim, Vec<Device>), Error> {
+        admit: impl Fn(&Registry<P>, &DeviceRecord, &mut Few<Device>) -> Result<(), Cause>,
+    ) -> Result<(Claim, Few<Device>), Error> {
         let &Request { operation, device, whole_group, .. } = request;
         let refuse = |cause| Error::unchanged(operation, device.label().clone(), cause);
         let mut room = USUAL_MEMBERS;
         loop {
             let mut members = Members::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
-            let mut subjects: Vec<Device> = Vec::new();
-            subjects.try_reserve_exact(room).map_err(|_| refuse(Cause::OutOfMemory))?;
+            let mut subjects: Few<Device> = few::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
             let mut registry = self.registry.lock(held);
             let unused = registry.unused();
             let claimed = (|| {

@@ -45,7 +45,10 @@ fn place(list: &[Provider], key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> O
 
 impl<P: Platform> Domain<P> {
     pub(super) fn new(label: Label, space: AddressSpace) -> Self {
-        Self(Arc::new(DomainObject { label, space, flush_list: Lock::new(Vec::new()) }))
+        let mut list = Vec::new();
+        // So that joining it allocates nothing, nearly always; where there is no memory now, there may be then.
+        let _ = list.try_reserve_exact(AT_ONCE);
+        Self(Arc::new(DomainObject { label, space, flush_list: Lock::new(list) }))
     }
 
     /// The domain's number.
@@ -85,8 +88,8 @@ impl<P: Platform> Domain<P> {
             let mut list = self.0.flush_list.lock(held);
             let missing = iommus.clone().filter(|(key, iommu)| place(&list, *key, iommu).is_none()).count();
             let wanted = list.len().saturating_add(missing);
-            if missing == 0 || grown.capacity() >= wanted {
-                if missing > 0 {
+            if list.capacity() >= wanted || grown.capacity() >= wanted {
+                if list.capacity() < wanted {
                     grown.append(&mut list);
                     core::mem::swap(&mut *list, &mut grown);
                 }

@@ -1,6 +1,5 @@
 //! A dry run of an assign, and one that binds.
 
-use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 
@@ -12,6 +11,7 @@ use super::nested::Claims;
 use super::service::Service;
 use super::steps::Steps;
 use super::transaction::state_after;
+use crate::few::Few;
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -23,7 +23,7 @@ use crate::sync::order::Held;
 pub struct Reservation<'s, P: Platform> {
     service: &'s Service<P>,
     claim: Claim,
-    subjects: Vec<Device>,
+    subjects: Few<Device>,
     domain: Domain<P>,
     steps: Steps,
     not_send: PhantomData<*mut ()>,

@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use smallvec::SmallVec;
+
 use super::device::Device;
 use super::domain::Domain;
 use super::error::Cause;
@@ -10,6 +12,7 @@ use super::identity::DeviceId;
 use super::iommu::{Iommu, IommuError, Prepared, Resource, Sharing};
 use super::space::AddressSpace;
 use super::spec::IommuKey;
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
@@ -26,19 +29,19 @@ pub(super) fn gather<T>(all: &mut Vec<T>, mut more: Vec<T>) -> Result<(), Cause>
 }
 
 /// The devices of one operation, by the IOMMU that must act for them.
-pub(super) struct Steps(Vec<Step>);
+pub(super) struct Steps(SmallVec<[Step; 2]>);
 
 struct Step {
     key: IommuKey,
     iommu: Outside<Arc<dyn Iommu>>,
-    devices: Vec<DeviceId>,
+    devices: Few<DeviceId>,
     prepared: Option<Prepared>,
 }
 
 impl Steps {
     /// What `subjects` need, with all memory reserved (contract A-8).
     pub(super) fn of(subjects: &[Device]) -> Result<Self, Cause> {
-        let mut steps: Vec<Step> = Vec::new();
+        let mut steps: SmallVec<[Step; 2]> = SmallVec::new();
         for device in subjects {
             for attachment in device.attachments() {
                 // Not by name: a device may still be with an instance that went, its mate with the one that came after.
@@ -46,8 +49,7 @@ impl Steps {
                 let at = match steps.iter().position(same) {
                     Some(at) => at,
                     None => {
-                        let mut devices = Vec::new();
-                        devices.try_reserve_exact(subjects.len()).map_err(|_| Cause::OutOfMemory)?;
+                        let devices = few::with_room(subjects.len()).ok_or(Cause::OutOfMemory)?;
                         steps.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
                         steps.push(Step {
                             key: attachment.key,

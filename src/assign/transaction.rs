@@ -14,6 +14,7 @@ use super::ownership::check_owner;
 use super::policy::HookContext;
 use super::service::{Deassigned, Service};
 use super::steps::Steps;
+use crate::few::Few;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -158,7 +159,7 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         request: &Request<'_>,
         domain: &Domain<P>,
-    ) -> Result<(Claim, Vec<Device>), Error> {
+    ) -> Result<(Claim, Few<Device>), Error> {
         let wanted = domain.id();
         let reassigning = request.operation == Operation::Reassign;
         self.begin(held, request, |registry, record, subjects| {

@@ -18,6 +18,7 @@ use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
 use super::tlb::SyncTimeout;
 use crate::assign::{AddressSpace, DeviceId, IommuError, Patience, Prepared, Sharing};
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -33,11 +34,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<Prepared, IommuError> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
-        let mut bare = Vec::new();
-        bare.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+        let mut bare = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
         let mut draft: Option<Box<Allotment>> = None;
-        let (mut sharers, mut room) = (Vec::new(), USUAL_SHARERS);
-        loop {
+        let (mut sharers, mut room) = (Few::new(), 0);
+        let bank = loop {
             sharers.clear();
             sharers.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
             // Memory is released when the lock is free.
@@ -61,12 +61,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                             return Err(error);
                         }
                     }
-                    return Ok(Prepared { space: *space, ticket: bank.into(), sharers });
+                    break bank;
                 }
             }
             // Devices that were added lazily are allotted their entries now, together.
             draft = Some(self.draft(self.survey(held, &bare)?, &bare, Freedom::Grow)?);
+        };
+        let mut along = Vec::new();
+        if along.try_reserve_exact(sharers.len()).is_err() {
+            self.unplan(&mut self.map.lock(held), devices, bank);
+            return Err(IommuError::OutOfMemory);
         }
+        along.extend(sharers);
+        Ok(Prepared { space: *space, ticket: bank.into(), sharers: along })
     }
 
     fn plan_bank(
@@ -318,7 +325,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 }
 
 /// Lists those of `devices` that have no entries yet, in `bare`, which has room for all of them.
-fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Vec<DeviceId>) -> Result<(), IommuError> {
+fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Few<DeviceId>) -> Result<(), IommuError> {
     bare.clear();
     for &device in devices {
         if map.used_by(device).ok_or(IommuError::Unknown)?.entries.get() == 0 {
@@ -329,10 +336,11 @@ fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Vec<DeviceId>) ->
 }
 
 /// Lists whose DMA would go along with `devices`, in `sharers`. Where its room does not suffice, says how much would.
-fn list_sharers(map: &StreamMap, devices: &[DeviceId], sharers: &mut Vec<Sharing>) -> Result<(), usize> {
+fn list_sharers(map: &StreamMap, devices: &[DeviceId], sharers: &mut Few<Sharing>) -> Result<(), usize> {
     let outside = |other: &&Use| !devices.contains(&other.device);
     let with = |used| map.sharers(used).filter(outside).map(|other| (used.device, other.device));
-    list(sharers, || devices.iter().filter_map(|device| map.used_by(*device)).flat_map(with))
+    let room = sharers.capacity();
+    list(sharers, room, || devices.iter().filter_map(|device| map.used_by(*device)).flat_map(with))
 }
 
 /// Lists devices outside `devices` that keep an entry of theirs translated (contract I-6), in `still`. Where its room does
@@ -343,14 +351,19 @@ fn list_keepers(map: &StreamMap, devices: &[DeviceId], still: &mut Vec<DeviceId>
         let blocked = devices.iter().filter_map(|device| map.used_by(*device));
         blocked.flat_map(|used| map.sharers(used)).filter(keeps)
     };
-    list(still, || keepers().map(|used| used.device))
+    let room = still.capacity();
+    still.clear();
+    list(still, room, || keepers().map(|used| used.device))
 }
 
-/// Fills a list anew, or says how much room it lacks: it is reserved when the lock is free.
-pub(super) fn list<T, I: Iterator<Item = T>>(found: &mut Vec<T>, all: impl Fn() -> I) -> Result<(), usize> {
-    found.clear();
+/// Fills an empty list that has `room`, or says how much it lacks: that is reserved when the lock is free.
+pub(super) fn list<T, I: Iterator<Item = T>>(
+    found: &mut impl Extend<T>,
+    room: usize,
+    all: impl Fn() -> I,
+) -> Result<(), usize> {
     let wanted = all().count();
-    if wanted > found.capacity() {
+    if wanted > room {
         return Err(wanted);
     }
     found.extend(all());
