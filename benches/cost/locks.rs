@@ -85,6 +85,17 @@ fn wakes(op: &str) -> u64 {
     u64::from(drains.iter().any(|start| op.starts_with(start)))
 }
 
+/// How often an operation may allocate: a move makes a list of whose DMA goes along, where there is somebody. An add makes
+/// the device, and searches for its entries; so does what packs a group anew.
+fn most_allocations(op: &str) -> u64 {
+    match op {
+        "add" | "assign, added lazily" => u64::MAX,
+        _ if op.starts_with("remove") => u64::MAX,
+        _ if op.starts_with("assign") || op.starts_with("reassign") => 1,
+        _ => 0,
+    }
+}
+
 /// What one operation did with the locks of one level.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Row {
@@ -204,6 +215,13 @@ impl Table {
             if ["Registry", "FlushList"].contains(&level) && row.longest_hold > 0 {
                 exceeded = true;
                 eprintln!("EXCEEDED: {op}: {} register accesses under {level}", row.longest_hold);
+            }
+        }
+        for op in &self.ops {
+            let (most, taken) = (most_allocations(op), self.allocations[op]);
+            if taken > most {
+                exceeded = true;
+                eprintln!("EXCEEDED: {op}: {taken} allocations, at most {most}");
             }
         }
         exceeded
