@@ -120,6 +120,7 @@ impl<P: Platform> Service<P> {
             while let Some(key) = wanted.as_slice().first().map(|next| next.iommu) {
                 let instance = registry.iommu(key).ok_or(Cause::ProviderMissing(key))?;
                 if instance.leaving.get() {
+                    instance.met.set(true);
                     return Err(Cause::Busy { running: Operation::UnregisterIommu });
                 }
                 let Some(Wanted { streams, .. }) = wanted.next() else { break };

@@ -80,6 +80,8 @@ pub(super) struct IommuRecord {
     pub(super) devices: Cell<usize>,
     /// It is being taken out of service: the exclusive hold. No device is added with streams on it.
     pub(super) leaving: Cell<bool>,
+    /// Somebody has met that, and may wait for its end.
+    pub(super) met: Cell<bool>,
 }
 
 intrusive_adapter!(ByDevice = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
@@ -137,6 +139,7 @@ impl IommuRecord {
             iommu: Outside::new(iommu),
             devices: Cell::new(0),
             leaving: Cell::new(false),
+            met: Cell::new(false),
         })
     }
 }

@@ -200,19 +200,23 @@ impl<P: Platform> Service<P> {
                 return Err(refuse(Cause::InUse { devices }));
             }
             if record.leaving.replace(true) {
+                record.met.set(true);
                 return Err(refuse(Cause::Busy { running: Operation::UnregisterIommu }));
             }
             record.iommu.clone()
         };
         let settled = self.evict_strays(&mut held, key).and_then(|()| self.settle_iommu(&mut held, key, &iommu));
-        let taken = {
+        let (taken, was_met) = {
             let mut registry = self.registry.lock(&mut held);
-            if let Some(record) = registry.instance(key, &iommu) {
+            let was_met = registry.instance(key, &iommu).is_some_and(|record| {
                 record.leaving.set(false);
-            }
-            settled.is_ok() && registry.bury_iommu(key, &iommu)
+                record.met.replace(false)
+            });
+            (settled.is_ok() && registry.bury_iommu(key, &iommu), was_met)
         };
-        P::wake();
+        if was_met {
+            P::wake();
+        }
         settled.map_err(refuse)?;
         if !taken {
             // A forced unregister was faster; what is registered under the key now is another instance.

@@ -83,15 +83,19 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// Removes the strays of an IOMMU that goes.
+    /// Removes the strays of an IOMMU that goes, also after one that is busy: returns the first failure.
     pub(super) fn evict_strays(&self, held: &mut Held<'_, Unlocked>, iommu: IommuKey) -> Result<(), Cause> {
+        let mut result = Ok(());
+        let mut after = None;
         loop {
             let next = {
                 let registry = self.registry.lock(held);
-                registry.devices().find(|record| record.is_stray_of(iommu)).map(|record| record.device.clone())
+                let strays = registry.devices().filter(|record| record.is_stray_of(iommu));
+                strays.map(|record| &record.device).find(|stray| Some(stray.key()) > after).cloned()
             };
-            let Some(stray) = next else { return Ok(()) };
-            self.evict(held, Claims::NONE, &stray)?;
+            let Some(stray) = next else { return result };
+            after = Some(stray.key());
+            result = result.and(self.evict(held, Claims::NONE, &stray));
         }
     }
 
