@@ -184,6 +184,13 @@ mod found {
         run(Board::Roomy, &[Create(Green), Add(Wide), Add(Far), AssignGroup(Far, Green), Remove(Wide), Add(Narrow)]);
     }
 
+    /// An ended domain kept its list of IOMMUs, and a late flush asked one that had gone since.
+    #[test]
+    fn c9_i9_a_late_flush_of_an_ended_domain_asks_nobody() {
+        let life = [Add(Usb), Create(Red), Assign(Usb, Red), Remove(Usb), Destroy(Red), Unregister(A), Flush(Red)];
+        run(Board::Version1, &life);
+    }
+
     /// Some member of an entry is not every member: the device that was told to meet the new one was in fault, and the
     /// one that kept the entry live was not asked about.
     #[test]

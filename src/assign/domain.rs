@@ -122,6 +122,12 @@ impl<P: Platform> Domain<P> {
         drop(old);
     }
 
+    /// The domain has ended, and no IOMMU has anything of it: who flushes it with an old handle reaches none.
+    pub(super) fn end(&self, held: &mut Held<'_, Unlocked>) {
+        let old = core::mem::take(&mut *self.0.flush_list.lock(held));
+        drop(old);
+    }
+
     /// Has every IOMMU forget the domain: after `Ok` none of them uses its tables.
     pub(super) fn forget(&self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
         self.on_all(held, |iommu, domain| match iommu.forget(domain) {

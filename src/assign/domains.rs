@@ -42,8 +42,14 @@ impl<P: Platform> TablesHeld<P> {
     ///
     /// Waiting context.
     pub fn redeem(self) -> Result<(), (Self, Cause)> {
-        let forgotten = self.0.forget(&mut Held::enter());
-        forgotten.map_err(|cause| (self, cause))
+        let mut held = Held::enter();
+        match self.0.forget(&mut held) {
+            Ok(()) => {
+                self.0.end(&mut held);
+                Ok(())
+            }
+            Err(cause) => Err((self, cause)),
+        }
     }
 }
 
@@ -116,6 +122,7 @@ impl<P: Platform> Service<P> {
             }
         }
         if drained.is_ok() {
+            domain.end(held);
             self.tell(held, &Event::DomainDestroyed { domain: domain.label().clone() });
         }
         P::wake();
