@@ -5,8 +5,11 @@
 
 use smallvec::SmallVec;
 
+/// For how many elements room is made before their number is known.
+pub(crate) const USUAL: usize = 8;
+
 /// A list that allocates from its ninth element on.
-pub(crate) type Few<T> = SmallVec<[T; 8]>;
+pub(crate) type Few<T> = SmallVec<[T; USUAL]>;
 
 /// An empty list with room for `count`; `None` where there is no memory.
 pub(crate) fn with_room<T>(count: usize) -> Option<Few<T>> {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::claim::{Claim, End, Members, USUAL_MEMBERS};
+use super::claim::{Claim, End, Members};
 use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
@@ -16,6 +16,7 @@ use super::service::Service;
 use super::space::AddressSpace;
 use super::spec::{IommuKey, Stream};
 use super::stray::move_stray;
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -101,7 +102,7 @@ impl<P: Platform> Service<P> {
         wanted: Vec<Wanted>,
     ) -> Result<Claim, Cause> {
         let record = DeviceRecord::adding(device.clone());
-        let members = Members::with_room(USUAL_MEMBERS).ok_or(Cause::OutOfMemory)?;
+        let members = Members::with_room(few::USUAL).ok_or(Cause::OutOfMemory)?;
         let mut attachments: Vec<Attachment> = Vec::new();
         attachments.try_reserve_exact(wanted.len()).map_err(|_| Cause::OutOfMemory)?;
         let mut wanted = wanted.into_iter();

@@ -23,12 +23,10 @@ use super::policy::HookContext;
 use super::registry::{DeviceRecord, Registry};
 use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
+use super::steps::gather;
 use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
-
-/// For how many members room is made before a group's size is known: the functions of one device.
-pub(super) const USUAL_MEMBERS: usize = 8;
 
 /// A claimed group, by one of its members.
 #[derive(Debug)]
@@ -121,10 +119,8 @@ impl Members {
 
     /// Those that stay when `leaving` goes; none, where there is no memory.
     pub(super) fn without(&self, leaving: Option<&Device>) -> Few<DeviceId> {
-        let mut rest = Few::new();
-        if rest.try_reserve_exact(self.list.len()).is_ok() {
-            rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
-        }
+        let Some(mut rest) = few::with_room(self.list.len()) else { return Few::new() };
+        rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
         rest
     }
 
@@ -166,7 +162,7 @@ impl<P: Platform> Service<P> {
     ) -> Result<(Claim, Few<Device>), Error> {
         let &Request { operation, device, whole_group, .. } = request;
         let refuse = |cause| Error::unchanged(operation, device.label().clone(), cause);
-        let mut room = USUAL_MEMBERS;
+        let mut room = few::USUAL;
         loop {
             let mut members = Members::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
             let mut subjects: Few<Device> = few::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
@@ -354,10 +350,9 @@ impl<P: Platform> Service<P> {
             if rest.len() < 2 || asked.iter().any(|asked| asked.is_same(&attachment.iommu)) {
                 continue;
             }
-            let mut shared = attachment.iommu.call(held).sharing(&rest);
-            if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
+            let shared = attachment.iommu.call(held).sharing(&rest);
+            if asked.try_reserve(1).is_ok() && gather(&mut sharing, shared).is_ok() {
                 asked.push(attachment.iommu.clone());
-                sharing.append(&mut shared);
             }
         }
         sharing

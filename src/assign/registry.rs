@@ -234,7 +234,7 @@ impl<P: Platform> Registry<P> {
             device: self.gone_devices.take(|record| record.device.is_last()),
             domain: self.gone_domains.take(|record| record.domain.is_last()),
             iommu: self.gone_iommus.take(|record| record.iommu.is_last()),
-            source: self.sources.take(SourceRecord::is_last),
+            source: self.sources.take(|record| record.is_last()),
         }
     }
 

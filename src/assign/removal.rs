@@ -6,7 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::claim::{Claim, End, Members, Open, USUAL_MEMBERS};
+use super::claim::{Claim, End, Members, Open};
 use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
@@ -16,6 +16,7 @@ use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
 use super::steps::gather;
+use crate::few;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
 use crate::sync::{Platform, Waiter};
@@ -290,7 +291,7 @@ impl<P: Platform> Service<P> {
     ) -> Result<Removal, Error> {
         // The subject of an error about a key that is not known; made before the lock is taken, as is the room.
         let unknown = Label::of_key(key);
-        let mut members = Members::with_room(USUAL_MEMBERS).unwrap_or_default();
+        let mut members = Members::with_room(few::USUAL).unwrap_or_default();
         let (claim, going) = {
             let registry = self.registry.lock(held);
             let named = registry.device(key).filter(|record| only.is_none_or(|only| only == record.device.id()));

@@ -124,6 +124,7 @@ impl<P: Platform> Reservation<'_, P> {
         let subject = self.claim.device.label().clone();
         let Self { service, claim, subjects, domain, mut steps, .. } = self;
         steps.abandon(&mut held);
+        service.leave_gone(&mut held, &subjects, &domain);
         let overtaken = service.end_move(&mut held, claim, &subjects, &domain, None, Claims::NONE);
         let removed = |left| Error { operation: Operation::Assign, subject, cause: Cause::Removed, left };
         let result = overtaken.map_or(Ok(()), |left| Err(removed(left)));

@@ -11,6 +11,7 @@ use super::device::{DeviceInfo, DeviceState};
 use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
 use super::fault::{FaultAnswer, FaultLine, RawFault};
+use super::graveyard::take_all;
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
 use super::iommu::{Difference, Iommu};
 use super::levels;
@@ -338,17 +339,11 @@ impl<P: Platform> Service<P> {
         // Each failure is logged where it happens, and tried again the next time.
         let _ = self.end_sources();
         let mut held = Held::enter();
-        let mut in_vain = 0_usize;
-        loop {
-            let (unused, rounds) = {
-                let mut registry = self.registry.lock(&mut held);
-                (registry.unused(), registry.rounds())
-            };
-            in_vain = if unused.is_empty() { in_vain.saturating_add(1) } else { 0 };
-            if in_vain > rounds {
-                return;
-            }
-        }
+        take_all(|| {
+            let mut registry = self.registry.lock(&mut held);
+            let unused = registry.unused();
+            ((!unused.is_empty()).then_some(unused), registry.rounds())
+        });
     }
 
     // --- look-up and traversal ---

@@ -188,16 +188,13 @@ impl<P: Platform> Service<P> {
         if let Some(state) = state {
             self.tell_moved(held, subjects, state, Some(domain.label()));
         }
-        if !matches!(state, Some(DeviceState::Assigned(_))) {
-            self.leave_gone(held, subjects, domain);
-        }
         let end = End { subjects, state, unhold: Some(domain.id()) };
         self.conclude(held, claim, end, above).overtaken()
     }
 
-    /// Takes from `domain`'s flush list the instances that went before they stood there: whoever unregistered them did not
-    /// find them. A move that succeeds was faster than that.
-    fn leave_gone(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], domain: &Domain<P>) {
+    /// Where a move that has joined `domain`'s flush list does not succeed: takes the instances from it that went before
+    /// they stood there. Whoever unregistered them did not find them. A move that succeeds was faster than that.
+    pub(super) fn leave_gone(&self, held: &mut Held<'_, Unlocked>, subjects: &[Device], domain: &Domain<P>) {
         for attachment in subjects.iter().flat_map(Device::attachments) {
             let is_there = self.registry.lock(held).instance(attachment.key, &attachment.iommu).is_some();
             if !is_there {
@@ -280,7 +277,7 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// Everything after the plan: the register writes.
+    /// Everything after the plan.
     pub(super) fn carry_out(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -288,6 +285,18 @@ impl<P: Platform> Service<P> {
         domain: &Domain<P>,
         mut steps: Steps,
     ) -> Result<(), Cause> {
+        let moved = Self::write(held, frame, &mut steps);
+        if cfg!(broken = "late_flush_list") {
+            let _ = steps.join(held, domain);
+        }
+        if moved.is_err() {
+            self.leave_gone(held, frame.subjects, domain);
+        }
+        moved
+    }
+
+    /// The register writes.
+    fn write(held: &mut Held<'_, Unlocked>, frame: &Frame<'_>, steps: &mut Steps) -> Result<(), Cause> {
         if frame.operation == Operation::Reassign {
             let failed = steps.block(held).1.or_else(|| Self::cleanse(held, frame).err());
             if let Some(cause) = failed {
@@ -295,11 +304,7 @@ impl<P: Platform> Service<P> {
                 return Err(cause);
             }
         }
-        let moved = steps.install(held);
-        #[cfg(broken = "late_flush_list")]
-        let _ = Steps::of(frame.subjects).map(|late| late.join(held, domain));
-        let _ = domain;
-        moved
+        steps.install(held)
     }
 
     /// Lets the source stop and reset its devices, which are in fault.

@@ -11,10 +11,10 @@ use super::cover::Cube;
 use super::instance::Smmu;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
-use super::moves::USUAL_SHARERS;
 use super::reserved;
 use super::stream_map::{StreamMap, Use, each, one};
 use crate::assign::{DeviceId, IommuError, Sharing, Stream, StreamId};
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -29,7 +29,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut published =
             Some((Master::new(self.config.key, device, copy(&cubes)?), Use::new(device, copy(&cubes)?)));
         let mut meets: Vec<DeviceId> = Vec::new();
-        meets.try_reserve(USUAL_SHARERS).map_err(|_| IommuError::OutOfMemory)?;
+        meets.try_reserve(few::USUAL).map_err(|_| IommuError::OutOfMemory)?;
         loop {
             let room = meets.capacity();
             let wanted = {

@@ -22,9 +22,6 @@ use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// For how many devices that share an entry room is made before their number is known: the functions of one device.
-pub(super) const USUAL_SHARERS: usize = 8;
-
 impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn plan_move(
         &self,

@@ -8,6 +8,7 @@ use intrusive_collections::{
 };
 
 use super::node::Node;
+use crate::assign::graveyard::Graveyard;
 use crate::assign::identity::DeviceKey;
 use crate::sync::Platform;
 
@@ -26,44 +27,39 @@ impl<'a, P: Platform> KeyAdapter<'a> for Aside<P> {
 /// The lists of one queue.
 pub(super) struct Lists<P: Platform> {
     /// All that may be referred to from outside (the queue's invariant 1).
-    kept: LinkedList<Kept<P>>,
+    kept: Graveyard<Kept<P>>,
     /// Submitted, in order.
     line: LinkedList<InLine<P>>,
     /// What met a claimed group, with all later ones about the same device, by device and turn.
     aside: RBTree<Aside<P>>,
     turns: u64,
-    kept_count: usize,
     aside_count: usize,
 }
 
 impl<P: Platform> Lists<P> {
     pub(super) fn new() -> Self {
         Self {
-            kept: LinkedList::new(Kept::new()),
+            kept: Graveyard::new(LinkedList::new(Kept::new())),
             line: LinkedList::new(InLine::new()),
             aside: RBTree::new(Aside::new()),
             turns: 0,
-            kept_count: 0,
             aside_count: 0,
         }
     }
 
     pub(super) fn keep(&mut self, node: Arc<Node<P>>) {
-        self.kept_count = self.kept_count.saturating_add(1);
-        self.kept.push_back(node);
+        self.kept.bury(node);
     }
 
-    pub(super) fn take_kept(&mut self) -> Option<Arc<Node<P>>> {
-        let node = self.kept.pop_front();
-        if node.is_some() {
-            self.kept_count = self.kept_count.saturating_sub(1);
-        }
-        node
+    /// Takes a request to which nobody refers any more.
+    pub(super) fn take_unused(&mut self) -> Option<Arc<Node<P>>> {
+        // The list's reference is in hand: were there another one, it could be cloned from; there is none.
+        self.kept.take(|node| Arc::strong_count(node) == 1)
     }
 
-    /// How many are kept.
-    pub(super) const fn kept(&self) -> usize {
-        self.kept_count
+    /// In how many goes of [`take_unused`](Self::take_unused) all that are kept are looked at.
+    pub(super) const fn rounds(&self) -> usize {
+        self.kept.rounds()
     }
 
     /// Puts a request at the end of the line.

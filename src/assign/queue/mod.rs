@@ -35,7 +35,6 @@ mod node;
 mod request;
 mod worker;
 
-use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 
@@ -77,11 +76,13 @@ impl<P: Platform> RequestQueue<P> {
     pub fn prepare(&self, request: Request<P>) -> ReadyRequest<P> {
         let node = Node::new(request);
         let mut held = Held::enter();
-        self.lists.lock(&mut held).keep(node.clone());
-        // Two for one, so that what was let go is not there for ever, where nobody drains the queue.
-        for _ in 0..2 {
-            self.reap(&mut held);
-        }
+        let unused = {
+            let mut lists = self.lists.lock(&mut held);
+            lists.keep(node.clone());
+            // Two for one, so that what was let go is not there for ever, where nobody drains the queue.
+            [lists.take_unused(), lists.take_unused()]
+        };
+        drop(unused);
         ReadyRequest(node)
     }
 
@@ -123,17 +124,6 @@ impl<P: Platform> RequestQueue<P> {
     pub fn worker(&self) -> Option<Worker<'_, P>> {
         let free = self.worker.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
         free.then(|| Worker::new(self))
-    }
-
-    /// Looks at one request that the queue keeps, and lets it go where nobody else has it. Whether there was one to look at.
-    fn reap(&self, held: &mut Held<'_, crate::sync::order::Unlocked>) -> bool {
-        let oldest = self.lists.lock(held).take_kept();
-        let Some(node) = oldest else { return false };
-        // The list's reference is in hand: were there another one, it could be cloned from; there is none.
-        if Arc::strong_count(&node) > 1 {
-            self.lists.lock(held).keep(node);
-        }
-        true
     }
 }
 

@@ -6,6 +6,7 @@ use core::fmt;
 use super::RequestQueue;
 use super::node::Node;
 use crate::assign::error::{Cause, Error};
+use crate::assign::graveyard::take_all;
 use crate::assign::identity::DeviceKey;
 use crate::assign::service::Service;
 use crate::sync::atomic::Ordering;
@@ -155,10 +156,10 @@ impl<'q, P: Platform> Worker<'q, P> {
     /// Lets go of what nobody refers to any more.
     fn tidy(&self) {
         let mut held = Held::enter();
-        let mut left = self.queue.lists.lock(&mut held).kept();
-        while left > 0 && self.queue.reap(&mut held) {
-            left = left.saturating_sub(1);
-        }
+        take_all(|| {
+            let mut lists = self.queue.lists.lock(&mut held);
+            (lists.take_unused(), lists.rounds())
+        });
     }
 }
 
