@@ -12,46 +12,24 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex};
 
+use common::callbacks::Hooks;
 use common::{Anyone, Bench, PAGE, SMMU, stream};
 use iommu_assign::assign::{
-    Cause, Device, DeviceHooks, DeviceKey, Error, Event, EventSink, HookContext, HookError, IommuError, IommuKey, Left,
-    Operation, Removal, Service, Source, StreamId,
+    Cause, Device, DeviceHooks, DeviceKey, Error, Event, EventSink, HookError, IommuError, IommuKey, Left, Operation,
+    Removal, Service, Source, StreamId,
 };
 use iommu_assign::sync::Spin;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
-type Act = dyn Fn(&Device) -> Result<(), HookError> + Send + Sync;
-
 /// Hooks that run a closure in the middle of an operation.
-struct InTheMiddle(Box<Act>);
-
-impl std::fmt::Debug for InTheMiddle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("InTheMiddle")
-    }
-}
-
-impl DeviceHooks for InTheMiddle {
-    fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError> {
-        (self.0)(context.device)
-    }
-
-    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn release(&self, _: &HookContext<'_>) {}
-}
-
 fn hooked(act: impl Fn(&Device) -> Result<(), HookError> + Send + Sync + 'static) -> Arc<dyn DeviceHooks> {
-    Arc::new(InTheMiddle(Box::new(act)))
+    Arc::new(Hooks::new().quiesce(move |context| act(context.device)))
 }
 
-/// The service as a hook reaches it.
-type Way = Arc<OnceLock<Weak<Service<Spin>>>>;
+type Way = common::callbacks::Way<Spin>;
 
 #[test]
 fn c1_c2_a_claimed_group_answers_busy_and_i14_faults_in_the_middle() {
@@ -73,14 +51,14 @@ fn c1_c2_a_claimed_group_answers_busy_and_i14_faults_in_the_middle() {
 
 /// A bench whose service can be reached from hooks.
 fn shared() -> (Bench, Way) {
-    (Bench::v2(), Arc::new(OnceLock::new()))
+    (Bench::v2(), Way::new())
 }
 
 #[test]
 fn c1_c2_c4_what_a_hook_may_and_may_not_do() {
     let (mut bench, way) = shared();
     let service: Arc<Service<Spin>> = Arc::new(Service::new(Box::new(Anyone)));
-    way.set(Arc::downgrade(&service)).unwrap();
+    way.lead_to(&service);
     let smmu = bench.smmu(IommuKey::new(0x6000_0000), Config::generic_v2());
     service.register_iommu(smmu).unwrap();
     let key = IommuKey::new(0x6000_0000);
@@ -93,7 +71,7 @@ fn c1_c2_c4_what_a_hook_may_and_may_not_do() {
     other.streams.push(stream(key, 0x20, 0));
     let (inner, record, target) = (way.clone(), seen.clone(), domain.clone());
     spec.hooks = hooked(move |device| {
-        let service = inner.get().unwrap().upgrade().unwrap();
+        let service = inner.service().unwrap();
         let mut seen = record.lock().unwrap();
         // The same group is claimed: no effect, and no deadlock.
         seen.push(service.assign(device, &target));
@@ -362,7 +340,7 @@ fn c5_the_tree_form_removes_children_first_and_keeps_new_ones_out() {
         let mut spec = bench.spec(&format!("device {n}"), &[(n * 2, 0)]);
         // A chain with a branch: 0 <- 1 <- 2, 0 <- 3, 4 apart, 5 behind 2.
         spec.parent = [None, Some(0), Some(1), Some(0), None, Some(2)][n as usize].map(|at: usize| keys[at]);
-        spec.hooks = Arc::new(Released(order.clone()));
+        spec.hooks = released(&order);
         keys.push(spec.key);
         let device = bench.service.add(spec).unwrap();
         if n == 5 {
@@ -382,21 +360,9 @@ fn c5_the_tree_form_removes_children_first_and_keeps_new_ones_out() {
 }
 
 /// Hooks that note when their device is released.
-#[derive(Debug)]
-struct Released(Arc<Mutex<Vec<DeviceKey>>>);
-
-impl DeviceHooks for Released {
-    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn release(&self, context: &HookContext<'_>) {
-        self.0.lock().unwrap().push(context.device.key());
-    }
+fn released(order: &Arc<Mutex<Vec<DeviceKey>>>) -> Arc<dyn DeviceHooks> {
+    let order = order.clone();
+    Arc::new(Hooks::new().release(move |context| order.lock().unwrap().push(context.device.key())))
 }
 
 /// Keeps the events that it hears, as lines.
@@ -492,7 +458,7 @@ fn a_failed_add_is_nothing_to_release_and_nothing_to_hear_of() {
     let service: Service<Spin> = Service::with_events(Box::new(Anyone), Box::new(console.clone()));
     service.register_iommu(bench.smmu(SMMU, Config::mmu401_juno_small())).unwrap();
     let mut spec = bench.spec("needs three entries", &[(1, 0), (4, 0), (8, 0)]);
-    spec.hooks = Arc::new(Released(released.clone()));
+    spec.hooks = self::released(&released);
     let error = service.add(spec).unwrap_err();
     assert!(matches!(error.cause, Cause::Iommu { error: IommuError::Exhausted { .. }, .. }), "{error}");
     assert_eq!(*released.lock().unwrap(), []);

@@ -13,20 +13,21 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceHooks, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId,
-    FaultAnswer, FaultLine, HookContext, HookError, Iommu, IommuError, IommuKey, Operation, Policy, PolicyRequest,
-    Prepared, RawFault, Service, Stage2Limits, Stream, StreamId, Why,
+    FaultAnswer, FaultLine, Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service,
+    Stage2Limits, Stream, StreamId, Why,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::Spin;
 use machine::{ModelRegisters, Reached};
 use smmu_model::Config;
 
-type Way = Arc<OnceLock<Weak<Service<Spin>>>>;
+type Way = common::callbacks::Way<Spin>;
 type Then = Mutex<Option<Box<dyn FnOnce(&Service<Spin>) + Send>>>;
 
 /// A driver in which, once, something else happens between two steps.
@@ -56,7 +57,7 @@ impl Between {
     fn passed(&self, step: usize) {
         let act = self.then[step].lock().unwrap().take();
         if let Some(act) = act {
-            act(&self.way.get().unwrap().upgrade().unwrap());
+            act(&self.way.service().unwrap());
         }
     }
 }
@@ -150,52 +151,6 @@ impl Iommu for Between {
     }
 }
 
-type Act = dyn Fn(&Service<Spin>, &HookContext<'_>) + Send + Sync;
-
-/// Hooks whose reset and release run a closure.
-struct Hooked {
-    way: Way,
-    reset: Box<Act>,
-    release: Box<Act>,
-}
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl DeviceHooks for Hooked {
-    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
-        (self.reset)(&self.way.get().unwrap().upgrade().unwrap(), context);
-        Ok(())
-    }
-
-    fn release(&self, context: &HookContext<'_>) {
-        (self.release)(&self.way.get().unwrap().upgrade().unwrap(), context);
-    }
-}
-
-type Ask = dyn Fn(&Service<Spin>, &PolicyRequest<'_>) -> bool + Send + Sync;
-
-struct Asked(Way, Box<Ask>);
-
-impl std::fmt::Debug for Asked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Asked")
-    }
-}
-
-impl Policy for Asked {
-    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-        self.0.get().and_then(Weak::upgrade).is_none_or(|service| (self.1)(&service, request))
-    }
-}
-
 struct Rig {
     bench: Bench,
     service: Arc<Service<Spin>>,
@@ -212,9 +167,9 @@ impl Rig {
     fn asking(ask: impl Fn(&Service<Spin>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
         let mut bench = Bench::with_policy(Box::new(Anyone));
         let inner = bench.smmu(SMMU, Config::generic_v2());
-        let way = Way::default();
-        let service = Arc::new(Service::new(Box::new(Asked(way.clone(), Box::new(ask)))));
-        way.set(Arc::downgrade(&service)).unwrap();
+        let way = Way::new();
+        let service = Arc::new(Service::new(Box::new(Asked::new(&way, ask))));
+        way.lead_to(&service);
         let driver = Arc::new(Between { inner, way: way.clone(), then: Default::default() });
         service.register_iommu(driver.clone()).unwrap();
         let (one, two) = (bench.guest("one"), bench.guest("two"));
@@ -299,11 +254,11 @@ fn c2_what_is_removed_from_a_release_hook_is_removed_once() {
     let keys = [specs[0].key, specs[1].key];
     for (n, spec) in specs.into_iter().enumerate() {
         let (seen, other) = (released.clone(), keys[1 - n]);
-        let release = move |service: &Service<Spin>, context: &HookContext<'_>| {
+        let way = rig.way.clone();
+        let hooks = Hooks::new().release(move |context| {
             seen.lock().unwrap().push(n as u8);
-            let _ = service.within(context.claims).remove(other);
-        };
-        let hooks = Hooked { way: rig.way.clone(), reset: Box::new(|_, _| ()), release: Box::new(release) };
+            let _ = way.service().unwrap().within(context.claims).remove(other);
+        });
         rig.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
     }
     // Both are asked to go while the group is claimed.
@@ -395,10 +350,11 @@ fn i6_a_mate_that_a_hook_assigned_is_named_as_keeping_the_stream() {
     let spec = rig.bench.spec("a", &[(0x10, 0)]);
     let (other, domain) = (mate, rig.domains[0].clone());
     let once = std::sync::Once::new();
-    let reset = move |service: &Service<Spin>, context: &HookContext<'_>| {
-        once.call_once(|| service.within(context.claims).assign(&other, &domain).unwrap());
-    };
-    let hooks = Hooked { way: rig.way.clone(), reset: Box::new(reset), release: Box::new(|_, _| ()) };
+    let way = rig.way.clone();
+    let hooks = Hooks::new().reset(move |context| {
+        once.call_once(|| way.service().unwrap().within(context.claims).assign(&other, &domain).unwrap());
+        Ok(())
+    });
     let device = rig.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
     rig.service.assign(&device, &rig.domains[0]).unwrap();
     let deassigned = rig.service.deassign(&device).unwrap();

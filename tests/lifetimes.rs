@@ -15,31 +15,15 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use common::callbacks::Hooks;
 use common::{Bench, SMMU};
-use iommu_assign::assign::{
-    Cause, Device, DeviceHooks, DeviceSpec, DeviceState, HookContext, HookError, Left, Operation, Removal,
-};
+use iommu_assign::assign::{Cause, Device, DeviceSpec, DeviceState, Left, Operation, Removal};
 use iommu_assign::sync::Spin;
 use machine::Reached;
 use smmu_model::Config;
 
-/// Hooks that count how often they are let go of, and whether their storage has gone.
-#[derive(Debug)]
+/// Counts when it goes.
 struct Counted(Arc<[AtomicU32; 2]>);
-
-impl DeviceHooks for Counted {
-    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn release(&self, _: &HookContext<'_>) {
-        self.0[0].fetch_add(1, Ordering::Relaxed);
-    }
-}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -47,9 +31,14 @@ impl Drop for Counted {
     }
 }
 
+/// `spec`, with hooks that count how often they are let go of, and whether their storage has gone.
 fn counted(spec: DeviceSpec) -> (DeviceSpec, Arc<[AtomicU32; 2]>) {
     let counts: Arc<[AtomicU32; 2]> = Arc::default();
-    (DeviceSpec { hooks: Arc::new(Counted(counts.clone())), ..spec }, counts)
+    let own = Counted(counts.clone());
+    let hooks = Hooks::new().release(move |_| {
+        own.0[0].fetch_add(1, Ordering::Relaxed);
+    });
+    (DeviceSpec { hooks: Arc::new(hooks), ..spec }, counts)
 }
 
 fn read(counts: &[AtomicU32; 2]) -> [u32; 2] {

@@ -13,41 +13,19 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Anyone, Bench, SMMU};
+use common::callbacks::{Asked, Hooks};
+use common::{Bench, SMMU};
 use iommu_assign::assign::{
-    Cause, Claims, Deassigned, Device, DeviceHooks, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext,
-    HookError, IommuError, Left, Operation, Policy, PolicyRequest, Removal, Service,
+    Cause, Deassigned, Device, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext, IommuError, Left,
+    Operation, PolicyRequest, Removal, Service,
 };
 use smmu_model::Config;
 
 type Host = common::waiting::Host<0>;
-type Act = dyn Fn(&Service<Host>, &HookContext<'_>) + Send + Sync;
-type Way = Arc<OnceLock<Weak<Service<Host>>>>;
-
-/// Hooks whose reset runs a closure.
-struct InReset(Way, Box<Act>);
-
-impl std::fmt::Debug for InReset {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("InReset")
-    }
-}
-
-impl DeviceHooks for InReset {
-    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
-        (self.1)(&self.0.get().unwrap().upgrade().unwrap(), context);
-        Ok(())
-    }
-
-    fn release(&self, _: &HookContext<'_>) {}
-}
+type Way = common::callbacks::Way<Host>;
 
 /// A service that waits, over a modelled SMMU, and what its callbacks have to say.
 struct Rig {
@@ -58,13 +36,17 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(policy: Box<dyn Policy>) -> Self {
+    fn new() -> Self {
+        Self::asking(|_, _| true)
+    }
+
+    fn asking(ask: impl Fn(&Service<Host>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
         let mut bench = Bench::new();
         let smmu = bench.smmu(SMMU, Config::generic_v2());
-        let service = Arc::new(Service::new(policy));
+        let way = Way::new();
+        let service = Arc::new(Service::new(Box::new(Asked::new(&way, ask))));
+        way.lead_to(&service);
         service.register_iommu(smmu).unwrap();
-        let way = Way::default();
-        way.set(Arc::downgrade(&service)).unwrap();
         let (one, two) = (bench.guest("one"), bench.guest("two"));
         let domains = [("one", &one), ("two", &two)]
             .map(|(name, guest)| service.create_domain(name.into(), guest.domain.space().stage2).unwrap());
@@ -84,6 +66,14 @@ impl Rig {
         self.service.add(spec).unwrap()
     }
 
+    /// What makes a group with its mate by their bus alone, so that they share no entry; and the mate.
+    fn on_one_bus(&mut self) -> (DeviceSpec, Device) {
+        let (first, mate) = (self.spec("first", 0x10), self.spec("mate", 0x11));
+        let [first, mate] = [first, mate].map(|spec| DeviceSpec { isolation: Some(7), ..spec });
+        let mate = self.add(mate);
+        (first, mate)
+    }
+
     /// `spec`, whose reset does this, with what came of it.
     fn hooked<T: Send + 'static>(
         &self,
@@ -92,12 +82,13 @@ impl Rig {
     ) -> (DeviceSpec, Arc<Mutex<Vec<T>>>) {
         let seen: Arc<Mutex<Vec<T>>> = Arc::default();
         let record = seen.clone();
-        let act = move |service: &Service<Host>, context: &HookContext<'_>| {
-            let came = act(service, context);
+        let way = self.way.clone();
+        let hooks = Hooks::new().reset(move |context| {
+            let came = act(&way.service().unwrap(), context);
             record.lock().unwrap().push(came);
-        };
-        let hooks = Arc::new(InReset(self.way.clone(), Box::new(act)));
-        (DeviceSpec { hooks, ..spec }, seen)
+            Ok(())
+        });
+        (DeviceSpec { hooks: Arc::new(hooks), ..spec }, seen)
     }
 
     fn state(&self, device: &Device) -> Option<DeviceState> {
@@ -116,7 +107,7 @@ fn soon() -> Option<Instant> {
 
 #[test]
 fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
-    let mut rig = Rig::new(Box::new(Anyone));
+    let mut rig = Rig::new();
     let bridge = rig.spec("bridge", 0x10);
     let mut child = rig.spec("child", 0x11);
     child.parent = Some(bridge.key);
@@ -145,7 +136,7 @@ fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
 
 #[test]
 fn c4_an_add_outside_lets_its_parents_claim_go_whether_it_succeeds_or_fails() {
-    let mut rig = Rig::new(Box::new(Anyone));
+    let mut rig = Rig::new();
     let bridge = rig.spec("bridge", 0x10);
     let bridge = rig.add(bridge);
     let mut child = rig.spec("child", 0x11);
@@ -168,7 +159,7 @@ fn c4_an_add_outside_lets_its_parents_claim_go_whether_it_succeeds_or_fails() {
 
 #[test]
 fn c4_what_waits_in_a_circle_hears_would_deadlock_and_nothing_happens() {
-    let mut rig = Rig::new(Box::new(Anyone));
+    let mut rig = Rig::new();
     let (first, second, third) = (rig.spec("first", 0x10), rig.spec("second", 0x11), rig.spec("third", 0x12));
     let (first, third) = (rig.add(first), rig.add(third));
     let domain = rig.domains[0].clone();
@@ -199,7 +190,7 @@ fn c4_what_waits_in_a_circle_hears_would_deadlock_and_nothing_happens() {
 /// Two devices whose resets each want the other: whoever is later in the order must not wait.
 #[test]
 fn c4_c5_two_hooks_that_wait_for_each_other_both_end() {
-    let mut rig = Rig::new(Box::new(Anyone));
+    let mut rig = Rig::new();
     let specs = [rig.spec("first", 0x10), rig.spec("second", 0x11)];
     let keys = [specs[0].key, specs[1].key];
     let inside = Arc::new(std::sync::Barrier::new(2));
@@ -240,11 +231,8 @@ fn c4_c5_two_hooks_that_wait_for_each_other_both_end() {
 
 #[test]
 fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_owners() {
-    let mut rig = Rig::new(Box::new(Anyone));
-    let (mut first, mut mate) = (rig.spec("first", 0x10), rig.spec("mate", 0x11));
-    // One group by their bus, so that they share no entry.
-    (first.isolation, mate.isolation) = (Some(7), Some(7));
-    let mate = rig.add(mate);
+    let mut rig = Rig::new();
+    let (first, mate) = rig.on_one_bus();
     let [one, two] = rig.domains.clone();
     let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
     let (first, seen) = rig.hooked(first, move |service, context| {
@@ -272,10 +260,8 @@ fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_ow
 
 #[test]
 fn c4_i11_a_mate_does_not_go_where_the_operation_above_does_not() {
-    let mut rig = Rig::new(Box::new(Anyone));
-    let (mut first, mut mate) = (rig.spec("first", 0x10), rig.spec("mate", 0x11));
-    (first.isolation, mate.isolation) = (Some(7), Some(7));
-    let mate = rig.add(mate);
+    let mut rig = Rig::new();
+    let (first, mate) = rig.on_one_bus();
     let [one, two] = rig.domains.clone();
     let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
     let (first, seen) = rig.hooked(first, move |service, context| {
@@ -295,7 +281,7 @@ fn c4_i11_a_mate_does_not_go_where_the_operation_above_does_not() {
 
 #[test]
 fn c4_a_nested_wait_for_a_later_group_sleeps_until_that_is_free() {
-    let mut rig = Rig::new(Box::new(Anyone));
+    let mut rig = Rig::new();
     let (first, second) = (rig.spec("first", 0x10), rig.spec("second", 0x11));
     let second_key = second.key;
     let entered = Arc::new(std::sync::Barrier::new(2));
@@ -332,31 +318,17 @@ fn c4_a_nested_wait_for_a_later_group_sleeps_until_that_is_free() {
     assert!(rig.service.find(second_key).is_none());
 }
 
-/// A policy that takes the device that it is asked about away.
-struct Remover(Way, Arc<Mutex<Vec<Result<Removal, Error>>>>);
-
-impl std::fmt::Debug for Remover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Remover")
-    }
-}
-
-impl Policy for Remover {
-    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-        let claims: Claims<'_> = request.claims;
-        let service = self.0.get().unwrap().upgrade().unwrap();
-        self.1.lock().unwrap().push(service.within(claims).remove(request.device.key()));
-        let waited = service.within(claims).remove_and_wait(request.device.key(), soon()).map(|()| Removal::Done);
-        self.1.lock().unwrap().push(waited);
-        true
-    }
-}
-
 #[test]
 fn c4_a_removal_from_the_policy_leaves_its_mark_and_does_not_wait() {
-    let (way, seen) = (Way::default(), Arc::default());
-    let mut rig = Rig::new(Box::new(Remover(way.clone(), Arc::clone(&seen))));
-    way.set(Arc::downgrade(&rig.service)).unwrap();
+    let seen: Arc<Mutex<Vec<Result<Removal, Error>>>> = Arc::default();
+    let record = seen.clone();
+    let mut rig = Rig::asking(move |service, request| {
+        let (within, key) = (service.within(request.claims), request.device.key());
+        record.lock().unwrap().push(within.remove(key));
+        let waited = within.remove_and_wait(key, soon()).map(|()| Removal::Done);
+        record.lock().unwrap().push(waited);
+        true
+    });
     let spec = rig.spec("first", 0x10);
     let device = rig.add(spec);
     let error = rig.service.assign(&device, &rig.domains[0]).unwrap_err();
@@ -368,28 +340,12 @@ fn c4_a_removal_from_the_policy_leaves_its_mark_and_does_not_wait() {
     rig.bench.audit();
 }
 
-/// A policy that has the IOMMU forced out of service before it says yes.
-struct Ending(Way);
-
-impl std::fmt::Debug for Ending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Ending")
-    }
-}
-
-impl Policy for Ending {
-    fn allows(&self, _: &PolicyRequest<'_>) -> bool {
-        let service = self.0.get().unwrap().upgrade().unwrap();
-        service.force_unregister_iommu(SMMU).unwrap();
-        true
-    }
-}
-
 #[test]
 fn c9_a4_a_domain_ends_though_an_assign_to_it_met_the_end_of_its_iommu() {
-    let way = Way::default();
-    let mut rig = Rig::new(Box::new(Ending(way.clone())));
-    way.set(Arc::downgrade(&rig.service)).unwrap();
+    let mut rig = Rig::asking(|service, _| {
+        service.force_unregister_iommu(SMMU).unwrap();
+        true
+    });
     let spec = rig.spec("first", 0x10);
     let device = rig.add(spec);
     let refused = rig.service.assign(&device, &rig.domains[0]);

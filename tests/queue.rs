@@ -18,11 +18,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use common::callbacks::Hooks;
 use common::waiting::Host;
 use common::{Anyone, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
-    Answer, Cause, Completion, DeviceHooks, DeviceKey, DeviceSpec, Domain, HookContext, HookError, NoAnswer, Progress,
-    Removal, Request, RequestQueue, Service, Source, StreamId, Target,
+    Answer, Cause, Completion, DeviceHooks, DeviceKey, DeviceSpec, Domain, HookContext, NoAnswer, Progress, Removal,
+    Request, RequestQueue, Service, Source, StreamId, Target,
 };
 use iommu_assign::smmu::{Masters, Smmu};
 use iommu_assign::sync::{Interrupts, Platform, Spin, SpinIrq};
@@ -132,32 +133,13 @@ fn is_done<P: Platform>(completion: &Completion<P>) -> bool {
     matches!(completion.poll(), Some(Ok(_)))
 }
 
-type Act = dyn Fn(&HookContext<'_>) + Send + Sync;
-
 /// A device whose quiesce does something.
-struct Hooked(Box<Act>);
-
-impl std::fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl DeviceHooks for Hooked {
-    fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError> {
-        (self.0)(context);
-        Ok(())
-    }
-
-    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn release(&self, _: &HookContext<'_>) {}
-}
-
 fn hooked(n: u32, act: impl Fn(&HookContext<'_>) + Send + Sync + 'static) -> DeviceSpec {
-    DeviceSpec { hooks: Arc::new(Hooked(Box::new(act))), ..spec(n) }
+    let hooks = Hooks::new().quiesce(move |context| {
+        act(context);
+        Ok(())
+    });
+    DeviceSpec { hooks: Arc::new(hooks), ..spec(n) }
 }
 
 /// A device whose deassign stops in the middle, twice: when it has come there, and until it may go on.
@@ -413,7 +395,7 @@ fn c12_c16_what_is_legal_in_interrupts_allocates_and_frees_nothing() {
 #[test]
 fn c7_c12_requests_are_let_go_in_waiting_context_once_nobody_refers_to_them() {
     let board = Board::<Spin>::new();
-    let hooks: Arc<dyn DeviceHooks> = Arc::new(Hooked(Box::new(|_| ())));
+    let hooks: Arc<dyn DeviceHooks> = Arc::new(Hooks::new());
     let with_hooks = |n| DeviceSpec { hooks: hooks.clone(), ..spec(n) };
     let kept = board.submit(Request::Add(DeviceSpec { parent: Some(key(99)), ..with_hooks(1) }));
     let dropped = board.submit(Request::Add(with_hooks(2)));

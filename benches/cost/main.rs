@@ -276,6 +276,12 @@ fn main() -> ExitCode {
             let Row { most, cost, .. } = &sheet.rows[0];
             println!("{:<24} {} R, {} W (at most {} R, {} W)", sheet.part, cost.0, cost.1, most.0, most.1);
         }
+        for Sheet { part, split: (reads, writes), .. } in sheets.iter().filter(|sheet| sheet.split != (0, 0)) {
+            println!(
+                "\n{part}: 64-bit writes are split. A bank's root takes two, and one that retires a second drain (I-7):"
+            );
+            println!("  {reads} R and {writes} W beyond the bounds above, for each");
+        }
         locks.print();
         threshold();
         boards();
