@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
-    AddressSpace, Cause, Device, DeviceHooks, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId,
-    FaultAnswer, FaultLine, Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service,
-    Stage2Limits, Stream, StreamId, Why,
+    AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, FaultAnswer, FaultLine,
+    Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service, Stage2Limits, Stream, StreamId,
+    Why,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::Spin;
