@@ -18,6 +18,7 @@ use super::spec::{IommuKey, Stream};
 use super::stray::move_stray;
 use crate::few;
 use crate::sync::Platform;
+use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
 impl<P: Platform> Service<P> {
@@ -151,8 +152,7 @@ impl<P: Platform> Service<P> {
             }
         };
         device.put(Place { depth, attachments });
-        #[cfg(broken = "early_release")]
-        {
+        if broken!("early_release") {
             drop(registry);
             registry = self.registry.lock(held);
         }
@@ -262,7 +262,7 @@ impl<P: Platform> Service<P> {
         for other in met() {
             if let Some(running) = registry.claimed(other)
                 && !is_parents(other)
-                && !cfg!(broken = "unclaimed_join")
+                && !broken!("unclaimed_join")
             {
                 return Err(above.busy(&registry, other, running));
             }

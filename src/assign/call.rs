@@ -10,6 +10,7 @@ use core::marker::PhantomData;
 use super::device::Device;
 use crate::sync::Platform;
 use crate::sync::atomic::AtomicU32;
+use crate::sync::broken::broken;
 use crate::sync::inflight::Inside;
 
 /// A call that touches a device's registers: whoever removes the device waits until it has left.
@@ -39,7 +40,7 @@ impl Device {
 
 impl<P: Platform> Drop for DeviceCall<'_, P> {
     fn drop(&mut self) {
-        let last = self.inside.take().filter(|_| !cfg!(broken = "forgotten_leave")).map(Inside::leave);
+        let last = self.inside.take().filter(|_| !broken!("forgotten_leave")).map(Inside::leave);
         if last.is_some_and(|seen| seen.calls == 0 && seen.state != Device::OPEN) {
             P::wake();
         }

@@ -17,6 +17,7 @@ use super::service::Service;
 use super::space::{AddressSpace, Stage2};
 use crate::sync::Platform;
 use crate::sync::atomic::Ordering;
+use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
 /// A domain that has ended, whose tables some IOMMU may still read: an invalidation was not confirmed (contract I-8).
@@ -108,7 +109,7 @@ impl<P: Platform> Service<P> {
             if record.holds.get() > 0 {
                 return Err(refuse(Cause::Busy { running: Operation::Assign }));
             }
-            record.destroying.set(!cfg!(broken = "shared_destroy"));
+            record.destroying.set(!broken!("shared_destroy"));
         }
         // Costs nothing where the last device's drain was confirmed; finds out where it was not.
         let drained = domain.forget(held);

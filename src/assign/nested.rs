@@ -18,6 +18,7 @@ use super::identity::{DeviceKey, DomainId};
 use super::registry::{DeviceRecord, Registry};
 use super::removal::Removal;
 use super::service::{Deassigned, Service};
+use crate::sync::broken::broken;
 use crate::sync::{Platform, Waiter};
 
 /// The claims above a callback: those of the operation that calls, and of the operations from whose callbacks that came.
@@ -98,7 +99,7 @@ impl<'a> Claims<'a> {
         let wanted = registry.position(record);
         let after_all = self.frames().filter_map(|frame| registry.registration(frame.device)).all(|claimed| {
             let position = registry.position(claimed);
-            position < wanted || (cfg!(broken = "swapped_claim_order") && position != wanted)
+            position < wanted || (broken!("swapped_claim_order") && position != wanted)
         });
         if self.waits && !after_all { Cause::WouldDeadlock { running } } else { Cause::Busy { running } }
     }

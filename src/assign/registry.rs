@@ -30,6 +30,7 @@ use super::iommu::Iommu;
 use super::source::{SourceRecord, Sources};
 use super::spec::IommuKey;
 use crate::sync::Platform;
+use crate::sync::broken::broken;
 use crate::sync::outside::Outside;
 
 /// A device's registration.
@@ -444,7 +445,7 @@ impl<P: Platform> Registry<P> {
 
     /// Ends a hold. Whoever destroys the domain may wait for that: the end of the claim, which comes with it, wakes.
     pub(super) fn unhold(&self, domain: DomainId) {
-        if let Some(record) = self.domain(domain).filter(|_| !cfg!(broken = "forgotten_hold")) {
+        if let Some(record) = self.domain(domain).filter(|_| !broken!("forgotten_hold")) {
             record.holds.set(record.holds.get().saturating_sub(1));
         }
     }

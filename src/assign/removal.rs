@@ -17,6 +17,7 @@ use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
 use super::steps::gather;
 use crate::few;
+use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
 use crate::sync::{Platform, Waiter};
@@ -316,8 +317,9 @@ impl<P: Platform> Service<P> {
                 return Ok(Removal::Pending);
             }
             if running.is_some() {
-                #[cfg(broken = "dropped_mark")]
-                record.remove_pending.set(false);
+                if broken!("dropped_mark") {
+                    record.remove_pending.set(false);
+                }
                 drop(registry);
                 // Whoever waits for the device hears now that it goes.
                 P::wake();

@@ -16,6 +16,7 @@ use super::service::{Deassigned, Service};
 use super::steps::Steps;
 use crate::few::Few;
 use crate::sync::Platform;
+use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
 /// In which state a move into `domain` leaves its subjects.
@@ -236,13 +237,10 @@ impl<P: Platform> Service<P> {
                 }
                 let done = done.and_then(|()| self.names(held, sharers, &claim.members));
                 let state = if done.is_ok() { DeviceState::Blocked } else { DeviceState::Quarantined };
-                #[cfg(broken = "early_end")]
-                drop(self.conclude(
-                    held,
-                    Claim::new(device.clone(), Members::default(), false),
-                    End::UNCHANGED,
-                    Claims::NONE,
-                ));
+                if broken!("early_end") {
+                    let early = Claim::new(device.clone(), Members::default(), false);
+                    drop(self.conclude(held, early, End::UNCHANGED, Claims::NONE));
+                }
                 self.tell_moved(held, &subjects, state, None);
                 end = End::in_state(&subjects, state);
                 done.map(|still_reachable| Deassigned { still_reachable })
@@ -267,7 +265,7 @@ impl<P: Platform> Service<P> {
         self.ask(held, frame, domain)?;
         steps.plan(held, domain.space())?;
         let allowed = self.ask_for_sharers(held, claim, frame, domain, &steps);
-        let mut joins = || if cfg!(broken = "late_flush_list") { Ok(()) } else { steps.join(held, domain) };
+        let mut joins = || if broken!("late_flush_list") { Ok(()) } else { steps.join(held, domain) };
         match allowed.and_then(|()| joins()) {
             Ok(()) => Ok(steps),
             Err(cause) => {
@@ -286,7 +284,7 @@ impl<P: Platform> Service<P> {
         mut steps: Steps,
     ) -> Result<(), Cause> {
         let moved = Self::write(held, frame, &mut steps);
-        if cfg!(broken = "late_flush_list") {
+        if broken!("late_flush_list") {
             let _ = steps.join(held, domain);
         }
         if moved.is_err() {

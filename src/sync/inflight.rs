@@ -10,6 +10,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use super::broken::broken;
+
 const COUNT_BITS: u32 = 24;
 const COUNT: u32 = (1 << COUNT_BITS) - 1;
 
@@ -83,10 +85,10 @@ impl<W: Word> InFlight<W> {
         let entered = self.0.update(|now| {
             let seen = read(now);
             let admitted = admits(seen.state) && seen.calls < COUNT;
-            (admitted || cfg!(broken = "counted_refusal")).then(|| now.wrapping_add(1))
+            (admitted || broken!("counted_refusal")).then(|| now.wrapping_add(1))
         });
         match entered.map(read) {
-            Ok(seen) if cfg!(broken = "counted_refusal") && !admits(seen.state) => Err(seen),
+            Ok(seen) if broken!("counted_refusal") && !admits(seen.state) => Err(seen),
             Ok(_) => Ok(Inside(self)),
             Err(now) => Err(read(now)),
         }
@@ -113,7 +115,7 @@ impl<W: Word> Inside<'_, W> {
 
 impl<W: Word> Drop for Inside<'_, W> {
     fn drop(&mut self) {
-        if !cfg!(broken = "forgotten_leave") {
+        if !broken!("forgotten_leave") {
             self.0.0.leave();
         }
     }

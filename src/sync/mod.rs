@@ -6,6 +6,7 @@
 //! `docs/locking.md`, which a test compares with the types, and another one, by `trace.rs`, with what really happens.
 
 pub(crate) mod atomic;
+pub(crate) mod broken;
 #[cfg(any(loom, shuttle))]
 mod explored;
 pub(crate) mod inflight;

@@ -8,7 +8,7 @@ mod instructions;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// Deliberately broken variants of the library (`--cfg broken="NAME"`), and what is wrong in each. Every one must be
+/// Deliberately broken variants of the library (`src/sync/broken.rs`), and what is wrong in each. Every one must be
 /// caught, by the suite under loom that is named beside it: a suite that passes on a broken library proves nothing about
 /// the whole one.
 const BROKEN: &[(&str, &str, &str)] = &[
@@ -100,12 +100,12 @@ fn suites(arguments: &[&str]) -> Result<bool, String> {
 fn explore(explorer: &str, broken: Option<&str>, arguments: &[&str]) -> Result<bool, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no folder")?;
     let mut flags = format!("--cfg {explorer}");
-    let mut folder = String::from(explorer);
-    if let Some(name) = broken {
-        flags += &format!(" --cfg broken=\"{name}\"");
-        folder += &format!("-{name}");
+    let mut folder = root.join("target").join(explorer);
+    if broken.is_some() {
+        // One build has all variants; what passes for the whole library is never that build.
+        flags += " --cfg broken";
+        folder = root.join("target").join("loom-broken");
     }
-    let folder = root.join("target").join(folder);
     let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
         .args(["build", "--quiet", "--release", "--package", "schedules", "--target-dir"])
@@ -119,6 +119,7 @@ fn explore(explorer: &str, broken: Option<&str>, arguments: &[&str]) -> Result<b
     let explored = Command::new(folder.join("release").join("schedules"))
         .current_dir(root)
         .args(arguments)
+        .env("BROKEN", broken.unwrap_or_default())
         .status()
         .map_err(|error| format!("schedules: {error}"))?;
     match explored.code() {

@@ -47,6 +47,7 @@ pub use worker::{Progress, Worker};
 
 use super::levels;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::broken::broken;
 use crate::sync::lock::Lock;
 use crate::sync::order::Held;
 use crate::sync::{InterruptSafe, Platform};
@@ -97,7 +98,7 @@ impl<P: Platform> RequestQueue<P> {
         node.submit();
         self.lists.lock(&mut Held::enter()).line_up(node.clone());
         // The worker may be waiting.
-        if !cfg!(broken = "unheard_request") {
+        if !broken!("unheard_request") {
             P::wake();
         }
         Completion::of(node)

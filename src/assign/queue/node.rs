@@ -10,6 +10,7 @@ use crate::assign::error::{Cause, Error, Operation};
 use crate::assign::identity::{DeviceKey, Label};
 use crate::assign::nested::Claims;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::broken::broken;
 use crate::sync::{Once, Platform, Waiter};
 
 /// A request's state, as a number in an atomic.
@@ -68,8 +69,9 @@ impl<P: Platform> Node<P> {
 
     /// The worker has it in hand. False where it was cancelled.
     pub(super) fn start(&self) -> bool {
-        #[cfg(broken = "blind_start")]
-        self.state.swap(state::SUBMITTED, Ordering::AcqRel);
+        if broken!("blind_start") {
+            self.state.swap(state::SUBMITTED, Ordering::AcqRel);
+        }
         self.turns(state::SUBMITTED, state::STARTED)
     }
 
