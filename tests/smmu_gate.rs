@@ -153,3 +153,49 @@ fn c16_c17_a_fault_handler_is_waited_for_too() {
     let _ = handle.take_faults(FaultLine::Global, &mut |_| panic!("it is dark"));
     assert_eq!(bench.machine.counters(SMMU), before);
 }
+
+/// Two changes had the instance at once: the end found it changing, took that for its own, and no register was touched from
+/// then on, so that the resume did not come to its enabling write and said that it had.
+#[test]
+fn c1_c9_an_end_does_not_overtake_a_resume() {
+    let (mut bench, stop) = bench(1000);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let service = &bench.service;
+    service.suspend_iommu(SMMU).unwrap();
+    let (mut resumed, mut end) = (Err(BUSY), Ok(()));
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| resumed = service.resume_iommu(SMMU));
+        stop.meet();
+        end = service.force_unregister_iommu(SMMU);
+        stop.meet();
+    });
+    assert_eq!((resumed, end.map_err(|error| error.cause)), (Ok(()), Err(BUSY)));
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "it came back, whoever asked for its end meanwhile");
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
+    service.force_unregister_iommu(SMMU).unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}
+
+/// The same with two ends: the second was done before what was in flight had drained, and kept the first from its writes.
+#[test]
+fn c1_c9_an_end_is_not_done_before_another_one_that_has_begun() {
+    let (mut bench, stop) = bench(1000);
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
+    let service = &bench.service;
+    let (mut first, mut second) = (Ok(()), Ok(()));
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| first = service.force_unregister_iommu(SMMU));
+        stop.meet();
+        second = service.force_unregister_iommu(SMMU);
+        stop.meet();
+    });
+    assert_eq!((first, second.map_err(|error| error.cause)), (Ok(()), Err(BUSY)));
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}

@@ -111,10 +111,19 @@ impl Gate {
         }
     }
 
-    /// From now on only what releases gets in. Says whether the instance had been in service or suspended.
-    pub(super) fn close(&self) -> Mode {
-        let closed = self.0.change(|seen| (mode_of(seen.state) == Mode::Running).then_some(Mode::Leaving as u8));
-        closed.map_or_else(|seen| mode_of(seen.state), |_| Mode::Leaving)
+    /// From now on only what releases gets in. Says whether the instance had been in service or suspended. Waits, within
+    /// `bound`, for a change that is under way: it is not this caller's to take over.
+    pub(super) fn close<P: Platform>(&self, bound: Bound) -> Result<Mode, IommuError> {
+        let mut watch = Watch::<P>::start(bound);
+        loop {
+            let is_last = watch.is_last();
+            let closed = self.0.change(|seen| (mode_of(seen.state) == Mode::Running).then_some(Mode::Leaving as u8));
+            match closed.map_or_else(|seen| mode_of(seen.state), |_| Mode::Leaving) {
+                Mode::Changing if is_last => return Err(IommuError::Busy),
+                Mode::Changing => core::hint::spin_loop(),
+                mode => return Ok(mode),
+            }
+        }
     }
 }
 
@@ -167,6 +176,7 @@ mod tests {
         drop(inside);
         let Ok(changing) = change(&gate, Mode::Running) else { return };
         assert_eq!(enter(&gate, Purpose::Release), Err(IommuError::Busy));
+        assert_eq!(gate.close::<Spin>(BOUND), Err(IommuError::Busy), "it is another one's to change");
         changing.finish(Mode::Suspended);
         assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Suspended));
     }
@@ -175,7 +185,7 @@ mod tests {
     fn what_leaves_takes_no_more_and_gives_back_still() {
         let gate = Gate::new();
         let inside = gate.try_enter(Purpose::Acquire);
-        assert_eq!(gate.close(), Mode::Leaving);
+        assert_eq!(gate.close::<Spin>(BOUND), Ok(Mode::Leaving));
         assert_eq!(enter(&gate, Purpose::Acquire), Err(IommuError::ProviderGone));
         assert_eq!(enter(&gate, Purpose::Release), Ok(Mode::Leaving));
         assert!(change(&gate, Mode::Leaving).is_err());

@@ -78,7 +78,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     pub(super) fn go_away(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
-        let mode = self.gate.close();
+        let mode = self.gate.close::<P>(self.config.looks())?;
         if mode == Mode::Gone {
             return Ok(());
         }
