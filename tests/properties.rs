@@ -28,7 +28,7 @@ type Make = fn(Slot, Guest, u8) -> Op;
 
 /// How often each operation comes: mostly what brings a machine somewhere, rarely what breaks it. The simplest come
 /// first, for a sequence shrinks towards them.
-const KINDS: [(u32, Make); 26] = [
+const KINDS: [(u32, Make); 27] = [
     (12, |slot, _, _| Op::Add(slot)),
     (8, |_, guest, _| Op::Create(guest)),
     (14, |slot, guest, _| Op::Assign(slot, guest)),
@@ -50,7 +50,8 @@ const KINDS: [(u32, Make); 26] = [
     (1, |_, _, choice| Op::HandleGlobal(side(choice))),
     (1, |_, _, choice| Op::HandleContext(side(choice), choice / 2)),
     (3, |_, _, choice| Op::Unregister(side(choice))),
-    (4, |_, _, choice| Op::Register(side(choice))),
+    (2, |_, _, choice| Op::ForceUnregister(side(choice))),
+    (5, |_, _, choice| Op::Register(side(choice))),
     (1, |_, _, choice| Op::Stick(side(choice))),
     (1, |_, _, choice| Op::LoseSync(side(choice))),
     (2, |_, _, choice| Op::Heal(side(choice))),

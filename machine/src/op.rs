@@ -56,6 +56,8 @@ pub enum Op {
     Audit,
     /// An SMMU is taken out of service.
     Unregister(Side),
+    /// An SMMU is taken out of service, whoever uses it.
+    ForceUnregister(Side),
     /// An SMMU is probed and put into service.
     Register(Side),
     /// From now on no sync of this SMMU completes.
@@ -301,6 +303,7 @@ impl fmt::Display for Op {
             Self::HandleContext(side, line) => write!(f, "handle context line {line} of SMMU {side:?}"),
             Self::Audit => f.write_str("audit"),
             Self::Unregister(side) => write!(f, "unregister SMMU {side:?}"),
+            Self::ForceUnregister(side) => write!(f, "force SMMU {side:?} out of service"),
             Self::Register(side) => write!(f, "register SMMU {side:?}"),
             Self::Stick(side) => write!(f, "the syncs of SMMU {side:?} stick"),
             Self::LoseSync(side) => write!(f, "the next sync of SMMU {side:?} sticks"),

@@ -11,6 +11,8 @@
 mod cover;
 mod entries;
 mod guests;
+mod instances;
+mod moves;
 mod operations;
 mod outcome;
 
@@ -18,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::op::{Guest, Op, Side, Slot};
 use cover::Cube;
+use instances::Gone;
 
 pub use outcome::{After, Lacking, Outcome, Refusal};
 
@@ -58,6 +61,7 @@ pub struct Specification {
     guests: BTreeMap<Guest, Running>,
     a: State,
     b: State,
+    gone: BTreeSet<Gone>,
     /// Devices whose next hook fails.
     broken: BTreeSet<Slot>,
 }
@@ -76,6 +80,8 @@ struct Running {
 struct State {
     part: Part,
     registered: bool,
+    /// A forced end has begun: every stream faults, and nothing is to be had there any more (contract C-9).
+    leaving: bool,
     entries: BTreeSet<Cube>,
     /// One for each bank whose drain was not confirmed, and no sync has completed since: whose it was.
     dirty: Vec<Guest>,
@@ -96,6 +102,7 @@ impl State {
         Self {
             part,
             registered: true,
+            leaving: false,
             entries: BTreeSet::new(),
             dirty: Vec::new(),
             cleaned: BTreeSet::new(),
@@ -135,6 +142,7 @@ impl Specification {
             guests: BTreeMap::new(),
             a: State::new(a),
             b: State::new(b),
+            gone: BTreeSet::new(),
             broken: BTreeSet::new(),
         }
     }
@@ -154,6 +162,9 @@ impl Specification {
     /// The guest that a stream ID reaches: the owner of any device on the entry that captures it.
     #[must_use]
     pub fn reach(&self, side: Side, id: u32) -> Option<Guest> {
+        if self.side(side).leaving {
+            return None;
+        }
         let entry = self.side(side).entries.iter().find(|cube| cover::captures(**cube, id))?;
         self.users(side, *entry).find_map(|user| self.owner(user))
     }
@@ -167,9 +178,8 @@ impl Specification {
             _ => return None,
         };
         let entries = Side::ALL.into_iter().flat_map(|side| {
-            let used = self.side(side).entries.iter().copied();
-            let moved = used.filter(|cube| movers.iter().any(|mover| meets_cube(*mover, side, *cube)));
-            moved.collect::<Vec<_>>().into_iter().flat_map(cover::ids).map(move |id| (side, id))
+            let moved: BTreeSet<Cube> = movers.iter().flat_map(|mover| self.used(*mover, side)).collect();
+            moved.into_iter().flat_map(cover::ids).map(move |id| (side, id))
         });
         Some((entries.collect(), guest))
     }
@@ -184,6 +194,12 @@ impl Specification {
     #[must_use]
     pub fn is_registered(&self, side: Side) -> bool {
         self.side(side).registered
+    }
+
+    /// Whether a forced end of an SMMU has begun and not ended.
+    #[must_use]
+    pub fn is_leaving(&self, side: Side) -> bool {
+        self.side(side).leaving
     }
 
     /// Whether a guest's domain exists.
@@ -221,18 +237,38 @@ impl Specification {
         }
     }
 
+    /// Whether a registered device is with an SMMU that went.
+    fn is_stranded(&self, slot: Slot, side: Side) -> bool {
+        self.gone.iter().any(|gone| gone.side == side && gone.devices.contains(&slot))
+    }
+
+    /// Whether a registered device is with the SMMU that is in service.
+    fn is_at(&self, slot: Slot, side: Side) -> bool {
+        is_on(slot, side) && !self.is_stranded(slot, side)
+    }
+
     /// The registered devices with a stream that an entry captures.
     fn users(&self, side: Side, cube: Cube) -> impl Iterator<Item = Slot> {
-        self.devices.keys().copied().filter(move |slot| meets_cube(*slot, side, cube))
+        let all = self.devices.keys().copied();
+        all.filter(move |slot| meets_cube(*slot, side, cube) && !self.is_stranded(*slot, side))
+    }
+
+    /// The entries that capture a device's streams.
+    fn used(&self, slot: Slot, side: Side) -> BTreeSet<Cube> {
+        let here = self.side(side).entries.iter().copied().filter(|_| self.is_at(slot, side));
+        here.filter(|cube| meets_cube(slot, side, *cube)).collect()
     }
 
     /// The devices that share an entry with `slot`.
     fn sharers(&self, slot: Slot) -> BTreeSet<Slot> {
         let mut sharers = BTreeSet::new();
         for side in Side::ALL {
-            for cube in self.side(side).entries.iter().filter(|cube| meets_cube(slot, side, **cube)) {
-                sharers.extend(self.users(side, *cube).filter(|user| *user != slot));
+            for cube in self.used(slot, side) {
+                sharers.extend(self.users(side, cube).filter(|user| *user != slot));
             }
+        }
+        for gone in self.gone.iter().filter(|gone| gone.devices.contains(&slot)) {
+            sharers.extend(gone.alone(self).sharers(slot));
         }
         sharers
     }
@@ -268,7 +304,7 @@ impl Specification {
 
     /// The guests with a bank that translates.
     fn live_banks(&self, side: Side) -> BTreeSet<Guest> {
-        let here = self.devices.keys().filter(|slot| is_on(**slot, side));
+        let here = self.devices.keys().filter(|slot| self.is_at(**slot, side));
         here.filter_map(|slot| self.owner(*slot)).collect()
     }
 }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommu_assign::assign::{
-    Deassigned, Device, DeviceHooks, DeviceSpec, Domain, Error, FaultLine, FaultRecord, HookContext, HookError, Label,
-    Policy, PolicyRequest, Removal, Service, StreamId,
+    Deassigned, Device, DeviceHooks, DeviceSpec, Domain, Error, FaultLine, FaultRecord, HookContext, HookError,
+    IommuKey, Label, Policy, PolicyRequest, Removal, Service, StreamId,
 };
 use iommu_assign::smmu::{Masters, Smmu};
 use iommu_assign::sync::Spin;
@@ -205,13 +205,8 @@ impl World {
             Op::HandleContext(side, line) => self.handle(side, FaultLine::Context(line))?,
             // Looked at after every operation.
             Op::Audit => Outcome::Done,
-            Op::Unregister(side) => {
-                let result = self.service.unregister_iommu(side.key());
-                if result.is_ok() {
-                    *self.smmu_mut(side) = None;
-                }
-                told(&result, |()| Outcome::Done)
-            }
+            Op::Unregister(side) => self.take_out(side, Service::unregister_iommu),
+            Op::ForceUnregister(side) => self.take_out(side, Service::force_unregister_iommu),
             Op::Register(side) => self.put_into_service(side),
             Op::Stick(side) => self.inject(side, Injection::StatusNeverClears(SyncRegister::Global)),
             Op::LoseSync(side) => self.inject(side, Injection::SyncTimesOut(1)),
@@ -355,6 +350,14 @@ impl World {
         };
         let result = self.service.register_iommu(smmu.clone());
         *self.smmu_mut(side) = Some(smmu);
+        told(&result, |()| Outcome::Done)
+    }
+
+    fn take_out(&mut self, side: Side, act: impl FnOnce(&Service<Spin>, IommuKey) -> Result<(), Error>) -> Outcome {
+        let result = act(&self.service, side.key());
+        if result.is_ok() {
+            *self.smmu_mut(side) = None;
+        }
         told(&result, |()| Outcome::Done)
     }
 

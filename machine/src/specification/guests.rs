@@ -1,9 +1,9 @@
-//! Guests and their tables, and SMMUs that come into service and leave it.
+//! Guests and their tables.
 
 use std::collections::BTreeSet;
 
 use super::operations::{Steps, changed, done, refuse, skip};
-use super::{Outcome, Refusal, Running, Specification, is_on, meets_cube};
+use super::{Outcome, Refusal, Running, Specification};
 use crate::op::{Guest, Side, Slot};
 
 pub(super) fn create(state: &Specification, guest: Guest) -> Steps {
@@ -31,33 +31,38 @@ pub(super) fn destroy(state: &Specification, guest: Guest) -> Steps {
         }
         (outcome, next)
     };
-    flush(state, guest).into_iter().map(end).collect()
+    flush(state, guest, true).into_iter().map(end).collect()
 }
 
 pub(super) fn flush_op(state: &Specification, guest: Guest) -> Steps {
     match state.guests.get(&guest) {
         None => skip(state),
-        Some(running) if running.alive => flush(state, guest),
+        Some(running) if running.alive => flush(state, guest, false),
         Some(_) => vec![(Outcome::Done, state.clone()), (Outcome::refused(Refusal::Gone), state.clone())],
     }
 }
 
-/// Makes every SMMU forget a guest's tables, also after one of them failed.
-fn flush(state: &Specification, guest: Guest) -> Steps {
-    let mut ways: Vec<(BTreeSet<Side>, Specification)> = vec![(BTreeSet::new(), state.clone())];
+/// Makes every SMMU forget a guest's tables, also after one of them failed. `ends`: for good.
+fn flush(state: &Specification, guest: Guest, ends: bool) -> Steps {
+    let mut ways: Vec<(BTreeSet<Refusal>, Specification)> = vec![(BTreeSet::new(), state.clone())];
     for side in Side::ALL {
         let here = state.side(side);
         let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest);
-        let may = here.cleaned.contains(&guest);
+        // An SMMU that is about to go flushes nothing any more, and is asked where the guest ever had a device there.
+        let refused = here.leaving && !ends;
+        let may = here.cleaned.contains(&guest) || refused;
         ways = ways
             .into_iter()
             .flat_map(|(failed, next)| {
-                let mut synced = next.clone();
-                let complete = synced.side_mut(side).sync();
+                let mut asked = next.clone();
+                let complaint = if refused {
+                    Some(Refusal::ProviderGone(side))
+                } else {
+                    (!asked.side_mut(side).sync()).then_some(Refusal::SyncTimeout(side))
+                };
                 let mut ways = Vec::new();
                 if must || may {
-                    let failed_here = (!complete).then_some(side);
-                    ways.push((failed.iter().copied().chain(failed_here).collect(), synced));
+                    ways.push((failed.iter().copied().chain(complaint).collect(), asked));
                 }
                 if !must {
                     ways.push((failed, next));
@@ -66,7 +71,7 @@ fn flush(state: &Specification, guest: Guest) -> Steps {
             })
             .collect();
     }
-    let end = |(failed, mut next): (BTreeSet<Side>, Specification)| {
+    let end = |(failed, mut next): (BTreeSet<Refusal>, Specification)| {
         if failed.is_empty() {
             for side in Side::ALL {
                 let here = next.side_mut(side);
@@ -77,7 +82,7 @@ fn flush(state: &Specification, guest: Guest) -> Steps {
             return done(next);
         }
         // Any of several failures may be the one that is told.
-        refuse(&next, failed.into_iter().map(Refusal::SyncTimeout).collect())
+        refuse(&next, failed)
     };
     ways.into_iter().flat_map(end).collect()
 }
@@ -118,49 +123,4 @@ pub(super) fn dma_second(state: &Specification, slot: Slot, choice: u8) -> Steps
         );
     }
     frames.into_iter().map(|frame| (Outcome::ReachedSecond(frame), state.clone())).collect()
-}
-
-// --- SMMUs ---
-
-pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
-    if !state.side(side).registered {
-        return refuse(state, BTreeSet::from([Refusal::NotFound]));
-    }
-    if state.devices.keys().any(|slot| is_on(*slot, side)) {
-        return refuse(state, BTreeSet::from([Refusal::InUse]));
-    }
-    // Who would confirm a drain when the SMMU is gone (contract I-8)? It is confirmed now, or the SMMU stays.
-    let here = state.side(side);
-    let mut steps = Steps::new();
-    if here.dirty.is_empty() {
-        steps.extend(changed(state, |next| next.side_mut(side).registered = false));
-    }
-    if !here.dirty.is_empty() || !here.cleaned.is_empty() {
-        let mut next = state.clone();
-        if next.side_mut(side).sync() {
-            next.side_mut(side).cleaned.clear();
-            next.side_mut(side).registered = false;
-            steps.push((Outcome::Done, next));
-        } else {
-            steps.push((Outcome::refused(Refusal::SyncTimeout(side)), next));
-        }
-    }
-    steps
-}
-
-pub(super) fn register(state: &Specification, side: Side) -> Steps {
-    if state.side(side).registered {
-        return refuse(state, BTreeSet::from([Refusal::AlreadyRegistered]));
-    }
-    let mut next = state.clone();
-    if !next.side_mut(side).sync() {
-        return vec![(Outcome::refused(Refusal::Probe(side)), next)];
-    }
-    let here = next.side_mut(side);
-    here.registered = true;
-    // The reset has forgotten everything.
-    here.cleaned.clear();
-    here.stale.clear();
-    debug_assert!(here.entries.iter().all(|cube| Slot::ALL.iter().all(|slot| !meets_cube(*slot, side, *cube))));
-    done(next)
 }

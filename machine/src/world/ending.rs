@@ -5,7 +5,7 @@ use iommu_assign::assign::{Device, DeviceKey, DeviceSpec, Error, Label, Source, 
 use super::{Board, Running, Violation, World};
 use crate::Stage2Tables;
 use crate::op::{Guest, Op, Side, Slot};
-use crate::specification::{Lacking, Outcome, Refusal};
+use crate::specification::{After, Lacking, Outcome, Refusal};
 
 impl World {
     /// Removes everything, and sees that every entry and bank can be had again.
@@ -17,13 +17,16 @@ impl World {
         let mut ending: Vec<Op> = Side::ALL.map(Op::Heal).to_vec();
         ending.extend(Slot::ALL.into_iter().rev().map(Op::Remove));
         ending.extend(Guest::ALL.map(Op::Destroy));
+        let leaving = Side::ALL.into_iter().filter(|side| self.states.iter().any(|state| state.is_leaving(*side)));
+        ending.extend(leaving.map(Op::ForceUnregister));
         ending.extend(Side::ALL.map(Op::Register));
         for op in ending {
             let outcome = self.run(op)?;
             let is_gone = matches!(outcome, Outcome::Done | Outcome::Removed(_) | Outcome::Skipped)
                 || outcome == Outcome::refused(Refusal::NotFound)
                 || outcome == Outcome::refused(Refusal::Gone)
-                || outcome == Outcome::refused(Refusal::AlreadyRegistered);
+                || outcome == Outcome::refused(Refusal::AlreadyRegistered)
+                || matches!(outcome, Outcome::Failed(Refusal::ProviderGone(_), After::Removed));
             if !is_gone {
                 return Err(self.violation(format!("A-4: at the end, {op} comes to {outcome:?}")));
             }
