@@ -21,21 +21,32 @@
 //!
 //! No function here recurses. Time is bounded by [`CoverOptions::nodes`], memory by [`CoverOptions::max_cubes`]
 //! and is reserved fallibly. The result depends on the set of input cubes alone, not on their order (contract A-9).
+//!
+//! # Memory
+//!
+//! Everything lies in two arenas, which a caller inside the crate brings, so that a search whose arenas have room takes
+//! nothing from the system: one for lists that live until the cover is there, one that is emptied for each component.
+//! What is public makes arenas of its own.
 
 mod check;
 mod cube;
 mod heuristic;
 mod id_set;
 mod loose;
+#[cfg(test)]
+mod memory;
 mod search;
+mod set;
 
-use alloc::vec::Vec;
+use bumpalo::Bump;
+use bumpalo::collections::Vec;
 
 pub use check::{Flaw, check};
 pub use cube::Cube;
 pub use id_set::IdSet;
 pub use loose::loose_cover;
 pub use search::MAX_POINTS;
+pub(super) use set::Set;
 
 /// What the hardware can hold, and how long to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +93,7 @@ impl CoverOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cover {
     /// One stream-map entry each.
-    pub cubes: Vec<Cube>,
+    pub cubes: alloc::vec::Vec<Cube>,
     /// Whether no smaller cover exists. False: the search gave up, and a smaller one may exist.
     pub exact: bool,
 }
@@ -139,14 +150,26 @@ pub enum CoverError {
 /// [`CoverError::IdTooWide`], [`CoverError::MaskTooWide`] for input that the hardware cannot tell apart;
 /// [`CoverError::TooComplex`] past `options.max_cubes`; [`CoverError::OutOfMemory`].
 pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverError> {
-    let set = admitted(ids, options)?;
+    let (arena, mut scratch) = (Bump::new(), Bump::new());
+    let (cubes, exact) = least_in(&arena, &mut scratch, ids, options)?;
+    Ok(Cover { cubes: owned(&cubes)?, exact })
+}
+
+/// [`least_cover`] in arenas: the list of its cubes, and whether no smaller cover exists. `scratch` is emptied.
+pub(super) fn least_in<'a>(
+    arena: &'a Bump,
+    scratch: &mut Bump,
+    ids: &[Cube],
+    options: &CoverOptions,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
+    let set = admitted(arena, ids, options)?;
     let mut nodes = options.nodes;
-    let (cubes, exact) = cover_set(&set, options, &mut nodes)?;
-    verified(ids, &[], cubes, exact)
+    let (cubes, exact) = cover_set(arena, scratch, &set, options, &mut nodes)?;
+    Ok((verified(ids, &[], cubes)?, exact))
 }
 
 /// The set of `ids` as disjoint cubes that the hardware can hold, merged as far as neighbours go.
-fn admitted(ids: &[Cube], options: &CoverOptions) -> Result<IdSet, CoverError> {
+fn admitted<'a>(arena: &'a Bump, ids: &[Cube], options: &CoverOptions) -> Result<Set<'a>, CoverError> {
     let id_bits = options.id_bits;
     if let Some(&cube) = ids.iter().find(|cube| cube.id() & !id_bits != 0) {
         return Err(CoverError::IdTooWide { cube, id_bits });
@@ -154,92 +177,125 @@ fn admitted(ids: &[Cube], options: &CoverOptions) -> Result<IdSet, CoverError> {
     if let Some(&cube) = ids.iter().find(|cube| cube.mask() & !id_bits != 0) {
         return Err(CoverError::MaskTooWide { cube, id_bits });
     }
-    let mut set = IdSet::with_limit(options.max_cubes);
-    let mut sorted = try_copy(ids)?;
+    let mut sorted = copied(arena, ids)?;
     sorted.sort_unstable();
-    for cube in sorted {
+    let mut set = Set::with_limit(arena, options.max_cubes);
+    for &cube in &sorted {
         set.insert(cube)?;
     }
     set.enumerate_bits(!options.mask_bits)?;
-    set.merge(options.mask_bits)?;
+    set.merge(options.mask_bits);
     Ok(set)
 }
 
 /// A cover of all components of `set`.
-fn cover_set(set: &IdSet, options: &CoverOptions, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
-    let mut cubes = Vec::new();
+fn cover_set<'a>(
+    arena: &'a Bump,
+    scratch: &mut Bump,
+    set: &Set<'_>,
+    options: &CoverOptions,
+    nodes: &mut u32,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
+    let mut rest = copied(arena, set.cubes())?;
+    let mut cubes = Vec::new_in(arena);
     let mut exact = true;
-    for component in components(set, options.mask_bits)? {
-        let (part, least) = cover_component(&component, options, nodes)?;
-        exact &= least;
-        cubes.try_reserve(part.len()).map_err(|_| CoverError::OutOfMemory)?;
-        cubes.extend(part);
-    }
-    Ok((cubes, exact))
-}
-
-/// A cover of a set that falls into no parts, with the bits set aside on which it does not depend.
-fn cover_component(set: &IdSet, options: &CoverOptions, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
-    let free = set.independent_bits(options.mask_bits);
-    let mut core = set.restricted_to_zero(free)?;
-    core.merge(options.mask_bits)?;
-    let (mut cubes, exact) = if core.cubes().len() <= 1 {
-        (try_copy(core.cubes())?, true)
-    } else if core.size() <= MAX_POINTS as u64 {
-        search::least(&core, options.mask_bits, nodes)?
-    } else {
-        heuristic::cover(&core, options.mask_bits, nodes)?
-    };
-    for cube in &mut cubes {
-        *cube = cube.widened(free);
-    }
-    Ok((cubes, exact))
-}
-
-/// The parts of `set` that no cube inside it can join: connected by steps of one bit that can be ignored.
-fn components(set: &IdSet, mask_bits: u32) -> Result<Vec<IdSet>, CoverError> {
-    let mut rest = try_copy(set.cubes())?;
-    let mut parts = Vec::new();
     while let Some(seed) = rest.pop() {
-        let mut part = Vec::new();
-        try_push(&mut part, seed)?;
-        let mut grown = 0usize;
-        while let Some(&from) = part.get(grown) {
-            let mut at = 0usize;
-            while let Some(&cube) = rest.get(at) {
-                if from.touches(cube, mask_bits) {
-                    rest.swap_remove(at);
-                    try_push(&mut part, cube)?;
-                } else {
-                    at = at.wrapping_add(1);
-                }
-            }
-            grown = grown.wrapping_add(1);
-        }
-        part.sort_unstable();
-        try_push(&mut parts, IdSet::from_disjoint(part, set.limit()))?;
+        scratch.reset();
+        let component = component(scratch, seed, &mut rest, set.limit(), options.mask_bits)?;
+        let free = component.independent_bits(options.mask_bits);
+        let (part, least) = cover_component(scratch, &component, free, options, nodes)?;
+        exact &= least;
+        try_extend(&mut cubes, part.len(), part.iter().map(|cube| cube.widened(free)))?;
     }
-    Ok(parts)
+    Ok((cubes, exact))
+}
+
+/// A cover of a set that falls into no parts, without the bits `free`, on which it does not depend.
+fn cover_component<'a>(
+    scratch: &'a Bump,
+    set: &Set<'_>,
+    free: u32,
+    options: &CoverOptions,
+    nodes: &mut u32,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
+    let mut core = set.restricted_to_zero(scratch, free)?;
+    core.merge(options.mask_bits);
+    if core.cubes().len() <= 1 {
+        Ok((core.into_cubes(), true))
+    } else if core.size() <= MAX_POINTS as u64 {
+        search::least(scratch, &core, options.mask_bits, nodes)
+    } else {
+        heuristic::cover(scratch, &core, options.mask_bits, nodes)
+    }
+}
+
+/// The part of a set that no cube inside it can join with the others, taken out of `rest`: what is connected with `seed` by
+/// steps of one bit that can be ignored.
+fn component<'a>(
+    scratch: &'a Bump,
+    seed: Cube,
+    rest: &mut Vec<'_, Cube>,
+    limit: usize,
+    mask_bits: u32,
+) -> Result<Set<'a>, CoverError> {
+    let mut part = Vec::new_in(scratch);
+    try_push(&mut part, seed)?;
+    let mut grown = 0usize;
+    while let Some(&from) = part.get(grown) {
+        let mut at = 0usize;
+        while let Some(&cube) = rest.get(at) {
+            if from.touches(cube, mask_bits) {
+                rest.swap_remove(at);
+                try_push(&mut part, cube)?;
+            } else {
+                at = at.wrapping_add(1);
+            }
+        }
+        grown = grown.wrapping_add(1);
+    }
+    part.sort_unstable();
+    Ok(Set::from_disjoint(part, limit))
 }
 
 /// The last step of every planner: nothing leaves that [`check`] does not confirm.
-fn verified(ids: &[Cube], unused: &[Cube], mut cubes: Vec<Cube>, exact: bool) -> Result<Cover, CoverError> {
+fn verified<'a>(ids: &[Cube], unused: &[Cube], mut cubes: Vec<'a, Cube>) -> Result<Vec<'a, Cube>, CoverError> {
     cubes.sort_unstable();
     match check(ids, unused, &cubes) {
-        Ok(()) => Ok(Cover { cubes, exact }),
+        Ok(()) => Ok(cubes),
         Err(Flaw::Unchecked { limit }) => Err(CoverError::TooComplex { limit }),
         Err(flaw) => Err(CoverError::Unsound(flaw)),
     }
 }
 
-fn try_push<T>(list: &mut Vec<T>, item: T) -> Result<(), CoverError> {
+fn try_push<T>(list: &mut Vec<'_, T>, item: T) -> Result<(), CoverError> {
     list.try_reserve(1).map_err(|_| CoverError::OutOfMemory)?;
     list.push(item);
     Ok(())
 }
 
-fn try_copy(cubes: &[Cube]) -> Result<Vec<Cube>, CoverError> {
-    let mut copy = Vec::new();
+/// Adds at most `count` items.
+fn try_extend<T>(list: &mut Vec<'_, T>, count: usize, items: impl Iterator<Item = T>) -> Result<(), CoverError> {
+    list.try_reserve(count).map_err(|_| CoverError::OutOfMemory)?;
+    list.extend(items.take(count));
+    Ok(())
+}
+
+/// An empty list with room for `count`.
+fn with_room<T>(arena: &Bump, count: usize) -> Result<Vec<'_, T>, CoverError> {
+    let mut list = Vec::new_in(arena);
+    list.try_reserve_exact(count).map_err(|_| CoverError::OutOfMemory)?;
+    Ok(list)
+}
+
+fn copied<'a>(arena: &'a Bump, cubes: &[Cube]) -> Result<Vec<'a, Cube>, CoverError> {
+    let mut copy = with_room(arena, cubes.len())?;
+    copy.extend_from_slice_copy(cubes);
+    Ok(copy)
+}
+
+/// A list that outlives the arena.
+fn owned(cubes: &[Cube]) -> Result<alloc::vec::Vec<Cube>, CoverError> {
+    let mut copy = alloc::vec::Vec::new();
     copy.try_reserve_exact(cubes.len()).map_err(|_| CoverError::OutOfMemory)?;
     copy.extend_from_slice(cubes);
     Ok(copy)

@@ -1,19 +1,25 @@
 //! Covers of sets that are too large to solve exactly, with a bound that sometimes proves them least.
 
-use alloc::vec::Vec;
+use bumpalo::Bump;
+use bumpalo::collections::Vec;
 
-use super::id_set::each_bit;
-use super::{CoverError, Cube, IdSet, try_copy, try_push};
+use super::set::each_bit;
+use super::{CoverError, Cube, Set, copied, try_push, with_room};
 
 /// A small cover of `core`, whose neighbours were merged before, and whether it is proven least.
 ///
 /// Takes the widest cube that grows from what is left, again and again, as long as there are nodes: one is spent for
 /// each cube grown, and one more for each 32 cubes that it had to be compared with.
-pub(super) fn cover(core: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
+pub(super) fn cover<'a>(
+    arena: &'a Bump,
+    core: &Set<'_>,
+    mask_bits: u32,
+    nodes: &mut u32,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
     let bound = lower_bound(core);
-    let mut best = try_copy(core.cubes())?;
+    let mut best = copied(arena, core.cubes())?;
     if best.len() > bound
-        && let Some(cubes) = greedy(core, mask_bits & core.varying_bits(), best.len(), nodes)?
+        && let Some(cubes) = greedy(arena, core, mask_bits & core.varying_bits(), best.len(), nodes)?
     {
         best = cubes;
     }
@@ -22,9 +28,15 @@ pub(super) fn cover(core: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Ve
 }
 
 /// Fewer than `best` cubes, or nothing.
-fn greedy(core: &IdSet, bits: u32, best: usize, nodes: &mut u32) -> Result<Option<Vec<Cube>>, CoverError> {
-    let mut rest = IdSet::from_disjoint(try_copy(core.cubes())?, core.limit());
-    let mut taken = Vec::new();
+fn greedy<'a>(
+    arena: &'a Bump,
+    core: &Set<'_>,
+    bits: u32,
+    best: usize,
+    nodes: &mut u32,
+) -> Result<Option<Vec<'a, Cube>>, CoverError> {
+    let mut taken = with_room(arena, best)?;
+    let mut rest = Set::from_disjoint(copied(arena, core.cubes())?, core.limit());
     while !rest.is_empty() {
         let mut widest: Option<Cube> = None;
         let price = u32::try_from(rest.cubes().len() / 32).unwrap_or(u32::MAX).saturating_add(1);
@@ -50,7 +62,7 @@ fn greedy(core: &IdSet, bits: u32, best: usize, nodes: &mut u32) -> Result<Optio
 }
 
 /// `seed`, ignoring also each of `bits` in turn with which it stays inside `set`.
-fn grow(set: &IdSet, seed: Cube, bits: impl Iterator<Item = u32>) -> Cube {
+fn grow(set: &Set<'_>, seed: Cube, bits: impl Iterator<Item = u32>) -> Cube {
     bits.filter(|bit| seed.mask() & bit == 0).fold(seed, |cube, bit| {
         let other_half = Cube::new(cube.id() ^ bit, cube.mask());
         if set.contains(other_half) { cube.widened(bit) } else { cube }
@@ -61,7 +73,7 @@ fn grow(set: &IdSet, seed: Cube, bits: impl Iterator<Item = u32>) -> Cube {
 ///
 /// Sizes of cubes are powers of two, and n such numbers have a sum with at most n one bits. And corners of which no
 /// two lie in a common cube inside the set need a cube each.
-fn lower_bound(core: &IdSet) -> usize {
+fn lower_bound(core: &Set<'_>) -> usize {
     let mut corners = [0u32; CORNERS];
     let mut count = 0usize;
     for corner in core.cubes().iter().flat_map(|cube| [cube.id(), cube.last()]) {
@@ -81,16 +93,19 @@ const CORNERS: usize = 64;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::IdSet;
     use super::*;
 
     fn covered(ranges: &[(u32, u64)], nodes: u32) -> (usize, bool) {
-        let mut set = IdSet::new();
+        let mut ids = IdSet::new();
         for &(first, length) in ranges {
-            set.insert_range(first, length).unwrap();
+            ids.insert_range(first, length).unwrap();
         }
-        set.merge(u32::MAX).unwrap();
+        let arena = Bump::new();
+        let mut set = Set::union_of(&arena, ids.cubes().iter().copied()).unwrap();
+        set.merge(u32::MAX);
         let mut left = nodes;
-        let (cubes, exact) = cover(&set, u32::MAX, &mut left).unwrap();
+        let (cubes, exact) = cover(&arena, &set, u32::MAX, &mut left).unwrap();
         assert_eq!(super::super::check(set.cubes(), &[], &cubes), Ok(()));
         (cubes.len(), exact)
     }
@@ -116,12 +131,15 @@ mod tests {
 
     #[test]
     fn the_bound_is_never_above_the_least_cover() {
+        let mut arena = Bump::new();
         for ids in 1..1u32 << 16 {
-            let points = (0..16).filter(|id| ids >> id & 1 == 1).map(Cube::point).collect();
-            let mut set = IdSet::from_disjoint(points, 100);
-            set.merge(u32::MAX).unwrap();
+            arena.reset();
+            let mut points = Vec::new_in(&arena);
+            points.extend((0..16).filter(|id| ids >> id & 1 == 1).map(Cube::point));
+            let mut set = Set::from_disjoint(points, 100);
+            set.merge(u32::MAX);
             let mut left = 10_000;
-            let (cubes, exact) = super::super::search::least(&set, u32::MAX, &mut left).unwrap();
+            let (cubes, exact) = super::super::search::least(&arena, &set, u32::MAX, &mut left).unwrap();
             assert!(exact && lower_bound(&set) <= cubes.len(), "{ids:#x}");
         }
     }

@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{CoverError, CoverOptions, Cube, try_push};
+use bumpalo::Bump;
+
+use super::set::{Set, contains, size};
+use super::{CoverError, CoverOptions, Cube, copied, owned};
 
 /// A set of 32-bit IDs.
 ///
@@ -32,32 +35,21 @@ impl IdSet {
         Self { cubes: Vec::new(), limit }
     }
 
-    /// The caller knows that the cubes are disjoint.
-    pub(super) const fn from_disjoint(cubes: Vec<Cube>, limit: usize) -> Self {
-        Self { cubes, limit }
-    }
-
     /// The union of `cubes`, which may overlap.
     ///
     /// # Errors
     ///
     /// [`CoverError::TooComplex`], [`CoverError::OutOfMemory`].
     pub fn from_cubes(cubes: &[Cube]) -> Result<Self, CoverError> {
-        let mut set = Self::new();
-        for &cube in cubes {
-            set.insert(cube)?;
-        }
-        Ok(set)
+        let arena = Bump::new();
+        let set = Set::union_of(&arena, cubes.iter().copied())?;
+        Ok(Self { cubes: owned(set.cubes())?, limit: set.limit() })
     }
 
     /// The disjoint cubes, in no particular order.
     #[must_use]
     pub fn cubes(&self) -> &[Cube] {
         &self.cubes
-    }
-
-    pub(super) fn into_cubes(self) -> Vec<Cube> {
-        self.cubes
     }
 
     /// How many cubes it may fall into.
@@ -69,7 +61,7 @@ impl IdSet {
     /// How many IDs it holds: 0 to 2^32.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.cubes.iter().fold(0, |sum, cube| sum.saturating_add(cube.size()))
+        size(&self.cubes)
     }
 
     /// Whether it holds no ID.
@@ -87,14 +79,7 @@ impl IdSet {
     /// Whether every ID of `cube` is in it.
     #[must_use]
     pub fn contains(&self, cube: Cube) -> bool {
-        let mut missing = cube.size();
-        for part in self.cubes.iter().filter_map(|own| own.intersection(cube)) {
-            missing = missing.saturating_sub(part.size());
-            if missing == 0 {
-                return true;
-            }
-        }
-        false
+        contains(&self.cubes, cube)
     }
 
     /// Whether some ID of `cube` is in it.
@@ -115,22 +100,7 @@ impl IdSet {
     ///
     /// [`CoverError::TooComplex`], [`CoverError::OutOfMemory`].
     pub fn insert(&mut self, cube: Cube) -> Result<(), CoverError> {
-        if self.cubes.iter().any(|own| own.contains(cube)) {
-            return Ok(());
-        }
-        // What the newcomer swallows need not cut it into pieces.
-        let mut pieces = Vec::new();
-        try_push(&mut pieces, cube)?;
-        for &own in self.cubes.iter().filter(|own| !cube.contains(**own)) {
-            pieces = subtracted(&pieces, own, self.limit)?;
-        }
-        let kept = self.cubes.iter().filter(|own| !cube.contains(**own)).count();
-        if kept.saturating_add(pieces.len()) > self.limit {
-            return Err(CoverError::TooComplex { limit: self.limit });
-        }
-        self.cubes.try_reserve(pieces.len()).map_err(|_| CoverError::OutOfMemory)?;
-        self.cubes.retain(|own| !cube.contains(*own));
-        self.cubes.extend(pieces);
+        *self = self.changed(|set| set.insert(cube))?;
         Ok(())
     }
 
@@ -153,7 +123,7 @@ impl IdSet {
     ///
     /// [`CoverError::TooComplex`], [`CoverError::OutOfMemory`].
     pub fn remove(&mut self, cube: Cube) -> Result<(), CoverError> {
-        self.cubes = subtracted(&self.cubes, cube, self.limit)?;
+        *self = self.changed(|set| set.remove(cube))?;
         Ok(())
     }
 
@@ -163,11 +133,7 @@ impl IdSet {
     ///
     /// [`CoverError::TooComplex`], [`CoverError::OutOfMemory`].
     pub fn union(&self, other: &Self) -> Result<Self, CoverError> {
-        let mut all = Self { cubes: super::try_copy(&self.cubes)?, limit: self.limit };
-        for &cube in &other.cubes {
-            all.insert(cube)?;
-        }
-        Ok(all)
+        self.changed(|all| other.cubes.iter().try_for_each(|cube| all.insert(*cube)))
     }
 
     /// The IDs of `self` that are not in `other`.
@@ -176,89 +142,15 @@ impl IdSet {
     ///
     /// [`CoverError::TooComplex`], [`CoverError::OutOfMemory`].
     pub fn minus(&self, other: &Self) -> Result<Self, CoverError> {
-        let mut rest = Self { cubes: super::try_copy(&self.cubes)?, limit: self.limit };
-        for &cube in &other.cubes {
-            rest.remove(cube)?;
-        }
-        Ok(rest)
+        self.changed(|rest| other.cubes.iter().try_for_each(|cube| rest.remove(*cube)))
     }
 
-    /// Cuts every cube so that none ignores one of `bits`.
-    pub(super) fn enumerate_bits(&mut self, bits: u32) -> Result<(), CoverError> {
-        let mut out = Vec::new();
-        for &cube in &self.cubes {
-            let cut = cube.mask() & bits;
-            let mut value = 0u32;
-            loop {
-                if out.len() >= self.limit {
-                    return Err(CoverError::TooComplex { limit: self.limit });
-                }
-                try_push(&mut out, Cube::new(cube.id() | value, cube.mask() & !cut))?;
-                // The next subset of `cut` in ascending order.
-                value = value.wrapping_sub(cut) & cut;
-                if value == 0 {
-                    break;
-                }
-            }
-        }
-        self.cubes = out;
-        Ok(())
-    }
-
-    /// Joins cubes that differ in exactly one of `bits`, until none do. The set stays the same.
-    pub(super) fn merge(&mut self, bits: u32) -> Result<(), CoverError> {
-        loop {
-            let before = self.cubes.len();
-            for bit in each_bit(bits) {
-                self.merge_along(bit)?;
-            }
-            if self.cubes.len() == before {
-                self.cubes.sort_unstable();
-                return Ok(());
-            }
-        }
-    }
-
-    fn merge_along(&mut self, bit: u32) -> Result<(), CoverError> {
-        // Neighbours along `bit` become neighbours in the list.
-        let key = |cube: &Cube| (cube.mask(), cube.id() & !bit, cube.id());
-        self.cubes.sort_unstable_by_key(key);
-        let mut out: Vec<Cube> = Vec::new();
-        out.try_reserve_exact(self.cubes.len()).map_err(|_| CoverError::OutOfMemory)?;
-        for &cube in &self.cubes {
-            match out.last_mut() {
-                Some(last) if last.mask() == cube.mask() && last.id() ^ cube.id() == bit => *last = last.widened(bit),
-                _ => out.push(cube),
-            }
-        }
-        self.cubes = out;
-        Ok(())
-    }
-
-    /// The bits in which some of its IDs differ.
-    pub(super) fn varying_bits(&self) -> u32 {
-        let first = self.cubes.first().map_or(0, |cube| cube.id());
-        self.cubes.iter().fold(0, |bits, cube| bits | cube.mask() | (cube.id() ^ first))
-    }
-
-    /// Those of `bits` on which membership of no ID depends.
-    pub(super) fn independent_bits(&self, bits: u32) -> u32 {
-        each_bit(self.varying_bits() & bits)
-            .filter(|bit| {
-                self.cubes
-                    .iter()
-                    .all(|cube| cube.mask() & bit != 0 || self.contains(Cube::new(cube.id() ^ bit, cube.mask())))
-            })
-            .fold(0, |bits, bit| bits | bit)
-    }
-
-    /// The part of the set in which all of `bits` are zero.
-    pub(super) fn restricted_to_zero(&self, bits: u32) -> Result<Self, CoverError> {
-        let mut cubes = Vec::new();
-        cubes.try_reserve_exact(self.cubes.len()).map_err(|_| CoverError::OutOfMemory)?;
-        let zero = self.cubes.iter().filter(|cube| cube.id() & bits == 0);
-        cubes.extend(zero.map(|cube| Cube::new(cube.id(), cube.mask() & !bits)));
-        Ok(Self { cubes, limit: self.limit })
+    /// The set after a change, which is made in an arena.
+    fn changed(&self, change: impl FnOnce(&mut Set<'_>) -> Result<(), CoverError>) -> Result<Self, CoverError> {
+        let arena = Bump::new();
+        let mut set = Set::from_disjoint(copied(&arena, &self.cubes)?, self.limit);
+        change(&mut set)?;
+        Ok(Self { cubes: owned(set.cubes())?, limit: self.limit })
     }
 }
 
@@ -293,28 +185,6 @@ fn aligned_cubes(first: u32, length: u64) -> Result<impl Iterator<Item = Cube>, 
         at = at.wrapping_add(step);
         Some(cube)
     }))
-}
-
-/// The bits of `bits`, lowest first.
-pub(super) fn each_bit(bits: u32) -> impl Iterator<Item = u32> {
-    let mut left = bits;
-    core::iter::from_fn(move || {
-        let bit = left & left.wrapping_neg();
-        left &= !bit;
-        (bit != 0).then_some(bit)
-    })
-}
-
-fn subtracted(cubes: &[Cube], cut: Cube, limit: usize) -> Result<Vec<Cube>, CoverError> {
-    let mut out = Vec::new();
-    out.try_reserve(cubes.len()).map_err(|_| CoverError::OutOfMemory)?;
-    for piece in cubes.iter().flat_map(|cube| cube.minus(cut)) {
-        if out.len() >= limit {
-            return Err(CoverError::TooComplex { limit });
-        }
-        try_push(&mut out, piece)?;
-    }
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -368,22 +238,5 @@ mod tests {
         let only_a = a.minus(&b).unwrap();
         assert!(!only_a.intersects(&b));
         assert_eq!(only_a.union(&b).unwrap(), a.union(&b).unwrap());
-    }
-
-    #[test]
-    fn merging_finds_the_largest_aligned_cube() {
-        let mut set = IdSet::new();
-        for id in 0..1024 {
-            set.insert(Cube::point(id)).unwrap();
-        }
-        set.merge(u32::MAX).unwrap();
-        assert_eq!(set.cubes(), [Cube::new(0, 0x3ff)]);
-    }
-
-    #[test]
-    fn bits_that_do_not_matter_are_found() {
-        let set = IdSet::from_cubes(&[Cube::new(0, 0x11), Cube::point(6), Cube::point(7), Cube::new(0x16, 1)]).unwrap();
-        assert_eq!(set.independent_bits(u32::MAX), 0x11);
-        assert_eq!(set.restricted_to_zero(0x11).unwrap().size(), 2);
     }
 }

@@ -1,9 +1,13 @@
 //! Covers that may also capture IDs which are known to be unused.
 
-use alloc::vec::Vec;
+use bumpalo::Bump;
+use bumpalo::collections::Vec;
 
 use super::search::{Choice, MAX_POINTS, Problem, points_of};
-use super::{Cover, CoverError, CoverOptions, Cube, IdSet, admitted, cover_set, try_copy, try_push, verified};
+use super::{
+    Cover, CoverError, CoverOptions, Cube, Set, admitted, copied, cover_set, owned, try_extend, try_push, verified,
+    with_room,
+};
 
 /// The fewest disjoint cubes that capture all of `ids`, may capture IDs of `unused`, and capture nothing else.
 ///
@@ -17,32 +21,46 @@ use super::{Cover, CoverError, CoverOptions, Cube, IdSet, admitted, cover_set, t
 ///
 /// As [`least_cover`](super::least_cover).
 pub fn loose_cover(ids: &[Cube], unused: &[Cube], options: &CoverOptions) -> Result<Cover, CoverError> {
-    let wanted = admitted(ids, options)?;
-    let mut allowed = IdSet::with_limit(options.max_cubes.saturating_mul(2));
+    let (arena, mut scratch) = (Bump::new(), Bump::new());
+    let (cubes, exact) = loose_in(&arena, &mut scratch, ids, unused, options)?;
+    Ok(Cover { cubes: owned(&cubes)?, exact })
+}
+
+/// [`loose_cover`] in arenas: the list of its cubes, and whether no smaller cover exists. `scratch` is emptied.
+pub(in crate::smmu) fn loose_in<'a>(
+    arena: &'a Bump,
+    scratch: &mut Bump,
+    ids: &[Cube],
+    unused: &[Cube],
+    options: &CoverOptions,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
+    let wanted = admitted(arena, ids, options)?;
+    let mut spare = copied(arena, unused)?;
+    spare.sort_unstable();
+    let mut allowed = Set::with_limit(arena, options.max_cubes.saturating_mul(2));
     for &cube in wanted.cubes() {
         allowed.insert(cube)?;
     }
-    let mut spare = try_copy(unused)?;
-    spare.sort_unstable();
     let hardware = Cube::new(0, options.id_bits);
     for cube in spare.iter().filter_map(|cube| cube.intersection(hardware)) {
         allowed.insert(cube)?;
     }
-    allowed.merge(u32::MAX)?;
+    allowed.merge(u32::MAX);
 
     let mut nodes = options.nodes;
-    let (start, _) = cover_set(&wanted, options, &mut nodes)?;
+    let (mut cubes, _) = cover_set(arena, scratch, &wanted, options, &mut nodes)?;
     // Looking at a pair is cheap beside a node, and the search needs fewer nodes the better its start is.
     let pairs = options.nodes.saturating_mul(16);
-    let start = joined(start, &allowed, options.mask_bits, pairs)?;
-    let (cubes, exact) = searched(&wanted, &allowed, start, options, &mut nodes)?;
-    verified(ids, unused, cubes, exact)
+    join(&mut cubes, &allowed, options.mask_bits, pairs);
+    scratch.reset();
+    let exact = search(scratch, &wanted, &allowed, &mut cubes, options, &mut nodes)?;
+    Ok((verified(ids, unused, cubes)?, exact))
 }
 
 /// Joins cubes of a cover into one that spans both, as long as that stays inside `allowed` and cuts no third: for each
 /// cube in turn the partner whose span swallows most, until nothing joins or
 /// `pairs` were looked at.
-fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32, mut pairs: u32) -> Result<Vec<Cube>, CoverError> {
+fn join(cubes: &mut Vec<'_, Cube>, allowed: &Set<'_>, mask_bits: u32, mut pairs: u32) {
     cubes.sort_unstable();
     let mut at = 0usize;
     let mut since_last_join = 0usize;
@@ -51,7 +69,7 @@ fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32, mut pairs: u32)
         let Some(&one) = cubes.get(at) else { break };
         let mut best: Option<(usize, Cube)> = None;
         for &two in cubes.iter().filter(|two| **two != one && one.span(**two).mask() & !mask_bits == 0) {
-            let Some(left) = pairs.checked_sub(1) else { return Ok(cubes) };
+            let Some(left) = pairs.checked_sub(1) else { return };
             pairs = left;
             let span = one.span(two);
             let swallowed = cubes.iter().filter(|cube| span.contains(**cube)).count();
@@ -63,55 +81,62 @@ fn joined(mut cubes: Vec<Cube>, allowed: &IdSet, mask_bits: u32, mut pairs: u32)
         }
         if let Some((_, span)) = best {
             cubes.retain(|cube| !span.contains(*cube));
-            try_push(&mut cubes, span)?;
+            // In the place of two at least.
+            cubes.push(span);
             since_last_join = 0;
         } else {
             at = at.wrapping_add(1);
             since_last_join = since_last_join.saturating_add(1);
         }
     }
-    Ok(cubes)
 }
 
-/// The exact search, where the set is small enough for it.
+/// The exact search, where the set is small enough for it, from the cover `cubes`, which it makes smaller. Says whether the
+/// cover is proven least.
 ///
 /// Any cube of a cover can be shrunk to the span of the wanted IDs in it without harm, so the spans of subsets of the
 /// wanted IDs are all the choices there are.
-fn searched(
-    wanted: &IdSet,
-    allowed: &IdSet,
-    start: Vec<Cube>,
+fn search(
+    scratch: &Bump,
+    wanted: &Set<'_>,
+    allowed: &Set<'_>,
+    cubes: &mut Vec<'_, Cube>,
     options: &CoverOptions,
     nodes: &mut u32,
-) -> Result<(Vec<Cube>, bool), CoverError> {
+) -> Result<bool, CoverError> {
     let free = wanted.independent_bits(options.mask_bits) & allowed.independent_bits(options.mask_bits);
-    let core = wanted.restricted_to_zero(free)?;
-    let start = IdSet::from_disjoint(start, wanted.limit()).restricted_to_zero(free)?.into_cubes();
-    let (mut cubes, exact) = if start.len() <= 1 {
+    let core = wanted.restricted_to_zero(scratch, free)?;
+    let start = Set::from_disjoint(copied(scratch, cubes)?, wanted.limit());
+    let start = start.restricted_to_zero(scratch, free)?.into_cubes();
+    let (found, exact) = if start.len() <= 1 {
         (start, true)
     } else if core.size() > MAX_POINTS as u64 {
         (start, false)
     } else {
-        let points = points_of(&core)?;
-        let (choices, complete) = spans(&points, &allowed.restricted_to_zero(free)?, options.mask_bits, nodes)?;
-        let (cubes, least) = Problem::new(&points, choices, false)?.solve(start, nodes)?;
-        (cubes, complete && least)
+        let points = points_of(scratch, &core)?;
+        let allowed = allowed.restricted_to_zero(scratch, free)?;
+        let (choices, complete) = spans(scratch, &points, &allowed, options.mask_bits, nodes)?;
+        let problem = Problem::new(scratch, &points, choices, false)?;
+        let (found, least) = problem.solve(scratch, start, nodes)?;
+        (found, complete && least)
     };
-    for cube in &mut cubes {
-        *cube = cube.widened(free);
-    }
-    Ok((cubes, exact))
+    cubes.clear();
+    try_extend(cubes, found.len(), found.iter().map(|cube| cube.widened(free)))?;
+    Ok(exact)
 }
 
 /// All spans of subsets of `points` that lie inside `allowed` and ignore only `mask_bits`; false if there are too many.
-fn spans(points: &[u32], allowed: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Vec<Choice>, bool), CoverError> {
+fn spans<'a>(
+    arena: &'a Bump,
+    points: &[u32],
+    allowed: &Set<'_>,
+    mask_bits: u32,
+    nodes: &mut u32,
+) -> Result<(Vec<'a, Choice>, bool), CoverError> {
     // Two lists: one sorted to look up in, one in the order of finding.
-    let mut known: Vec<Cube> = Vec::new();
-    let mut found: Vec<Cube> = Vec::new();
-    for &point in points {
-        try_push(&mut known, Cube::point(point))?;
-        try_push(&mut found, Cube::point(point))?;
-    }
+    let mut known: Vec<'_, Cube> = with_room(arena, points.len())?;
+    known.extend(points.iter().copied().map(Cube::point));
+    let mut found = copied(arena, &known)?;
     let mut complete = true;
     let mut grown = 0usize;
     'all: while let Some(&from) = found.get(grown) {
@@ -132,10 +157,8 @@ fn spans(points: &[u32], allowed: &IdSet, mask_bits: u32, nodes: &mut u32) -> Re
             known.insert(place, span);
         }
     }
-    let mut choices = Vec::new();
-    for &cube in &known {
-        try_push(&mut choices, Choice::of(cube, points))?;
-    }
+    let mut choices = with_room(arena, known.len())?;
+    choices.extend(known.iter().map(|cube| Choice::of(*cube, points)));
     Ok((choices, complete))
 }
 
@@ -145,6 +168,8 @@ const MAX_SPANS: usize = 4096;
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::super::check;
     use super::*;
 

@@ -1,11 +1,13 @@
 //! The exact search: branch and bound over the cubes inside a small set.
 
-use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::ops::Range;
 
-use super::id_set::each_bit;
-use super::{CoverError, Cube, IdSet, try_copy, try_push};
+use bumpalo::Bump;
+use bumpalo::collections::Vec;
+
+use super::set::each_bit;
+use super::{CoverError, Cube, Set, copied, try_extend, try_push, with_room};
 
 /// The largest component, in IDs and after bits were set aside on which it does not depend, that is solved exactly.
 ///
@@ -13,15 +15,20 @@ use super::{CoverError, Cube, IdSet, try_copy, try_push};
 pub const MAX_POINTS: usize = u128::BITS as usize;
 
 /// The fewest cubes that partition `core`, which has at most [`MAX_POINTS`] IDs, and whether that is proven.
-pub(super) fn least(core: &IdSet, mask_bits: u32, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
-    let points = points_of(core)?;
-    let choices = cubes_inside(&points, core.varying_bits() & mask_bits)?;
-    Problem::new(&points, choices, true)?.solve(try_copy(core.cubes())?, nodes)
+pub(super) fn least<'a>(
+    arena: &'a Bump,
+    core: &Set<'_>,
+    mask_bits: u32,
+    nodes: &mut u32,
+) -> Result<(Vec<'a, Cube>, bool), CoverError> {
+    let points = points_of(arena, core)?;
+    let choices = cubes_inside(arena, &points, core.varying_bits() & mask_bits)?;
+    Problem::new(arena, &points, choices, true)?.solve(arena, copied(arena, core.cubes())?, nodes)
 }
 
 /// All IDs of a set, ascending.
-pub(super) fn points_of(set: &IdSet) -> Result<Vec<u32>, CoverError> {
-    let mut points = Vec::new();
+pub(super) fn points_of<'a>(arena: &'a Bump, set: &Set<'_>) -> Result<Vec<'a, u32>, CoverError> {
+    let mut points = Vec::new_in(arena);
     for cube in set.cubes() {
         let mut value = 0u32;
         loop {
@@ -39,8 +46,8 @@ pub(super) fn points_of(set: &IdSet) -> Result<Vec<u32>, CoverError> {
 /// Every cube that lies inside the set of `points` and ignores only `bits`.
 ///
 /// A set of n points holds at most n^1.59 cubes: 2187 for 128 points.
-fn cubes_inside(points: &[u32], bits: u32) -> Result<Vec<Choice>, CoverError> {
-    let mut choices = Vec::new();
+fn cubes_inside<'a>(arena: &'a Bump, points: &[u32], bits: u32) -> Result<Vec<'a, Choice>, CoverError> {
+    let mut choices = Vec::new_in(arena);
     for &point in points {
         try_push(&mut choices, Choice::of(Cube::point(point), points))?;
     }
@@ -86,13 +93,13 @@ impl Choice {
 /// # Invariants
 ///
 /// For each point there is the choice that captures it alone, so that every partial cover can be completed.
-pub(super) struct Problem {
+pub(super) struct Problem<'a> {
     /// Widest first, so that the first dive is a greedy cover.
-    choices: Vec<Choice>,
+    choices: Vec<'a, Choice>,
     /// For each point the choices that capture it, as indices, concatenated.
-    by_point: Vec<usize>,
+    by_point: Vec<'a, u16>,
     /// Where the list of each point ends in `by_point`.
-    ends: Vec<usize>,
+    ends: Vec<'a, usize>,
     /// Every ID of every choice is a point: choices are disjoint when their points are, and sizes are powers of two.
     full: bool,
 }
@@ -108,16 +115,21 @@ struct Frame {
     chosen: usize,
 }
 
-impl Problem {
-    pub(super) fn new(points: &[u32], mut choices: Vec<Choice>, full: bool) -> Result<Self, CoverError> {
+impl<'a> Problem<'a> {
+    pub(super) fn new(
+        arena: &'a Bump,
+        points: &[u32],
+        mut choices: Vec<'a, Choice>,
+        full: bool,
+    ) -> Result<Self, CoverError> {
         choices.sort_unstable_by_key(|choice| (Reverse(choice.points.count_ones()), choice.cube));
-        let mut by_point = Vec::new();
-        let mut ends = Vec::new();
+        let mut ends = with_room(arena, points.len())?;
+        let mut by_point = Vec::new_in(arena);
         for (_, place) in points.iter().zip(each_place()) {
-            for (index, _) in choices.iter().enumerate().filter(|(_, choice)| choice.points & place != 0) {
-                try_push(&mut by_point, index)?;
-            }
-            try_push(&mut ends, by_point.len())?;
+            // Both searches look at some thousand choices at most.
+            let numbered = || (0..=u16::MAX).zip(&choices).filter(|(_, choice)| choice.points & place != 0);
+            try_extend(&mut by_point, numbered().count(), numbered().map(|(index, _)| index))?;
+            ends.push(by_point.len());
         }
         Ok(Self { choices, by_point, ends, full })
     }
@@ -125,12 +137,15 @@ impl Problem {
     /// A cover no larger than `best`, which must be one, and whether it is proven least.
     ///
     /// The first node is free: where the bound at the root meets `best`, no search is needed to know it.
-    pub(super) fn solve(&self, mut best: Vec<Cube>, nodes: &mut u32) -> Result<(Vec<Cube>, bool), CoverError> {
+    pub(super) fn solve<'b>(
+        &self,
+        arena: &Bump,
+        mut best: Vec<'b, Cube>,
+        nodes: &mut u32,
+    ) -> Result<(Vec<'b, Cube>, bool), CoverError> {
         let count = self.ends.len();
-        let mut frames: Vec<Frame> = Vec::new();
-        frames.try_reserve_exact(count.saturating_add(1)).map_err(|_| CoverError::OutOfMemory)?;
-        let mut reach = Vec::new();
-        reach.try_reserve_exact(count).map_err(|_| CoverError::OutOfMemory)?;
+        let mut frames: Vec<'_, Frame> = with_room(arena, count.saturating_add(1))?;
+        let mut reach = with_room(arena, count)?;
         let mut remaining = each_place().take(count).fold(0, |set, place| set | place);
         loop {
             // Here every frame has taken its choice, and together they capture all but `remaining`.
@@ -167,13 +182,14 @@ impl Problem {
         let free = |cube: Cube| self.full || taken.clone().all(|taken| !taken.cube.meets(cube));
         frame.untried.by_ref().find_map(|position| {
             let &index = self.by_point.get(position)?;
-            let choice = self.choices.get(index)?;
-            (choice.points & !remaining == 0 && free(choice.cube)).then_some((index, remaining & !choice.points))
+            let choice = self.choices.get(usize::from(index))?;
+            (choice.points & !remaining == 0 && free(choice.cube))
+                .then_some((usize::from(index), remaining & !choice.points))
         })
     }
 
     /// Where to branch: at the point that the fewest choices still capture; and how many choices are needed at least.
-    fn branch(&self, remaining: u128, reach: &mut Vec<(u128, u128)>) -> Frame {
+    fn branch(&self, remaining: u128, reach: &mut Vec<'_, (u128, u128)>) -> Frame {
         reach.clear();
         let mut fewest = usize::MAX;
         let mut untried = 0..0;
@@ -186,7 +202,7 @@ impl Problem {
             }
             let (mut options, mut together) = (0usize, 0u128);
             let indices = self.by_point.get(list.clone()).unwrap_or_default();
-            for choice in indices.iter().filter_map(|index| self.choices.get(*index)) {
+            for choice in indices.iter().filter_map(|index| self.choices.get(usize::from(*index))) {
                 if choice.points & !remaining == 0 {
                     options = options.saturating_add(1);
                     together |= choice.points;
@@ -232,22 +248,20 @@ fn each_place() -> impl Iterator<Item = u128> {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use alloc::vec;
-
-    fn set(ids: &[u32]) -> IdSet {
-        let mut set = IdSet::new();
-        ids.iter().for_each(|&id| set.insert(Cube::point(id)).unwrap());
-        set
-    }
+    use alloc::vec::Vec;
 
     fn solved(ids: &[u32], nodes: u32) -> (usize, bool) {
+        let arena = Bump::new();
+        let set = Set::union_of(&arena, ids.iter().copied().map(Cube::point)).unwrap();
         let mut left = nodes;
-        let (cubes, exact) = least(&set(ids), u32::MAX, &mut left).unwrap();
+        let (cubes, exact) = least(&arena, &set, u32::MAX, &mut left).unwrap();
         (cubes.len(), exact)
     }
 
     #[test]
     fn all_cubes_inside_a_set_are_listed_once() {
+        let arena = Bump::new();
+        let cubes_inside = |points: &[u32], bits| cubes_inside(&arena, points, bits);
         let points: Vec<u32> = (0..8).collect();
         let mut cubes: Vec<Cube> = cubes_inside(&points, 7).unwrap().iter().map(|choice| choice.cube).collect();
         cubes.sort_unstable();
@@ -272,7 +286,8 @@ mod tests {
 
     #[test]
     fn all_points_of_a_set() {
-        let set = IdSet::from_cubes(&[Cube::new(4, 3), Cube::new(1, 0x10)]).unwrap();
-        assert_eq!(points_of(&set).unwrap(), vec![1, 4, 5, 6, 7, 0x11]);
+        let arena = Bump::new();
+        let set = Set::union_of(&arena, [Cube::new(4, 3), Cube::new(1, 0x10)]).unwrap();
+        assert_eq!(points_of(&arena, &set).unwrap()[..], [1, 4, 5, 6, 7, 0x11]);
     }
 }
