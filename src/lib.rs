@@ -5,6 +5,21 @@
 //! add, remove, assign, reassign and deassign across both. It is `no_std`, needs `alloc`, and knows its hypervisor
 //! through one type parameter, [`sync::Platform`].
 //!
+//! # From boot to a fault
+//!
+//! The README has the code of the first four.
+//!
+//! 1. Read what firmware says: [`dt::Board::read`].
+//! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),
+//!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
+//! 3. For each device: [`add`](assign::Service::add). PCI functions are found by [`pci::enumerate`], and their streams by
+//!    [`pci::HostBridge::streams`].
+//! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign); after a
+//!    mapping was removed or narrowed, [`flush`](assign::Service::flush).
+//! 5. In interrupt handlers: [`take_faults`](assign::IommuHandle::take_faults). Once they stand,
+//!    [`enable_reports`](assign::Service::enable_reports); from then on a worker calls
+//!    [`tend_faults`](assign::Service::tend_faults).
+//!
 //! # Principles
 //!
 //! 1. *Isolation holds at every single register write*, not between operations: each module says which write keeps it.
@@ -22,17 +37,27 @@
 //!
 //! # Map
 //!
-//! Five floors; none uses one above it.
+//! Four floors; none uses one above it.
 //!
 //! | floor | what it knows |
 //! |---|---|
 //! | [`dt`] | what firmware's device tree says of SMMUs, bridges and devices |
 //! | [`smmu`] · [`pci`] | how the hardware translates · how functions are found and what their DMA carries |
 //! | [`assign`] | the service: devices, groups, domains, operations; IOMMUs through one trait |
-//! | [`sync`] | the lock order, locks, the platform |
+//! | [`sync`] | the platform, the locks, and their order |
 //!
-//! The way of one device through them is told in `docs/architecture.md`, the locks in `docs/locking.md`. The promises are
-//! numbered (C-, I-, A-, S-lines); module docs and tests cite the numbers.
+//! The way of one device through them is told in `docs/architecture.md`, the locks in `docs/locking.md`. The promises
+//! stand in `docs/contract.md`, each with a number (C-, I-, A-, S-lines); docs and tests cite the numbers.
+//!
+//! # Features
+//!
+//! None is on without being asked for, and a hypervisor needs none of them.
+//!
+//! | feature | what it is for |
+//! |---|---|
+//! | `fakes` | `pci::fake`, a configuration space made of memory, for tests and prototypes |
+//! | `unwind` | a hook that panics fails, instead of unwinding through its operation; wants `std` |
+//! | `trace-locks` | `sync::trace`, which locks were taken under which, for tests; wants `std` |
 
 #![no_std]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -13,9 +13,10 @@
 mod builder;
 
 use builder::{Builder, at, fault, stream, with_iommus, with_map};
-use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
+use iommu_assign::assign::{IommuKey, PhysicalAddress, Stream, StreamId, StreamMask};
 use iommu_assign::dt::{Board, NodeFault};
 use iommu_assign::pci::{MapFault, Provider};
+use iommu_assign::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
 
 // `iommus`.
 
@@ -224,6 +225,33 @@ fn a8_interrupt_parents_in_a_circle_end() {
     board.open_smmu("smmu").cells("reg", &[0, 0x1000, 0, 0x1000]).cells("#iommu-cells", &[1]);
     board.cells("interrupt-parent", &[7]).cells("interrupts", &[1]).end();
     assert_eq!(fault(&mut board), at("/smmu", NodeFault::NoInterruptParent));
+}
+
+#[test]
+fn s4_what_firmware_says_of_an_smmu_is_what_its_driver_is_told() {
+    let mut board = Builder::board();
+    board.begin("gic").cells("phandle", &[7]).cells("#interrupt-cells", &[1]).end();
+    board.begin("other").cells("phandle", &[8]).cells("#interrupt-cells", &[1]).end();
+    board.begin("smmu").strings("compatible", &["qcom,msm8998-smmu-v2", "qcom,adreno-smmu", "qcom,smmu-v2"]);
+    board.cells("reg", &[0, 0x1000, 0, 0x4_0000]).cells("#iommu-cells", &[1]).cells("#global-interrupts", &[1]);
+    // Three different lines behind the global one: 2 (three times), 3, and 3 of another controller.
+    board.cells("interrupts-extended", &[7, 1, 7, 2, 7, 3, 7, 2, 8, 3, 7, 2]);
+    board.property("dma-coherent", &[]).property("calxeda,smmu-secure-config-access", &[]).end();
+    let blob = board.finish();
+    let board = Board::read(&blob).unwrap();
+    let [node] = board.smmus() else { panic!("one SMMU") };
+    assert_eq!((node.context_irqs, node.context_lines), (5, 3));
+    let empty = EmptyRoot { address: PhysicalAddress::new(0x10_0000), size: 0x10_0000 };
+    let config = SmmuConfig {
+        implementation: Implementation::Qualcomm,
+        coherent: true,
+        context_lines: 3,
+        chip: Chip::Msm8998,
+        secure_config_access: true,
+        adreno: true,
+        ..SmmuConfig::new(IommuKey::new(0x1000), 0x4_0000, Architecture::V2, empty)
+    };
+    assert_eq!(node.config(empty), config);
 }
 
 #[test]

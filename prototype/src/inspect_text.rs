@@ -50,7 +50,11 @@ fn smmus(page: &mut Page, inspection: &Inspection) {
     }
     table.print(page, 2);
     page.gap();
-    page.text(2, "on: enabled, with all ancestors. irqs: global + context. entries: one for each specifier → merged.");
+    page.text(
+        2,
+        "on: enabled, with all ancestors. base, size: hexadecimal. irqs: global + context. entries: one for each \
+         specifier → merged.",
+    );
 }
 
 fn devices(page: &mut Page, inspection: &Inspection, names: &BTreeMap<&str, String>) {

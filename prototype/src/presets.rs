@@ -3,8 +3,6 @@
 //! A device tree names an implementation and gives a region and interrupts; how many entries and banks there are only
 //! ID registers say. The part that is chosen is one that is sold under that name, made to fit the region.
 
-use std::collections::BTreeSet;
-
 use iommu_assign::assign::PhysicalAddress;
 use iommu_assign::dt::SmmuNode;
 use iommu_assign::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
@@ -49,7 +47,7 @@ pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
         part.quirks.hidden_banks_from = Some(7);
     }
     part.coherent_walk = node.coherent;
-    let lines = context_lines(node);
+    let lines = node.context_lines;
     part.wiring = match node.architecture {
         // The driver chooses a line for each bank.
         Architecture::V1 => Wiring::Separate,
@@ -65,16 +63,8 @@ pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
 
 /// What the driver is told of a node.
 pub(crate) fn described(node: &SmmuNode<'_>) -> SmmuConfig {
-    let mut config = SmmuConfig::new(node.key, node.registers.size(), node.architecture, EMPTY_ROOT);
-    config.implementation = node.implementation;
-    config.coherent = node.coherent;
-    config.context_lines = context_lines(node);
-    config.chip = Chip::of(&node.compatibles);
-    config.secure_config_access = node.secure_config_access;
-    config.adreno = node.adreno;
     // The model completes a sync after two reads; a run must not hang where it does not.
-    config.polls = 1000;
-    config
+    SmmuConfig { polls: 1000, ..node.config(EMPTY_ROOT) }
 }
 
 /// Makes the register map fill the region and no more.
@@ -90,12 +80,4 @@ fn fit(part: &mut Config, region: u64) {
     }
     part.banks = part.banks.min(u8::try_from(part.pages()).unwrap_or(u8::MAX));
     part.stage2_banks = part.stage2_banks.min(part.banks);
-}
-
-/// How many different lines report contexts: boards list one line for many banks.
-fn context_lines(node: &SmmuNode<'_>) -> u32 {
-    let global = usize::try_from(node.global_irqs).unwrap_or(usize::MAX);
-    let lines: BTreeSet<Vec<u32>> =
-        node.interrupts.iter().skip(global).map(|line| line.specifier().collect()).collect();
-    u32::try_from(lines.len()).unwrap_or(u32::MAX)
 }

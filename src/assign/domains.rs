@@ -81,9 +81,8 @@ impl<P: Platform> Service<P> {
     /// # Errors
     ///
     /// [`Cause::InUse`] while a device refers to it, [`Cause::Busy`] while a running operation does, [`Cause::Gone`],
-    /// [`Cause::Iommu`] when an
-    /// IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay too, and destroying it
-    /// can be tried again (contract I-8, I-10).
+    /// [`Cause::Iommu`] when an IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay
+    /// too, and destroying it can be tried again (contract I-8, I-10).
     pub fn destroy_domain(&self, domain: &Domain<P>) -> Result<(), Error> {
         let mut held = Held::enter();
         let result = self.destroy_in(&mut held, domain);

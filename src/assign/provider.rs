@@ -170,10 +170,9 @@ impl<P: Platform> Service<P> {
     /// count from one call to the next (contract A-12).
     ///
     /// A storming stream that no device has becomes a *stray*: a device of its own, under
-    /// [`DeviceKey::stray`](super::DeviceKey::stray), with an
-    /// entry for exactly this ID. It is quarantined, can be assigned to nobody, and makes way when a device that has the
-    /// stream is added, or its IOMMU is unregistered; like any device it can be removed by its key. With
-    /// [`Quarantine::Faults`] such a stream is only told of.
+    /// [`DeviceKey::stray`](super::DeviceKey::stray), with an entry for exactly this ID. It is quarantined, can be assigned
+    /// to nobody, and makes way when a device that has the stream is added, or its IOMMU is unregistered; like any device it
+    /// can be removed by its key. With [`Quarantine::Faults`] such a stream is only told of.
     ///
     /// What [`Storm::ended`] says did not work goes on: a stream whose group is busy ([`Cause::Busy`]; try again before
     /// unmasking), or a stray for which no entry or bank was left ([`Cause::Iommu`]; nothing changed).

@@ -47,7 +47,8 @@ impl<P: Platform> Service<P> {
         self.reserve(device, domain).and_then(Reservation::abandon)
     }
 
-    /// The same, and keeps what was planned: [`Reservation::commit`] cannot be refused, only fail in hardware.
+    /// Checks and plans as [`test_assign`](Self::test_assign) does, and keeps the plan: [`Reservation::commit`] cannot be
+    /// refused, only fail in hardware.
     ///
     /// Until it ends, every other operation on the group gets `Busy`, and a removal waits for it.
     ///

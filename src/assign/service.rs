@@ -28,8 +28,9 @@ use crate::sync::outside::Outside;
 
 /// The assignment service: one for a machine.
 ///
-/// All methods take `&self`, may be called from several CPUs at once, and run in waiting context: they poll hardware
-/// and call hooks. With a platform for a single CPU it is not `Sync`. Where two calls are about the same group, the second gets [`Cause::Busy`].
+/// All methods take `&self` and may be called from several CPUs at once; with a platform for a single CPU it is not
+/// `Sync`. They run in waiting context, for they poll hardware and call hooks, but for those that name another one. Where
+/// two calls are about the same group, the second gets [`Cause::Busy`].
 pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
     pub(super) policy: Outside<Box<dyn Policy>>,

@@ -164,7 +164,7 @@ impl<'a> Node<'_, 'a> {
 }
 
 /// A list of big-endian 32-bit cells, read from the front.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Cells<'a>(&'a [u8]);
 
 impl<'a> Cells<'a> {

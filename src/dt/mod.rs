@@ -3,7 +3,8 @@
 //! A blob becomes a [`Tree`] in one validating walk; the tree becomes a [`Board`]: SMMUv1/v2 instances, the nodes
 //! that they watch, and the host bridges whose functions they watch. Everything firmware says is checked once, here;
 //! what cannot be followed is an error that names the node, never a guess and never a panic (contract A-6, A-8). One bad
-//! node is enough for [`Board::read`]; [`Board::read_lenient`] goes on without it. Whether the hardware can hold a stream ID is the driver's to check.
+//! node is enough for [`Board::read`]; [`Board::read_lenient`] goes on without it. Whether the hardware can hold a stream
+//! ID is the driver's to check.
 //!
 //! ```no_run
 //! # fn offer(blob: &[u8]) -> Result<(), iommu_assign::dt::DtError> {

@@ -12,7 +12,7 @@ use super::refusal::{Refusals, Refused};
 use super::tree::{Node, NodeId, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
-use crate::smmu::{Architecture, Implementation};
+use crate::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
 
 /// An SMMUv1/v2 instance as its node describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct SmmuNode<'a> {
     pub global_irqs: u32,
     /// How many of `interrupts` report context banks' faults. No count of banks: ID registers give that.
     pub context_irqs: u32,
+    /// How many different lines those are: boards list one line for many banks.
+    pub context_lines: u32,
     /// Whether table walks are coherent with the CPU's caches: `dma-coherent` on the node itself. What a bus says for
     /// its children is not taken: to clean the cache needlessly costs time, not to clean it breaks isolation.
     pub coherent: bool,
@@ -55,6 +57,23 @@ pub struct SmmuNode<'a> {
     pub secure_config_access: bool,
     /// The node's phandle; without one nothing can refer to the instance.
     pub phandle: Option<u32>,
+}
+
+impl SmmuNode<'_> {
+    /// What the driver is told of the instance: all that firmware says, and defaults for the rest. The registers of
+    /// `mirrors` are not part of it: [`Lockstep`](crate::smmu::Lockstep) takes them in.
+    #[must_use]
+    pub fn config(&self, empty_root: EmptyRoot) -> SmmuConfig {
+        SmmuConfig {
+            implementation: self.implementation,
+            coherent: self.coherent,
+            context_lines: self.context_lines,
+            chip: Chip::of(&self.compatibles),
+            secure_config_access: self.secure_config_access,
+            adreno: self.adreno,
+            ..SmmuConfig::new(self.key, self.registers.size(), self.architecture, empty_root)
+        }
+    }
 }
 
 /// One entry of `interrupts` or `interrupts-extended`.
@@ -156,6 +175,7 @@ fn read_one<'a>(
     let context_irqs = listed
         .checked_sub(global_irqs)
         .ok_or_else(|| node.error(NodeFault::TooFewInterrupts { global: global_irqs, listed }))?;
+    let context_lines = count_lines(interrupts.iter().skip(usize::try_from(global_irqs).unwrap_or(usize::MAX)))?;
 
     let names = node.strings(COMPATIBLE)?;
     let mut compatibles = Vec::new();
@@ -173,6 +193,7 @@ fn read_one<'a>(
         interrupts,
         global_irqs,
         context_irqs,
+        context_lines,
         coherent: node.property("dma-coherent").is_some(),
         architecture,
         implementation,
@@ -202,10 +223,12 @@ fn recognise(compatible: &str) -> Option<(Architecture, Implementation)> {
         _ => {
             let chip_and_kind = compatible.strip_prefix("qcom,")?;
             let named = |suffix| chip_and_kind.strip_suffix(suffix).is_some_and(|chip| !chip.is_empty());
-            match () {
-                () if named("-smmu-v2") => (V2, Implementation::Qualcomm),
-                () if named("-smmu-500") => (V2, Implementation::QualcommMmu500),
-                () => return None,
+            if named("-smmu-v2") {
+                (V2, Implementation::Qualcomm)
+            } else if named("-smmu-500") {
+                (V2, Implementation::QualcommMmu500)
+            } else {
+                return None;
             }
         }
     })
@@ -253,6 +276,16 @@ fn push<'a>(
     interrupts.try_reserve(1)?;
     interrupts.push(Interrupt { controller, specifier });
     Ok(())
+}
+
+/// How many different ones there are.
+fn count_lines<'i, 'a: 'i>(interrupts: impl ExactSizeIterator<Item = &'i Interrupt<'a>>) -> Result<u32, DtError> {
+    let mut lines = Vec::new();
+    lines.try_reserve_exact(interrupts.len())?;
+    lines.extend(interrupts.map(|line| (line.controller, line.specifier)));
+    lines.sort_unstable();
+    lines.dedup();
+    Ok(u32::try_from(lines.len()).unwrap_or(u32::MAX))
 }
 
 /// The nearest node that says how wide an interrupt is: up the tree, with `interrupt-parent` in place of the parent

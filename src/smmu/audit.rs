@@ -62,15 +62,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let expected_s2cr = u64::from(self.spelling.read(entry.action, valid));
         let smr = if self.geometry.matching {
             let (found_valid, id, mask) = smr::decode(self.registers.read32(gr0::smr(index)), extended);
-            match entry.cube.filter(|_| valid) {
+            match entry.cube {
                 // ID bits under the mask need not be kept.
                 Some(cube) => (
                     "SMR",
                     u64::from(smr::encode(cube.id(), cube.mask(), extended)),
                     if found_valid { u64::from(smr::encode(id & !mask, mask, extended)) } else { 0 },
                 ),
-                // Free, or only kept for a device so far.
-                // With extended IDs a stale SMR is harmless: its S2CR says that it does not match.
+                // Free, or only kept for a device so far. With extended IDs a stale SMR is harmless: its S2CR says that it
+                // does not match.
                 None => ("SMR.VALID", 0, u64::from(found_valid && !extended)),
             }
         } else {

@@ -90,8 +90,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    /// Programs a bank that no S2CR names: everything before M, and the tables visible before that (contract I-4, O1,
-    /// O2).
+    /// Programs a bank that no S2CR names: everything before M, and the tables visible before that (contract I-4).
     pub(super) fn program_bank(
         &self,
         map: &mut StreamMap,

@@ -6,14 +6,12 @@
 //!
 //! # Locking
 //!
-//! `Masters` > `StreamMap` of one instance; `TlbSync` alone. See [`docs/locking.md`].
+//! `Masters` > `StreamMap` of one instance; `TlbSync` alone. See `docs/locking.md`.
 //!
 //! # Invariants
 //!
 //! After [`Smmu::probe`], at every single register write: at most one entry matches a stream, and what it selects is
 //! fault or a fully programmed bank of its owner (contract I-1 to I-4). The modules say which write keeps which.
-//!
-//! [`docs/locking.md`]: https://docs.rs/crate/iommu-assign/latest/source/docs/locking.md
 
 mod access;
 mod audit;

@@ -1,6 +1,6 @@
 //! From a cold or a live SMMU to one that faults every stream: the order of every write, and why.
 //!
-//! The order (IHI 0062D and rules O8, O13, O14 of the field):
+//! The order (`docs/smmu.md` has the writes):
 //!
 //! 1. ID registers, checked; nothing is written to what cannot be driven.
 //! 2. Fault status cleared: its reset value is UNKNOWN.
@@ -90,8 +90,8 @@ pub(super) fn reset<P: Platform, R: Registers>(
     let meanwhile = if live { found | Scr0::USFCFG | Scr0::SMCFCFG } else { control | Scr0::CLIENTPD };
     registers.write32(gr0::SCR0, meanwhile.bits());
 
-    // O8: a zero S2CR translates through bank 0, so that each must be told to fault. FAULT comes before
-    // SMR-invalid, so that no stream of a live unit is steered by half an entry.
+    // A zero S2CR translates through bank 0, so that each must be told to fault. FAULT comes before SMR-invalid, so that no
+    // stream of a live unit is steered by half an entry.
     let lost = |entry: &u8| kept.entries & one(*entry) == 0;
     for entry in (0..geometry.entries).filter(lost) {
         registers.write32(gr0::s2cr(entry), spelling.write(S2cr::Fault, false));
@@ -115,13 +115,13 @@ pub(super) fn reset<P: Platform, R: Registers>(
         let ticket = post_everything(held, registers, tlb);
         drained = tlb.wait(held, registers, ticket, bound);
     }
-    // O14: what may still be steered to a bank must not find it switched off.
+    // What may still be steered to a bank must not find it switched off (contract I-4).
     drained.map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;
     for bank in (0..geometry.banks).filter(|bank| kept.banks & one(*bank) == 0) {
         switch_off(registers, geometry, bank);
     }
     let prefetching = implementation_defined(registers, geometry);
-    // O10: up to that a bank whose M was 1 may have walked ahead, under a VMID that is about to get an owner.
+    // Up to here a bank whose M was 1 may have walked ahead, under a VMID that is about to get an owner.
     let ticket = post_everything(held, registers, tlb);
     tlb.wait(held, registers, ticket, bound)
         .map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;

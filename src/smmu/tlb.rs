@@ -82,7 +82,7 @@ impl<P: Platform> Tlb<P> {
         invalidate: impl FnOnce(&Access<R>),
     ) -> Ticket {
         let mut state = self.state.lock(held);
-        // Table writes are visible to the walker before the invalidation is (O11, contract S-1).
+        // Table writes are visible to the walker before the invalidation is (contract S-1).
         P::barrier();
         invalidate(registers);
         let issued = self.issued.load(Ordering::Relaxed);
