@@ -19,8 +19,8 @@ use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, FaultAnswer, FaultLine,
-    Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service, Stage2Limits, Stream, StreamId,
-    Why,
+    Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service, Sharing, Stage2Limits, Stream,
+    StreamId, Why, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::Spin;
@@ -89,8 +89,8 @@ impl Iommu for Between {
         self.inner.enrol(device)
     }
 
-    fn sharing(&self, devices: &[DeviceId]) -> Vec<(DeviceId, DeviceId)> {
-        self.inner.sharing(devices)
+    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
+        self.inner.sharing(devices, tell)
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -107,12 +107,16 @@ impl Iommu for Between {
         self.inner.install(devices, prepared)
     }
 
-    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
-        self.inner.block(devices)
+    fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.inner.block(devices, tell)
     }
 
-    fn withdraw(&self, device: DeviceId, mates: &[DeviceId]) -> Result<Vec<(DeviceId, DeviceId)>, IommuError> {
-        self.inner.withdraw(device, mates)
+    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
+        self.inner.cut(devices)
+    }
+
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError> {
+        self.inner.withdraw(device, rest, tell)
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {

@@ -13,8 +13,8 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Bench, PAGE, SMMU, described, stream};
-use iommu_assign::assign::{AddressSpace, DeviceId, DomainId, Iommu, IommuError, Label, Prepared, Resource};
+use common::{Bench, PAGE, SMMU, block, described, sharing, stream, withdraw};
+use iommu_assign::assign::{AddressSpace, DeviceId, DomainId, Iommu, IommuError, Label, Prepared, Resource, Withdrawn};
 use iommu_assign::smmu::{Setup, Smmu};
 use iommu_assign::sync::Spin;
 use machine::{ModelRegisters, Stage2Tables};
@@ -113,7 +113,7 @@ fn a1_what_is_allotted_is_kept_from_others_and_costs_no_access() {
         assert_eq!(users, [device(1), device(1)], "A-5: who has them");
         driver.check();
         // Withdrawn before it was written: nothing is written then either.
-        assert_eq!(driver.writes(|| drop(driver.smmu.withdraw(device(1), &[]).unwrap())), [""; 0]);
+        assert_eq!(driver.writes(|| drop(withdraw(&*driver.smmu, device(1), &[]).unwrap())), [""; 0]);
         assert_eq!(driver.smmu.enrol(device(1)), Err(IommuError::Unknown));
         assert_eq!(driver.smmu.allot(device(2), &[]), Ok(1));
         assert_eq!(driver.smmu.enrol(device(2)), Ok(()));
@@ -175,7 +175,7 @@ fn c15_a_mate_that_is_withdrawn_between_allot_and_enrol_leaves_no_hole() {
         // It counts on the mate's entry, and on one of its own.
         driver.publish(2, &[0x10, 0x41]);
         driver.smmu.allot(device(2), &[]).unwrap();
-        driver.smmu.withdraw(device(1), &[]).unwrap();
+        withdraw(&*driver.smmu, device(1), &[]).unwrap();
         driver.smmu.enrol(device(2)).unwrap();
         driver.opens(&[0x10, 0x41]);
         driver.assign(2).unwrap();
@@ -222,7 +222,7 @@ fn i15_loose_entries_do_not_capture_the_ids_of_a_device_without_entries() {
     driver.publish(2, &[0x10, 0x11, 0x12]);
     assert_eq!(driver.smmu.allot(device(2), &[]), Ok(2));
     driver.smmu.enrol(device(2)).unwrap();
-    assert_eq!(driver.smmu.sharing(&[device(1), device(2)]), []);
+    assert_eq!(sharing(&*driver.smmu, &[device(1), device(2)]), []);
     driver.check();
 }
 
@@ -270,8 +270,8 @@ fn i13_a_mate_that_came_since_allot_is_not_cut_off_by_packing_anew() {
         driver.opens(&[0x12, 0x13]);
         driver.assign(1).unwrap();
         // Its IDs stay in the entry, which is live.
-        driver.smmu.withdraw(device(2), &[]).unwrap();
-        driver.smmu.block(&[device(1)]).unwrap();
+        withdraw(&*driver.smmu, device(2), &[]).unwrap();
+        block(&*driver.smmu, &[device(1)]).unwrap();
         driver.publish(3, &[0x11]);
         assert_eq!(driver.smmu.allot(device(3), &[]), Ok(1), "packed anew, without them");
         driver.add(4, &[0x12]);
@@ -293,15 +293,16 @@ fn i15_a_withdrawal_says_who_of_the_rest_shares_entries_when_it_has_ended() {
         driver.add(3, &[0x10, 0x11]);
         let rest = [device(4), device(1), device(2), device(9)];
         let shared = [(device(1), device(2))];
-        assert_eq!(driver.smmu.sharing(&rest), shared);
+        assert_eq!(sharing(&*driver.smmu, &rest), shared);
         driver.opens(&[0x10, 0x11]);
         if live {
             driver.assign(1).unwrap();
         }
-        let left = driver.smmu.withdraw(device(3), &rest).unwrap();
+        let left = withdraw(&*driver.smmu, device(3), &rest).unwrap();
         // What is live does not move; in fault each gets an entry of its own.
-        assert_eq!(left, if live { &shared[..] } else { &[] }, "live: {live}");
-        assert_eq!(driver.smmu.sharing(&rest), left);
+        let keeper = [Withdrawn::Keeper(device(1)), Withdrawn::Sharing(shared[0])];
+        assert_eq!(left, if live { &keeper[..] } else { &[] }, "live: {live}");
+        assert_eq!(sharing(&*driver.smmu, &rest), if live { &shared[..] } else { &[] });
         driver.check();
     }
 }
@@ -314,9 +315,9 @@ fn i15_sharing_is_told_over_any_number_of_steps() {
     driver.add(2, &[0x20]);
     driver.add(3, &[0x40]);
     driver.add(4, &[0x10, 0x20, 0x40]);
-    let told = driver.smmu.sharing(&[device(1), device(2), device(3), device(4)]);
+    let told = sharing(&*driver.smmu, &[device(1), device(2), device(3), device(4)]);
     let lots: Vec<_> = told.iter().map(|(first, _)| *first).collect();
     assert_eq!(lots.len(), 3, "{told:?}");
     assert!(lots.iter().all(|first| *first == lots[0]), "{told:?}");
-    assert_eq!(driver.smmu.sharing(&[device(1), device(2), device(3)]), [], "they do not meet, nor share");
+    assert_eq!(sharing(&*driver.smmu, &[device(1), device(2), device(3)]), [], "they do not meet, nor share");
 }

@@ -17,7 +17,7 @@ use common::stopping::{Held, STLBGSTATUS, Stop};
 use std::sync::Arc;
 use std::thread;
 
-use common::{Bench, Guest, PAGE, SMMU, described, stream};
+use common::{Bench, Guest, PAGE, SMMU, block, described, stream};
 use iommu_assign::assign::{Cause, Device, DeviceState, Error, Iommu, IommuError, Left};
 use iommu_assign::smmu::{Registers, Reserved, Setup, Smmu, SmmuConfig};
 use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
@@ -275,14 +275,14 @@ fn a3_a4_a_bank_that_was_promised_and_then_poisoned_is_not_lost() {
     }
     let promised = smmu.plan(&moves, &space(2)).unwrap();
     lose_syncs(&bench, 1);
-    assert!(matches!(smmu.block(&moves), Err(IommuError::SyncTimeout(_))));
+    assert!(matches!(block(&*smmu, &moves), Err(IommuError::SyncTimeout(_))));
     // Somebody else's sync completes, and somebody else plans.
     smmu.flush(guests[1].domain.id()).unwrap();
     let planned = smmu.plan(&comes, &space(3));
     smmu.abandon(&moves, promised);
     let planned = planned.or_else(|_| smmu.plan(&comes, &space(3))).unwrap();
     smmu.install(&comes, planned).unwrap();
-    assert_eq!(smmu.block(&comes), Ok(vec![]));
+    assert_eq!(block(&*smmu, &comes), Ok(vec![]));
     smmu.install(&moves, smmu.plan(&moves, &space(3)).unwrap()).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Memory(guests[3].backing));
 }

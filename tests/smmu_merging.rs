@@ -15,7 +15,7 @@ mod common;
 use std::sync::Arc;
 
 use common::parts::{named, parts};
-use common::{Bench, SMMU, described, stream};
+use common::{Bench, SMMU, block, described, stream, withdraw};
 use iommu_assign::assign::{Cause, Device, Iommu, IommuError, IommuKey, Resource};
 use iommu_assign::smmu::{Setup, Smmu};
 use machine::Reached;
@@ -148,7 +148,7 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
     smmu.publish(device(1), &[stream(SMMU, 0x10, 0)]).unwrap();
     smmu.publish(device(2), &[stream(SMMU, 0x20, 0), stream(SMMU, 0x41, 0)]).unwrap();
     assert_eq!(smmu.publish(device(3), &[stream(SMMU, 0x20, 0)]).unwrap(), [device(2)], "met before it is enrolled");
-    smmu.withdraw(device(3), &[]).unwrap();
+    withdraw(&smmu, device(3), &[]).unwrap();
     let tables = machine::Stage2Tables::new(&bench.machine, 0x9000_0000, 40, 40);
     let space = |n| iommu_assign::assign::AddressSpace {
         domain: iommu_assign::assign::DomainId::new(n),
@@ -166,9 +166,9 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
     let mut differences = Vec::new();
     smmu.audit(&mut |difference| differences.push(difference));
     assert_eq!(differences, []);
-    drop(smmu.block(&[device(1)]).unwrap());
-    smmu.withdraw(device(1), &[]).unwrap();
-    smmu.withdraw(device(2), &[]).unwrap();
+    drop(block(&smmu, &[device(1)]).unwrap());
+    withdraw(&smmu, device(1), &[]).unwrap();
+    withdraw(&smmu, device(2), &[]).unwrap();
     assert_eq!(entries(&bench), []);
 }
 

@@ -20,7 +20,7 @@ use common::{Bench, PAGE, SMMU, stream};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceState, Difference, DomainId, Error, FaultAnswer, FaultLine,
     Iommu, IommuError, IommuKey, Left, Operation, Prepared, Quarantine, RawFault, Resource, Sharing, Stage2,
-    Stage2Limits, Storm, Stream, StreamId,
+    Stage2Limits, Storm, Stream, StreamId, Withdrawn,
 };
 use iommu_assign::smmu::{FaultLimits, Reserved, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::{ManyCpus, Platform, Spin};
@@ -413,8 +413,8 @@ impl Iommu for Early {
         self.0.enrol(device)
     }
 
-    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
-        self.0.sharing(devices)
+    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
+        self.0.sharing(devices, tell)
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -429,12 +429,16 @@ impl Iommu for Early {
         self.0.install(devices, prepared)
     }
 
-    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
-        self.0.block(devices)
+    fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.0.block(devices, tell)
     }
 
-    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
-        self.0.withdraw(device, rest)
+    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
+        self.0.cut(devices)
+    }
+
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError> {
+        self.0.withdraw(device, rest, tell)
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {

@@ -48,26 +48,6 @@ const EXCEPTIONS: &[Exception] = &[
         steps: &["find it without entries", "look", "keep", "install"],
         why: "its entries are searched for now, with nothing locked (C-14)",
     },
-    Exception {
-        op: "reassign",
-        level: "StreamMap",
-        steps: &["plan", "block", "wake-up", "install"],
-        why: "all that can fail is planned before the first write (A-1), and the source's hooks run between the drain \
-              and the install, under no lock (C-3, I-14)",
-    },
-    Exception {
-        op: "remove, packed anew",
-        level: "StreamMap",
-        steps: &["block", "withdraw", "pack"],
-        why: "calls inside the device are looked for between the cut and the withdrawal (C-8); what is left is packed \
-              with nothing locked (C-14)",
-    },
-    Exception {
-        op: "remove, assigned, packed anew",
-        level: "StreamMap",
-        steps: &["block", "wake-up", "withdraw", "pack"],
-        why: "the same, with a drain",
-    },
 ];
 
 fn exception(op: &str, level: &str) -> Option<&'static Exception> {

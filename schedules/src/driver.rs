@@ -44,8 +44,8 @@ impl Driver {
     fn reassign(&self, n: usize, space: usize) -> Result<(), IommuError> {
         let devices = [Self::device(n)];
         let prepared = self.smmu.plan(&devices, &self.spaces[space])?;
-        match self.smmu.block(&devices) {
-            Ok(_) => self.smmu.install(&devices, prepared),
+        match self.smmu.cut(&devices) {
+            Ok(()) => self.smmu.install(&devices, prepared),
             Err(error) => {
                 self.smmu.abandon(&devices, prepared);
                 Err(error)
@@ -103,9 +103,11 @@ impl Universe for Driver {
                 },
                 Err(error) => Err(error),
             },
-            Op::Remove => match self.smmu.block(&[device]) {
-                Ok(_) if self.smmu.withdraw(device, &[]) == Err(IommuError::Busy) => return Answer::Partial,
-                Ok(_) => Ok(()),
+            Op::Remove => match self.smmu.cut(&[device]) {
+                Ok(()) if self.smmu.withdraw(device, &[], &mut |_| ()) == Err(IommuError::Busy) => {
+                    return Answer::Partial;
+                }
+                Ok(()) => Ok(()),
                 Err(error) => Err(error),
             },
             Op::Assign => self.assign(n, 0),
@@ -117,7 +119,7 @@ impl Universe for Driver {
                     result => result,
                 }
             }
-            Op::Deassign => self.smmu.block(&[device]).map(drop),
+            Op::Deassign => self.smmu.block(&[device], &mut |_| ()),
             Op::Flush => self.smmu.flush(self.spaces[0].domain),
             Op::Fault => {
                 // No storm can come of what never faults.

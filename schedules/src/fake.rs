@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_assign::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultLine, Granules, Iommu, IommuError, IommuKey,
-    Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId,
+    Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Withdrawn,
 };
 use iommu_assign::sync::ExploredLock;
 
@@ -20,6 +20,8 @@ struct Record {
     space: Option<DomainId>,
     planned: bool,
     draining: bool,
+    /// What its last drain ends with is left to the next call that is about it.
+    open: bool,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +111,12 @@ impl State {
         pairs.filter(|(one, other)| one < other && self.share(*one, *other)).collect()
     }
 
+    fn end_drains(&mut self, devices: &[DeviceId]) {
+        for device in devices {
+            self.record(*device).open = false;
+        }
+    }
+
     fn record(&mut self, device: DeviceId) -> &mut Record {
         self.devices.entry(device).or_default()
     }
@@ -172,8 +180,10 @@ impl Iommu for FakeIommu {
         Ok(())
     }
 
-    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
-        self.state.lock().sharing(devices)
+    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
+        let sharing = self.state.lock().sharing(devices);
+        sharing.into_iter().for_each(tell);
+        Ok(())
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -182,6 +192,7 @@ impl Iommu for FakeIommu {
             let record = state.record(*device);
             assert!(record.enrolled, "a plan is for enrolled devices");
             assert!(!record.planned, "C-1: two operations plan for {device} at once");
+            assert!(!record.open, "an operation on {device} has left a drain open");
         }
         let live = state.live();
         // A context whose only users are these devices is freed by this very move.
@@ -211,6 +222,7 @@ impl Iommu for FakeIommu {
         for device in devices {
             state.record(*device).planned = false;
         }
+        state.end_drains(devices);
         if let Some(at) = state.reserved.iter().position(|domain| *domain == prepared.space.domain) {
             state.reserved.swap_remove(at);
         }
@@ -225,7 +237,7 @@ impl Iommu for FakeIommu {
             assert!(record.enrolled, "installed without entries");
             assert_eq!(record.space, None, "I-14: a device goes through fault between two owners");
             assert!(!record.draining, "I-6: installed before the last owner has drained");
-            record.planned = false;
+            (record.planned, record.open) = (false, false);
             record.space = Some(prepared.space.domain);
             state.check();
             // The walker may cache from the moment that the context is on.
@@ -239,14 +251,20 @@ impl Iommu for FakeIommu {
         Ok(())
     }
 
-    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+    fn block(&self, devices: &[DeviceId], _: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.cut(devices)?;
+        self.state.lock().end_drains(devices);
+        Ok(())
+    }
+
+    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
         let mut cut = Vec::new();
         {
             let mut state = self.state.lock();
             for device in devices {
                 let record = state.record(*device);
                 if record.space.take().is_some() {
-                    record.draining = true;
+                    (record.draining, record.open) = (true, true);
                     cut.push(*device);
                 }
             }
@@ -257,16 +275,20 @@ impl Iommu for FakeIommu {
         }
         let live: BTreeSet<DomainId> = state.devices.values().filter_map(|record| record.space).collect();
         state.cached.retain(|domain, _| live.contains(domain));
-        Ok(Vec::new())
+        Ok(())
     }
 
-    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError> {
         let mut state = self.state.lock();
+        let is_live = state.devices.get(&device).is_some_and(|record| record.space.is_some());
+        assert!(!is_live, "C-8: forgotten while its streams reach a domain");
         if let Some(record) = state.devices.remove(&device) {
-            assert_eq!(record.space, None, "C-8: forgotten while its streams reach a domain");
             assert!(!record.draining, "C-8: forgotten before it has drained");
             assert!(!record.planned, "forgotten while a plan names it");
-            return Ok(state.sharing(rest));
+            let sharing = state.sharing(rest);
+            drop(state);
+            sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);
+            return Ok(());
         }
         Err(IommuError::Unknown)
     }

@@ -77,7 +77,7 @@ impl<P: Platform> Service<P> {
             }
             Err(cause) => {
                 // A failed add is a removal by itself.
-                let going = Going { device: device.clone(), was_added: false };
+                let going = Going::unheard_of(&device);
                 let _ = self.finish(held, claim, End::UNCHANGED, Some(going), above);
                 return Err(refuse(cause));
             }

@@ -23,7 +23,6 @@ use super::policy::HookContext;
 use super::registry::{DeviceRecord, Registry};
 use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
-use super::steps::gather;
 use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -65,6 +64,9 @@ pub(super) struct End<'a> {
     /// The hold on this domain ends.
     pub(super) unhold: Option<DomainId>,
 }
+
+/// Who of a group share entries; `None` where there is no memory to tell.
+type Shared = Option<Few<Sharing>>;
 
 /// What comes next at the end of a claim.
 enum Next {
@@ -117,11 +119,11 @@ impl Members {
         self.list.iter().map(|(device, _)| device)
     }
 
-    /// Those that stay when `leaving` goes; none, where there is no memory.
-    pub(super) fn without(&self, leaving: Option<&Device>) -> Few<DeviceId> {
-        let Some(mut rest) = few::with_room(self.list.len()) else { return Few::new() };
+    /// Those that stay when `leaving` goes; `None` where there is no memory for all of them.
+    pub(super) fn without(&self, leaving: Option<&Device>) -> Option<Few<DeviceId>> {
+        let mut rest = few::with_room(self.list.len()).filter(|_| self.complete)?;
         rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
-        rest
+        Some(rest)
     }
 
     pub(super) fn find(&self, id: DeviceId) -> Option<&(Device, DeviceState)> {
@@ -249,7 +251,7 @@ impl<P: Platform> Service<P> {
             if let Some(cut) = &cut {
                 wakes |= cut.put_down(&mut registry, &mut open);
             }
-            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_deref(), above, &mut wakes);
+            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_ref(), above, &mut wakes);
             let next = match next {
                 // One that waited for the last of its children, or for a call to leave.
                 Next::Done if cut.is_some() => match registry.forsaken() {
@@ -297,7 +299,7 @@ impl<P: Platform> Service<P> {
         registry: &Registry<P>,
         open: &mut Option<Open>,
         parent: &mut Option<Device>,
-        sharing: Option<&[Sharing]>,
+        sharing: Option<&Shared>,
         above: Claims<'_>,
         wakes: &mut bool,
     ) -> Next {
@@ -315,12 +317,13 @@ impl<P: Platform> Service<P> {
                     return Next::Go(Going::of(leaving));
                 }
                 if !nested {
-                    match sharing.filter(|_| *listed) {
+                    *wakes |= match sharing.filter(|_| *listed) {
                         None if registry.has_shrunk(record) => {
                             return Next::FindSharing(registry.group_size(record));
                         }
-                        sharing => *wakes |= registry.release(record, sharing.unwrap_or_default()),
-                    }
+                        None => registry.release(record, Some(&[])),
+                        Some(shared) => registry.release(record, shared.as_deref()),
+                    };
                 }
             }
             *open = None;
@@ -340,22 +343,27 @@ impl<P: Platform> Service<P> {
     /// Who of the claimed group uses the same entries, whether or not their streams meet: an entry outlives the device
     /// for which it was made while another uses it, and must not be in two groups (contract I-15). Where a member has just
     /// been `cut`, its IOMMUs have said so of the others.
-    fn sharing(held: &mut Held<'_, Unlocked>, members: &Members, cut: Option<&mut Cut>) -> Vec<Sharing> {
+    fn sharing(held: &mut Held<'_, Unlocked>, members: &Members, cut: Option<&mut Cut>) -> Shared {
         let leaving = cut.as_ref().map(|cut| cut.going.device.clone());
         let (mut sharing, mut asked) =
             cut.map(|cut| (mem::take(&mut cut.sharing), mem::take(&mut cut.asked))).unwrap_or_default();
-        let rest = members.without(leaving.as_ref());
+        let rest = members.without(leaving.as_ref())?;
         let staying = members.devices().filter(|device| rest.contains(&device.id()));
         for attachment in staying.flat_map(Device::attachments) {
             if rest.len() < 2 || asked.iter().any(|asked| asked.is_same(&attachment.iommu)) {
                 continue;
             }
-            let shared = attachment.iommu.call(held).sharing(&rest);
-            if asked.try_reserve(1).is_ok() && gather(&mut sharing, shared).is_ok() {
-                asked.push(attachment.iommu.clone());
+            let mut all_shared = true;
+            let told = attachment.iommu.call(held).sharing(&rest, &mut |pair| {
+                all_shared &= few::put(&mut sharing, pair);
+            });
+            if told.is_err() || !all_shared {
+                return None;
             }
+            // Who cannot be noted is asked again for the next member.
+            let _ = few::put(&mut asked, attachment.iommu.clone());
         }
-        sharing
+        Some(sharing)
     }
 
     /// The members of the claimed group of `device` with which it may share entries though their streams do not meet.

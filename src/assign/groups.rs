@@ -68,14 +68,14 @@ impl<P: Platform> Registry<P> {
     }
 
     /// Ends the claim on the group of `record`. Where members have left, what is left splits into what still meets, or
-    /// is one of the pairs of `sharing`. Says whether somebody has met the claim.
-    pub(super) fn release(&self, record: &DeviceRecord, sharing: &[Sharing]) -> bool {
+    /// is one of the pairs of `sharing`; where these are not known it stays one. Says whether somebody has met the claim.
+    pub(super) fn release(&self, record: &DeviceRecord, sharing: Option<&[Sharing]>) -> bool {
         let Some(leader) = self.device(record.leader.get()) else { return false };
         let was_met = leader.met.replace(false);
-        if leader.shrunk.replace(false) {
-            self.regroup(leader, sharing);
-        } else {
-            leader.claim.set(None);
+        match sharing {
+            Some(sharing) if leader.shrunk.replace(false) => self.regroup(leader, sharing),
+            // Whoever ends a claim next splits it.
+            _ => leader.claim.set(None),
         }
         was_met
     }

@@ -67,9 +67,13 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// group in between. Nothing is written then, but for [`IommuError::WriteLost`], which leaves fault.
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError>;
 
-    /// Which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each other
-    /// one. Devices that are not known here share nothing.
-    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing>;
+    /// Tells which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each
+    /// other one. Devices that are not known here share nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::OutOfMemory`]: not all were told, or none.
+    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError>;
 
     /// Reserves all that moving `devices` into `space` can lack. Writes nothing.
     ///
@@ -108,22 +112,42 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// Puts `devices` in fault, invalidates, and waits until what was in flight has left; retires contexts that have
     /// become unused (contract I-6, I-7).
     ///
-    /// Devices that are in fault already are left alone, at no cost. Where a device outside `devices` keeps an entry
-    /// live, it is listed in the result.
+    /// Devices that are in fault already are left alone, at no cost. Where devices outside `devices` keep an entry live
+    /// that matches their streams, each of those is told once.
     ///
     /// # Errors
     ///
     /// [`IommuError::SyncTimeout`]: the devices are in fault, but the hardware has not said that it drained; what it
-    /// may still use is poisoned (contract I-8).
-    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError>;
+    /// may still use is poisoned (contract I-8). [`IommuError::OutOfMemory`]: all is done, but not all could be told.
+    fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError>;
 
-    /// Forgets `device`, which is in fault: its entries, where it was the last to use them, become free. Answers what
-    /// [`sharing`](Self::sharing) says of `rest`, the devices of its group that stay, from now on.
+    /// [`block`](Self::block), but that what the drain ends with (contexts that have become unused are retired) may be left
+    /// to what comes next for these devices: [`install`](Self::install), [`abandon`](Self::abandon),
+    /// [`withdraw`](Self::withdraw) or `block`. So `cut` is for whoever calls one of these soon.
+    ///
+    /// When it returns the devices are in fault, and what was in flight has left, as after `block`. What is left open is in
+    /// nobody's way: whoever else needs it ends it.
     ///
     /// # Errors
     ///
-    /// [`IommuError::Busy`] when the device is still in a domain.
-    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError>;
+    /// [`IommuError::SyncTimeout`], as for `block`.
+    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
+        match self.block(devices, &mut |_| ()) {
+            // Who keeps an entry live was not asked for.
+            Err(IommuError::OutOfMemory) => Ok(()),
+            blocked => blocked,
+        }
+    }
+
+    /// Forgets `device`, which is in fault: its entries, where it was the last to use them, become free. Tells who keeps
+    /// an entry live that matches its streams, and what [`sharing`](Self::sharing) says of `rest`, the devices of its
+    /// group that stay, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`IommuError::Busy`] when the device is still in a domain: nothing is changed. [`IommuError::OutOfMemory`]: it is
+    /// forgotten, but not all could be told.
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError>;
 
     /// Removes what the instance has cached of `domain`. A domain without a context here costs no register access.
     ///
@@ -280,6 +304,15 @@ pub trait Iommu: Send + Sync + fmt::Debug {
 
 /// Two devices that use the same entry.
 pub type Sharing = (DeviceId, DeviceId);
+
+/// What there is to tell when a device has been forgotten ([`Iommu::withdraw`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// This device keeps an entry live that matches streams of the one that has gone (contract I-6, I-15).
+    Keeper(DeviceId),
+    /// These two, of those that stay, use the same entry.
+    Sharing(Sharing),
+}
 
 /// What a driver has reserved for one move. Given to [`Iommu::install`] or [`Iommu::abandon`].
 #[derive(Debug)]

@@ -56,7 +56,8 @@ pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFaul
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 pub use interrupt::InterruptHandle;
 pub use iommu::{
-    Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Sharing, Usage, own_space,
+    Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Sharing, Usage, Withdrawn,
+    own_space,
 };
 pub use nested::{Claims, Within};
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};

@@ -11,12 +11,11 @@ use super::device::{Device, DeviceState};
 use super::error::{Cause, Error, Left, Operation};
 use super::event::Event;
 use super::identity::{DeviceId, DeviceKey, Label};
-use super::iommu::{Iommu, Sharing};
+use super::iommu::{Iommu, IommuError, Sharing, Withdrawn};
 use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
-use super::steps::gather;
-use crate::few;
+use crate::few::{self, Few};
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
@@ -63,6 +62,8 @@ pub(super) struct Going {
     pub(super) device: Device,
     /// Its add had ended: somebody has heard of it.
     pub(super) was_added: bool,
+    /// It may reach something.
+    is_live: bool,
 }
 
 /// A device that was asked to go, and how far that has come without the registry.
@@ -71,15 +72,22 @@ pub(super) struct Cut {
     /// No call is inside, so that it was withdrawn.
     pub(super) drained: bool,
     failed: Option<Cause>,
-    sharers: Vec<DeviceId>,
+    keepers: Few<DeviceId>,
     /// Who of those that stay share entries, on the IOMMUs that have said so.
-    pub(super) sharing: Vec<Sharing>,
-    pub(super) asked: Vec<Outside<Arc<dyn Iommu>>>,
+    pub(super) sharing: Few<Sharing>,
+    pub(super) asked: Few<Outside<Arc<dyn Iommu>>>,
 }
 
 impl Going {
+    /// A device whose add goes back.
+    pub(super) fn unheard_of(device: &Device) -> Self {
+        Self { device: device.clone(), was_added: false, is_live: false }
+    }
+
     pub(super) fn of(record: &DeviceRecord) -> Self {
-        Self { device: record.device.clone(), was_added: record.state.get() != DeviceState::Adding }
+        let state = record.state.get();
+        let is_live = matches!(state, DeviceState::Assigned(_) | DeviceState::Quarantined);
+        Self { device: record.device.clone(), was_added: state != DeviceState::Adding, is_live }
     }
 }
 
@@ -255,8 +263,10 @@ impl<P: Platform> Service<P> {
             };
             match (&mut result, removed) {
                 (Ok(all), Ok(reachable)) => {
-                    if let Err(cause) = gather(all, reachable) {
-                        result = Err(left_removed(subject, cause));
+                    if all.try_reserve(reachable.len()).is_ok() {
+                        all.extend(reachable);
+                    } else {
+                        result = Err(left_removed(subject, Cause::OutOfMemory));
                     }
                 }
                 (Ok(_), Err(error)) => result = Err(error),
@@ -340,38 +350,55 @@ impl<P: Platform> Service<P> {
     }
 
     /// The second and third steps, and the driver's part of the fourth: cuts the device's DMA, and withdraws it where no
-    /// call is inside: of its group, `members`, the others stay.
+    /// call is inside: of its group, `members`, the others stay. While calls are inside, the drain behind the cut stays
+    /// open: it is in nobody's way.
     pub(super) fn cut(&self, held: &mut Held<'_, Unlocked>, going: Going, members: &Members) -> Cut {
-        let Going { device, was_added } = &going;
-        let mut failed = None;
-        let mut sharers = Vec::new();
-        let (mut sharing, mut asked) = (Vec::new(), Vec::new());
+        let Going { device, was_added, is_live } = &going;
+        let mut failed: Option<Cause> = None;
+        let (mut keepers, mut sharing, mut asked) = (Few::new(), Few::new(), Few::new());
         // Nothing is reserved for the cut itself: it must not fail for want of memory.
-        for attachment in device.attachments() {
-            match attachment.iommu.call(held).block(&[device.id()]) {
-                Ok(still) => failed = failed.or(gather(&mut sharers, still).err()),
-                Err(error) => failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error })),
+        for attachment in device.attachments().iter().filter(|_| *is_live) {
+            if let Err(error) = attachment.iommu.call(held).cut(&[device.id()]) {
+                failed.get_or_insert(Cause::Iommu { iommu: attachment.key, error });
             }
         }
         let drained = device.in_flight() == 0;
         if drained {
             let rest = members.without(Some(device));
             for attachment in device.attachments() {
-                match attachment.iommu.call(held).withdraw(device.id(), &rest) {
-                    Ok(mut shared) => {
-                        if asked.try_reserve(1).is_ok() && sharing.try_reserve(shared.len()).is_ok() {
-                            asked.push(attachment.iommu.clone());
-                            sharing.append(&mut shared);
-                        }
+                let iommu = attachment.iommu.call(held);
+                let (mut all_told, mut all_shared) = (true, true);
+                let mut tell = |told| match told {
+                    Withdrawn::Keeper(keeper) => all_told &= few::put(&mut keepers, keeper),
+                    Withdrawn::Sharing(pair) => all_shared &= few::put(&mut sharing, pair),
+                };
+                let mut withdraw = || iommu.withdraw(device.id(), rest.as_deref().unwrap_or_default(), &mut tell);
+                let mut withdrawn = withdraw();
+                if withdrawn == Err(IommuError::Busy) && !is_live {
+                    // It is in a domain, against all belief.
+                    let cut = iommu.cut(&[device.id()]);
+                    let forgotten = withdraw();
+                    withdrawn = cut.and(forgotten);
+                }
+                match withdrawn {
+                    // Who is not noted here is asked again.
+                    Ok(()) if all_shared && rest.is_some() => {
+                        let _ = few::put(&mut asked, attachment.iommu.clone());
                     }
-                    Err(error) => failed = failed.or(Some(Cause::Iommu { iommu: attachment.key, error })),
+                    Ok(()) => {}
+                    Err(error) => {
+                        failed.get_or_insert(Cause::Iommu { iommu: attachment.key, error });
+                    }
+                }
+                if !all_told {
+                    failed.get_or_insert(Cause::OutOfMemory);
                 }
             }
             if *was_added {
                 self.tell(held, &Event::Removed { device: device.label().clone() });
             }
         }
-        Cut { going, drained, failed, sharers, sharing, asked }
+        Cut { going, drained, failed, keepers, sharing, asked }
     }
 
     /// What is said of a removal that has come so far.
@@ -382,7 +409,7 @@ impl<P: Platform> Service<P> {
         }
         let named = match cut.failed {
             Some(cause) => Err(cause),
-            None => self.names(held, cut.sharers, members),
+            None => self.names(held, cut.keepers, members),
         };
         Outcome::Removed(named.map_err(|cause| left_removed(device.label().clone(), cause)))
     }

@@ -1,7 +1,6 @@
 //! One operation on all IOMMUs that it concerns: plan on all or on none, commit on all or end in fault (contract A-1).
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 use smallvec::SmallVec;
 
@@ -16,17 +15,6 @@ use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
-
-/// Puts `more` to what is there, at no cost where nothing is.
-pub(super) fn gather<T>(all: &mut Vec<T>, mut more: Vec<T>) -> Result<(), Cause> {
-    if all.is_empty() {
-        *all = more;
-        return Ok(());
-    }
-    all.try_reserve(more.len()).map_err(|_| Cause::OutOfMemory)?;
-    all.append(&mut more);
-    Ok(())
-}
 
 /// The devices of one operation, by the IOMMU that must act for them.
 pub(super) struct Steps(SmallVec<[Step; 2]>);
@@ -123,22 +111,33 @@ impl Steps {
 
     /// Puts the devices in fault on every IOMMU, also after one of them failed. Returns who keeps a shared entry live,
     /// and the first failure.
-    pub(super) fn block(&self, held: &mut Held<'_, Unlocked>) -> (Vec<DeviceId>, Option<Cause>) {
-        let mut sharers = Vec::new();
+    pub(super) fn block(&self, held: &mut Held<'_, Unlocked>) -> (Few<DeviceId>, Option<Cause>) {
+        let mut keepers = Few::new();
         let mut failed = None;
         for step in &self.0 {
-            match step.iommu.call(held).block(&step.devices) {
-                Ok(still) => {
-                    if let Err(cause) = gather(&mut sharers, still) {
-                        failed.get_or_insert(cause);
-                    }
-                }
-                Err(error) => {
-                    failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
-                }
+            let mut all_told = true;
+            let blocked = step.iommu.call(held).block(&step.devices, &mut |keeper| {
+                all_told &= few::put(&mut keepers, keeper);
+            });
+            if let Err(error) = blocked {
+                failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
+            } else if !all_told {
+                failed.get_or_insert(Cause::OutOfMemory);
             }
         }
-        (sharers, failed)
+        (keepers, failed)
+    }
+
+    /// [`block`](Self::block) before an [`install`](Self::install) or an [`abandon`](Self::abandon): what the drains end
+    /// with is left to that.
+    pub(super) fn cut(&self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
+        let mut failed = None;
+        for step in &self.0 {
+            if let Err(error) = step.iommu.call(held).cut(&step.devices) {
+                failed.get_or_insert(Cause::Iommu { iommu: step.key, error });
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// Puts the domain's flush list in order, before any context goes live (contract I-9).

@@ -296,8 +296,8 @@ impl<P: Platform> Service<P> {
     /// The register writes.
     fn write(held: &mut Held<'_, Unlocked>, frame: &Frame<'_>, steps: &mut Steps) -> Result<(), Cause> {
         if frame.operation == Operation::Reassign {
-            let failed = steps.block(held).1.or_else(|| Self::cleanse(held, frame).err());
-            if let Some(cause) = failed {
+            let ready = steps.cut(held).and_then(|()| Self::cleanse(held, frame));
+            if let Err(cause) = ready {
                 steps.abandon(held);
                 return Err(cause);
             }
@@ -339,7 +339,7 @@ impl<P: Platform> Service<P> {
     pub(super) fn names(
         &self,
         held: &mut Held<'_, Unlocked>,
-        mut ids: Vec<DeviceId>,
+        mut ids: Few<DeviceId>,
         members: &Members,
     ) -> Result<Vec<Label>, Cause> {
         ids.sort_unstable();

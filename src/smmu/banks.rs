@@ -84,7 +84,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         bank.promised = None;
         if matches!(bank.state, BankState::Reserved(_)) {
-            // One that was left on when its drain timed out is clean by now, but not off.
+            // One that was left on is clean by now, but not off.
             bank.state =
                 bank.left_on.take().map_or(BankState::Free, |(domain, sync)| BankState::Poisoned(domain, sync));
         }
@@ -101,7 +101,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let image = context::image(&self.geometry, self.vmids.of(index), self.interrupt_of(index), &space.stage2);
         let at = |register| self.geometry.bank(index, register);
         if bank.on {
-            // Left on when its drain timed out; a sync that completed since says that nothing is steered to it.
+            // Left on by its drain; a sync that has completed since its last entry was in fault says that nothing is
+            // steered to it.
             self.registers.write32(at(cb::SCTLR), 0);
         }
         if let Some(cba2r) = image.cba2r {

@@ -56,7 +56,7 @@ pub(super) enum BankState {
     Reserved(AddressSpace),
     /// Translating.
     Live(AddressSpace),
-    /// Its last user has left; the drain is running.
+    /// Its last user has left; the drain has not ended.
     Draining(DomainId),
     /// The drain was not confirmed. Becomes free when the sync of this number has completed; [`NEVER`] is none.
     Poisoned(DomainId, u64),
@@ -73,7 +73,7 @@ pub(super) struct Bank {
     pub(super) users: usize,
     /// M is 1 in the register.
     pub(super) on: bool,
-    /// Of a reserved bank that was poisoned: whose it was, and the sync that has cleaned it since.
+    /// Of a reserved bank that nobody has switched off since its drain: whose it was, and the sync that has cleaned it.
     pub(super) left_on: Option<(DomainId, u64)>,
     /// Plans that will use it.
     pub(super) reserved: usize,

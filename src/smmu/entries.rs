@@ -8,13 +8,14 @@
 use alloc::vec::Vec;
 
 use super::cover::Cube;
+use super::cut::list_keepers;
 use super::instance::Smmu;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
 use super::reserved;
 use super::stream_map::{StreamMap, Use, each, one};
-use crate::assign::{DeviceId, IommuError, Sharing, Stream, StreamId};
-use crate::few;
+use crate::assign::{DeviceId, IommuError, Sharing, Stream, StreamId, Withdrawn};
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -115,20 +116,29 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         held: &mut Held<'_, Unlocked>,
         device: DeviceId,
         rest: &[DeviceId],
-    ) -> Result<Vec<Sharing>, IommuError> {
-        let mut sharing = room_for_sharing(rest);
+        tell: &mut dyn FnMut(Withdrawn),
+    ) -> Result<(), IommuError> {
+        let mut sharing = few::with_room(rest.len()).unwrap_or_default();
         // Memory for what is left to tidy; without it, that is looked at on its own.
         let mut survey = self.usual_survey().ok();
-        let (gone, left, looked) = {
+        let mut keepers = Few::new();
+        let mut lacking = false;
+        let (gone, left, looked, mut known) = loop {
             let mut guard = self.masters.tree.lock(held);
             let (tree, held) = guard.split();
             let mut map = self.map.lock(held);
+            self.end_announced(&mut map, &[device]);
             let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-            if used.planned.get() || used.draining.get() {
+            if used.planned.get() || used.draining.get().is_some() || used.bank.get().is_some() {
                 return Err(IommuError::Busy);
             }
-            if used.bank.get().is_some() {
-                return Err(IommuError::Busy);
+            if let Err(wanted) = list_keepers(&map, &[device], &mut keepers)
+                && !lacking
+            {
+                drop(map);
+                drop(guard);
+                lacking = keepers.try_reserve_exact(wanted).is_err();
+                continue;
             }
             let lowest = super::master::lowest(&used.streams);
             let used = map.take_use(device);
@@ -143,14 +153,17 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 let looked = self.look(&map, &[mate], survey);
                 matches!(looked, Ok(Ok(())))
             });
-            list_sharing(&map, rest, &mut sharing);
-            ((tree.take(self.config.key, lowest, device), used), left, looked)
+            let known = list_sharing(&map, rest, &mut sharing);
+            break ((tree.take(self.config.key, lowest, device), used), left, looked, known);
         };
         drop(gone);
         if let Some(mate) = left {
-            self.tidy(held, mate, survey.filter(|_| looked), |map| list_sharing(map, rest, &mut sharing));
+            let then = |map: &StreamMap| known = list_sharing(map, rest, &mut sharing);
+            self.tidy(held, mate, survey.filter(|_| looked), then);
         }
-        Ok(sharing)
+        keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
+        sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);
+        if known && !lacking { Ok(()) } else { Err(IommuError::OutOfMemory) }
     }
 
     /// Whose stream it is: through the entry that matches it, else by the streams of devices without entries.
@@ -177,19 +190,15 @@ fn copy(cubes: &[Cube]) -> Result<Vec<Cube>, IommuError> {
     Ok(copy)
 }
 
-/// Room for what [`list_sharing`] finds among `devices`; none, where there is no memory.
-pub(super) fn room_for_sharing(devices: &[DeviceId]) -> Vec<Sharing> {
-    let mut room = Vec::new();
-    let _ = room.try_reserve_exact(devices.len());
-    room
-}
-
 /// Lists which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each other
-/// one. As far as there is room.
-pub(super) fn list_sharing(map: &StreamMap, devices: &[DeviceId], sharing: &mut Vec<Sharing>) {
+/// one. Says whether the list has room for as many as `devices`; without it, it stays empty.
+pub(super) fn list_sharing(map: &StreamMap, devices: &[DeviceId], sharing: &mut Few<Sharing>) -> bool {
     let reach = |device: &DeviceId| map.used_by(*device).map_or(0, |used| used.reach(map));
     sharing.clear();
-    for device in devices.iter().take(sharing.capacity()) {
+    if sharing.capacity() < devices.len() {
+        return false;
+    }
+    for device in devices {
         let entries = reach(device);
         sharing.push((*device, *device));
         for other in devices.iter().take_while(|other| *other != device) {
@@ -204,4 +213,5 @@ pub(super) fn list_sharing(map: &StreamMap, devices: &[DeviceId], sharing: &mut 
         }
     }
     sharing.retain(|(first, device)| first != device);
+    true
 }

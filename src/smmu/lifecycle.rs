@@ -52,13 +52,18 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             for index in 0..self.geometry.banks {
                 let Some(bank) = map.bank_mut(index) else { continue };
                 bank.on = false;
+                bank.left_on = None;
+            }
+            // The reset has drained all. A bank that is promised goes on to that.
+            self.end_all_announced(&mut map);
+            for index in 0..self.geometry.banks {
+                let Some(bank) = map.bank_mut(index) else { continue };
                 match bank.state {
                     BankState::Live(space) => self.program_bank(&mut map, index, &space)?,
-                    // The reset has drained them.
                     BankState::Draining(_) | BankState::Poisoned(..) => {
                         *bank = Bank { state: BankState::Free, ..*bank }
                     }
-                    BankState::Free | BankState::Reserved(_) => bank.left_on = None,
+                    BankState::Free | BankState::Reserved(_) => {}
                 }
             }
             // What is only allotted is written when its device is enrolled.

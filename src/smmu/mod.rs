@@ -20,6 +20,7 @@ mod claims;
 mod config;
 mod context;
 pub mod cover;
+mod cut;
 mod drain;
 mod entries;
 mod fault;

@@ -1,4 +1,4 @@
-//! Moves between fault and a domain: plan, install, block.
+//! Moves from fault into a domain: plan, install.
 //!
 //! # Locking
 //!
@@ -87,7 +87,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             leaving = leaving.or(used.bank.get());
         }
-        let bank = self.reserve_bank(map, devices, leaving, space)?;
+        let bank = match self.reserve_bank(map, devices, leaving, space) {
+            Err(IommuError::Exhausted { .. }) if self.give_up_announced(map) => {
+                self.reserve_bank(map, devices, leaving, space)?
+            }
+            reserved => reserved?,
+        };
         let conflict =
             devices.iter().filter_map(|device| map.used_by(*device)).any(|used| map.conflicts(used, bank, devices));
         if conflict {
@@ -112,6 +117,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut cut = Cut::default();
         {
             let mut map = self.map.lock(held);
+            self.end_announced(&mut map, devices);
             for &device in devices {
                 map.void_allotment(device);
             }
@@ -137,7 +143,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if let Err(error) = installed {
             if matches!(error, IommuError::WriteLost { .. }) {
                 // Some entries may have been turned; what this says is what is told already.
-                let _ = self.block_devices(held, devices);
+                let _ = self.block_devices(held, devices, &mut |_| ());
             }
             self.abandon_move(held, devices, prepared);
         }
@@ -153,6 +159,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let (_spent, turned);
             let cut = {
                 let mut map = self.map.lock(held);
+                self.end_announced(&mut map, devices);
                 let cut = self.leave_own_spaces(&mut map, devices);
                 if cut.banks == 0 {
                     let bare =
@@ -180,7 +187,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         // Who came in between since the plan, with no claim to keep others off, is seen here.
         let has = |used: &Use| used.entries.get() != 0 || allotment.is_some_and(|kept| kept.is_for(used.device));
         let ready = |used: &Use| {
-            let in_fault = used.bank.get().is_none() && !used.draining.get();
+            let in_fault = used.bank.get().is_none() && used.draining.get().is_none();
             in_fault && has(used) && !map.conflicts(used, bank, devices)
         };
         let fits = allotment.is_none_or(|allotment| allotment.fits(map));
@@ -251,74 +258,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         holds
     }
-
-    pub(super) fn block_devices(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        devices: &[DeviceId],
-    ) -> Result<Vec<DeviceId>, IommuError> {
-        let mut cut = Cut::default();
-        let mut still: Vec<DeviceId> = Vec::new();
-        let mut listed = {
-            let mut map = self.map.lock(held);
-            for &device in devices {
-                self.detach(&mut map, device, &mut cut);
-            }
-            self.park_unused(&mut map, &mut cut);
-            if cut.banks != 0 {
-                // Nobody moves or forgets them before the drain has ended. Where nothing was cut, another block may still
-                // be draining them.
-                for used in devices.iter().filter_map(|device| map.used_by(*device)) {
-                    used.draining.set(true);
-                }
-            }
-            if cut.banks == 0 { list_keepers(&map, devices, &mut still) } else { Ok(()) }
-        };
-        if cut.banks != 0 {
-            let (drained, again) = self.drain_and(held, cut, Patience::Waiting, |map| {
-                for used in devices.iter().filter_map(|device| map.used_by(*device)) {
-                    used.draining.set(false);
-                }
-                list_keepers(map, devices, &mut still)
-            });
-            drained.map_err(timed_out)?;
-            listed = again;
-        }
-        if cut.lost {
-            return Err(IommuError::WriteLost { register: "S2CR" });
-        }
-        while let Err(wanted) = listed {
-            if still.try_reserve_exact(wanted).is_err() {
-                break;
-            }
-            listed = list_keepers(&self.map.lock(held), devices, &mut still);
-        }
-        still.sort_unstable();
-        still.dedup();
-        Ok(still)
-    }
-
-    /// Counts the device out, and puts the entries in fault that nobody else keeps.
-    fn detach(&self, map: &mut StreamMap, device: DeviceId, cut: &mut Cut) {
-        let Some(used) = map.used_by(device) else { return };
-        let Some(bank) = used.bank.take() else { return };
-        for number in each(used.entries.get()) {
-            let pairs = map.pairs(device, number);
-            let Some(entry) = map.entry_mut(number) else { continue };
-            entry.assigned = entry.assigned.saturating_sub(pairs);
-            if entry.assigned == 0 && entry.action != S2cr::Fault {
-                entry.action = S2cr::Fault;
-                cut.lost |= !self.write_s2cr(number, S2cr::Fault, true);
-                cut.banks |= one(bank);
-            }
-        }
-        if let Some(shadow) = map.bank_mut(bank) {
-            shadow.users = shadow.users.saturating_sub(1);
-            if shadow.users == 0 {
-                cut.banks |= one(bank);
-            }
-        }
-    }
 }
 
 /// Lists those of `devices` that have no entries yet, in `bare`, which has room for all of them.
@@ -338,19 +277,6 @@ fn list_sharers(map: &StreamMap, devices: &[DeviceId], sharers: &mut Few<Sharing
     let with = |used| map.sharers(used).filter(outside).map(|other| (used.device, other.device));
     let room = sharers.capacity();
     list(sharers, room, || devices.iter().filter_map(|device| map.used_by(*device)).flat_map(with))
-}
-
-/// Lists devices outside `devices` that keep an entry of theirs translated (contract I-6), in `still`. Where its room does
-/// not suffice, says how much would.
-fn list_keepers(map: &StreamMap, devices: &[DeviceId], still: &mut Vec<DeviceId>) -> Result<(), usize> {
-    let keeps = |used: &&Use| used.bank.get().is_some() && !devices.contains(&used.device);
-    let keepers = || {
-        let blocked = devices.iter().filter_map(|device| map.used_by(*device));
-        blocked.flat_map(|used| map.sharers(used)).filter(keeps)
-    };
-    let room = still.capacity();
-    still.clear();
-    list(still, room, || keepers().map(|used| used.device))
 }
 
 /// Fills an empty list that has `room`, or says how much it lacks: that is reserved when the lock is free.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::context::{BankIndex, BankState};
-use super::entries::{list_sharing, room_for_sharing};
+use super::entries::list_sharing;
 use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
 use super::mmio::Registers;
@@ -12,8 +12,10 @@ use super::reserved;
 use super::stream_map::{StreamMap, one};
 use crate::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
-    IommuKey, Patience, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Usage, own_space,
+    IommuKey, Patience, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Usage, Withdrawn,
+    own_space,
 };
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -40,10 +42,11 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.enrol_entries(held, device))
     }
 
-    fn sharing(&self, devices: &[DeviceId]) -> Vec<Sharing> {
-        let mut sharing = room_for_sharing(devices);
+    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
+        let mut sharing = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
         list_sharing(&self.map.lock(&mut Held::enter()), devices, &mut sharing);
-        sharing
+        sharing.into_iter().for_each(tell);
+        Ok(())
     }
 
     fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
@@ -87,12 +90,16 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         installed
     }
 
-    fn block(&self, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Release, |held| self.block_devices(held, devices))
+    fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.block_devices(held, devices, tell))
     }
 
-    fn withdraw(&self, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Sharing>, IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Release, |held| self.withdraw_master(held, device, rest))
+    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.cut_devices(held, devices))
+    }
+
+    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError> {
+        self.powered(&mut Held::enter(), Purpose::Release, |held| self.withdraw_master(held, device, rest, tell))
     }
 
     fn flush(&self, domain: DomainId) -> Result<(), IommuError> {

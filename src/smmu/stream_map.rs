@@ -18,6 +18,7 @@
 //!    in the shadow and in the registers.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
@@ -29,6 +30,7 @@ use super::cover::Cube;
 use super::index::Index;
 use super::registers::S2cr;
 use crate::assign::DeviceId;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// The index of an entry, 0..=127.
 pub(super) type EntryIndex = u8;
@@ -98,8 +100,12 @@ pub(super) struct Use {
     pub(super) bank: Cell<Option<BankIndex>>,
     /// A move is planned.
     pub(super) planned: Cell<bool>,
-    /// It was put in fault, and the drain behind that is running.
-    pub(super) draining: Cell<bool>,
+    /// It was put in fault, and the drain behind that has not ended: by the device that stands for all of that drain.
+    pub(super) draining: Cell<Option<DeviceId>>,
+    /// Of the drain that it stands for: the banks to be retired.
+    pub(super) retiring: Cell<Set>,
+    /// Of the drain that it stands for: the hardware has confirmed it. Set without the lock, by whoever waited for that.
+    pub(super) drained: Arc<AtomicBool>,
 }
 
 impl Use {
@@ -113,7 +119,9 @@ impl Use {
             allotment: Cell::new(None),
             bank: Cell::new(None),
             planned: Cell::new(false),
-            draining: Cell::new(false),
+            draining: Cell::new(None),
+            retiring: Cell::new(0),
+            drained: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -142,6 +150,11 @@ impl Use {
     /// The entries that the device uses, or those of others that it will.
     pub(super) fn reach(&self, map: &StreamMap) -> Set {
         if self.entries.get() == 0 { map.meeting_any(&self.streams) } else { self.entries.get() }
+    }
+
+    /// Whether the hardware has confirmed the drain that the device stands for.
+    pub(super) fn is_drained(&self) -> bool {
+        self.draining.get() == Some(self.device) && self.drained.load(Ordering::Acquire)
     }
 
     /// Whether `id` is one of the device's.
@@ -259,6 +272,34 @@ impl StreamMap {
             }
         }
         self.generation = self.generation.wrapping_add(1);
+    }
+
+    // --- drains ---
+
+    /// Begins a drain for those of `devices` that are in none: the first of these stands for it. Returns it, and what is to
+    /// be set when the drain is confirmed.
+    pub(super) fn open_drain(&self, devices: &[DeviceId], retiring: Set) -> Option<(DeviceId, Arc<AtomicBool>)> {
+        let idle = |device: &DeviceId| self.used_by(*device).filter(|used| used.draining.get().is_none());
+        let lead = devices.iter().find_map(idle)?;
+        for used in devices.iter().filter_map(idle) {
+            used.draining.set(Some(lead.device));
+        }
+        lead.retiring.set(retiring);
+        lead.drained.store(false, Ordering::Relaxed);
+        Some((lead.device, lead.drained.clone()))
+    }
+
+    /// Ends the drain that `lead` stands for. Returns the banks to be retired.
+    pub(super) fn close_drain(&self, lead: DeviceId) -> Set {
+        for used in self.uses().filter(|used| used.draining.get() == Some(lead)) {
+            used.draining.set(None);
+        }
+        self.used_by(lead).map_or(0, |used| used.retiring.take())
+    }
+
+    /// A device that stands for a drain that the hardware has confirmed.
+    pub(super) fn announced(&self) -> Option<DeviceId> {
+        self.uses().find(|used| used.is_drained()).map(|used| used.device)
     }
 
     // --- allotments ---

@@ -23,8 +23,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iommu_assign::assign::{
-    Deassigned, Device, DeviceKey, DeviceSpec, Domain, Error, Finding, IommuKey, Label, Left, PhysicalAddress, Policy,
-    PolicyRequest, Removal, Service, Source, Stream, StreamId, StreamMask,
+    Deassigned, Device, DeviceId, DeviceKey, DeviceSpec, Domain, Error, Finding, Iommu, IommuError, IommuKey, Label,
+    Left, PhysicalAddress, Policy, PolicyRequest, Removal, Service, Sharing, Source, Stream, StreamId, StreamMask,
+    Withdrawn,
 };
 use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Registers, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
@@ -93,6 +94,25 @@ pub(crate) fn described(key: IommuKey, model: &Config) -> SmmuConfig {
         config.implementation = Implementation::Mmu401;
     }
     config
+}
+
+/// What `sharing` tells, as a list.
+pub(crate) fn sharing(iommu: &dyn Iommu, devices: &[DeviceId]) -> Vec<Sharing> {
+    let mut told = Vec::new();
+    iommu.sharing(devices, &mut |pair| told.push(pair)).unwrap();
+    told
+}
+
+/// The same for `block`.
+pub(crate) fn block(iommu: &dyn Iommu, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
+    let mut told = Vec::new();
+    iommu.block(devices, &mut |keeper| told.push(keeper)).map(|()| told)
+}
+
+/// The same for `withdraw`.
+pub(crate) fn withdraw(iommu: &dyn Iommu, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Withdrawn>, IommuError> {
+    let mut told = Vec::new();
+    iommu.withdraw(device, rest, &mut |one| told.push(one)).map(|()| told)
 }
 
 impl Bench {
