@@ -17,18 +17,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::before::Before;
 use common::{Anyone, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
     Changed, DeviceKey, DeviceSpec, Domain, FlushRange, InterruptHandle, IommuHandle, Reservation, Service, Source,
     StreamId,
 };
-use iommu_assign::smmu::{Masters, Registers, Smmu};
+use iommu_assign::smmu::{Masters, Smmu};
 use iommu_assign::sync::{
     CheckedFlag, InterruptSafe, InterruptSaving, Interrupts, ManyCpus, OneCpu, Platform, Reentry, SingleCpu, Spin,
     SpinIrq,
 };
 use lock_api::RawMutex;
-use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
+use machine::{Machine, Reached, Stage2Tables};
 use smmu_model::Config;
 
 /// Whether a type has a trait, as a constant: an inherent function hides the trait's where its bound holds.
@@ -99,30 +100,7 @@ fn take(kind: usize) {
 }
 
 /// Registers at each of whose accesses an interrupt comes.
-#[derive(Debug)]
-struct Interrupted(ModelRegisters);
-
-impl Registers for Interrupted {
-    fn read32(&self, offset: u32) -> u32 {
-        interrupt();
-        self.0.read32(offset)
-    }
-
-    fn write32(&self, offset: u32, value: u32) {
-        interrupt();
-        self.0.write32(offset, value);
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        interrupt();
-        self.0.read64(offset)
-    }
-
-    fn write64(&self, offset: u32, value: u64) {
-        interrupt();
-        self.0.write64(offset, value);
-    }
-}
+type Interrupted = Before<fn()>;
 
 /// A service over one modelled SMMU, with two domains.
 struct Board<P: Platform> {
@@ -137,7 +115,7 @@ const BACKING: [u64; 2] = [0x1_0000_0000, 0x1_1000_0000];
 impl<P: Platform> Board<P> {
     fn new() -> Self {
         let (machine, model) = (Machine::new(), Config::generic_v2());
-        let registers = Interrupted(machine.add_smmu(SMMU, model.clone()));
+        let registers = Interrupted::new(machine.add_smmu(SMMU, model.clone()), interrupt);
         let smmu = Arc::new(Smmu::probe(described(SMMU, &model), registers, Arc::new(Masters::<P>::new())).unwrap());
         let service = Service::<P>::new(Box::new(Anyone));
         service.register_iommu(smmu.clone()).unwrap();

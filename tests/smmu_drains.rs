@@ -12,6 +12,7 @@
 
 mod common;
 
+use common::before::Before;
 use common::parts::{Part, named, parts};
 use common::stopping::{Held, STLBGSTATUS, Stop};
 use std::sync::Arc;
@@ -19,50 +20,27 @@ use std::thread;
 
 use common::{Bench, Guest, PAGE, SMMU, block, described, stream};
 use iommu_assign::assign::{Cause, Device, DeviceState, Error, Iommu, IommuError, Left};
-use iommu_assign::smmu::{Registers, Reserved, Setup, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Reserved, Setup, Smmu, SmmuConfig};
 use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
 use smmu_model::{Config, Injection, SyncDelay, SyncRegister};
 
 /// Registers of a part that walks ahead whenever it may: before each access every bank whose M is 1 has cached what it
 /// finds for [`PAGE`].
-#[derive(Debug)]
-struct Eager {
-    registers: ModelRegisters,
-    machine: Machine,
-    banks: u8,
-}
+type Eager = Before<Box<dyn Fn() + Send + Sync>>;
 
-impl Eager {
-    fn walk(&self) -> &ModelRegisters {
-        self.machine.with_memory(SMMU, |smmu, memory| {
-            (0..self.banks).for_each(|bank| smmu.prefetch(memory, bank, PAGE));
-        });
-        &self.registers
-    }
-}
-
-impl Registers for Eager {
-    fn read32(&self, offset: u32) -> u32 {
-        self.walk().read32(offset)
-    }
-
-    fn write32(&self, offset: u32, value: u32) {
-        self.walk().write32(offset, value);
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        self.walk().read64(offset)
-    }
-
-    fn write64(&self, offset: u32, value: u64) {
-        self.walk().write64(offset, value);
-    }
+fn walking_ahead(registers: ModelRegisters, machine: &Machine, banks: u8) -> Eager {
+    let machine = machine.clone();
+    let walk = move || {
+        machine.with_memory(SMMU, |smmu, memory| (0..banks).for_each(|bank| smmu.prefetch(memory, bank, PAGE)));
+    };
+    Before::new(registers, Box::new(walk))
 }
 
 fn eager(part: Part) -> Bench {
     let bench = Bench::new();
-    let (machine, banks) = (bench.machine.clone(), part.model.banks.min(4));
-    bench.smmu_through(part.config, Setup::default(), part.model, |registers| Eager { registers, machine, banks });
+    let banks = part.model.banks.min(4);
+    let through = |registers| walking_ahead(registers, &bench.machine, banks);
+    bench.smmu_through(part.config, Setup::default(), part.model, through);
     bench
 }
 
@@ -87,7 +65,7 @@ fn left_by_firmware(bench: &Bench, model: &Config, tables: &Stage2Tables) -> Eag
         smmu.write32(smmu.smr(3), 1 << 31 | 7);
         smmu.write32(0, 1 << 21);
     });
-    Eager { registers, machine: bench.machine.clone(), banks: model.banks }
+    walking_ahead(registers, &bench.machine, model.banks)
 }
 
 const PICTURE: u64 = 0x2_0000_0000;

@@ -15,12 +15,13 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use common::before::Before;
 use common::parts::{named, parts};
 use common::{Bench, PAGE, SMMU};
 use iommu_assign::assign::{Cause, FaultLine, IommuError, Left, StreamId};
-use iommu_assign::smmu::{Power, PowerError, ProbeError, Registers, Setup, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
-use machine::{ModelRegisters, Reached};
+use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
 /// Power that is there only between get and put, and registers that notice.
@@ -48,44 +49,15 @@ impl Power for Counted {
     }
 }
 
-#[derive(Debug)]
-struct Clocked {
-    registers: ModelRegisters,
-    power: Arc<Counted>,
-}
-
-impl Clocked {
-    fn clocked(&self) -> &ModelRegisters {
-        assert!(self.power.is_on(), "an access without a clock hangs the bus");
-        &self.registers
-    }
-}
-
-impl Registers for Clocked {
-    fn read32(&self, offset: u32) -> u32 {
-        self.clocked().read32(offset)
-    }
-
-    fn write32(&self, offset: u32, value: u32) {
-        self.clocked().write32(offset, value);
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        self.clocked().read64(offset)
-    }
-
-    fn write64(&self, offset: u32, value: u64) {
-        self.clocked().write64(offset, value);
-    }
-}
-
 #[test]
 fn q21_s5_every_access_lies_between_get_and_put() {
     let mut bench = Bench::new();
     let power = Arc::new(Counted::default());
     let setup = Setup { power: power.clone(), ..Setup::default() };
     let part = named("mmu-500 ZynqMP");
-    let clocked = |registers| Clocked { registers, power: power.clone() };
+    let supply = power.clone();
+    let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
+    let clocked = |registers| Before::new(registers, clock);
     bench.smmu_through(SmmuConfig { context_lines: 1, ..part.config }, setup, part.model, clocked);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
     let device = bench.add("dma", &[(0x10, 0)]);

@@ -11,6 +11,7 @@
 )]
 #![allow(dead_code, reason = "each test program uses its own part of the bench")]
 
+pub(crate) mod before;
 pub(crate) mod callbacks;
 pub(crate) mod everything;
 pub(crate) mod oracle;
