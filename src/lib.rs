@@ -7,7 +7,7 @@
 //!
 //! # From boot to a fault
 //!
-//! The README has the code of the first four.
+//! The README has the code of 1 to 4, for a device tree.
 //!
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),

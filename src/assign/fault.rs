@@ -32,7 +32,8 @@ pub struct FaultCounts {
 pub enum FaultLine {
     /// Faults that belong to no context: unknown streams, blocked streams, conflicts.
     Global,
-    /// Faults of contexts. A driver looks at all live contexts that report on this line, counted from 0.
+    /// Faults of contexts. Lines are counted from 0, in firmware's order, one that is listed several times once. A driver
+    /// looks at all live contexts that report on this one.
     Context(u8),
 }
 
