@@ -20,7 +20,7 @@ use std::time::Duration;
 use common::parts::named;
 use common::stopping::{Held, STLBGSTATUS, Stop};
 use common::{Bench, SMMU};
-use iommu_assign::assign::{Cause, FaultLine, IommuError, IommuHandle};
+use iommu_assign::assign::{Cause, Deassigned, FaultLine, IommuError, IommuHandle, Removal};
 use iommu_assign::smmu::{Setup, SmmuConfig};
 use machine::Reached;
 
@@ -198,4 +198,34 @@ fn c1_c9_an_end_is_not_done_before_another_one_that_has_begun() {
     });
     assert_eq!((first, second.map_err(|error| error.cause)), (Ok(()), Err(BUSY)));
     assert_eq!(bench.dma(0x10), Reached::Fault);
+}
+
+/// A deassign that waited for a resume as long as it may gave up: the device was quarantined for the service, and in the
+/// domain for the SMMU, which came back. The domain was destroyed, and its tables were walked.
+#[test]
+fn c1_i6_i10_what_gives_back_waits_until_a_change_has_ended() {
+    let (mut bench, stop) = bench(1000);
+    let guest = bench.guest("guest");
+    let devices = ["one", "two"].into_iter().zip(1..).map(|(name, n)| bench.add(name, &[(n << 4, 0)]));
+    let devices: Vec<_> = devices.collect();
+    devices.iter().for_each(|device| bench.assign(device, &guest).unwrap());
+    let service = &bench.service;
+    service.suspend_iommu(SMMU).unwrap();
+    let (mut resumed, mut deassigned, mut removed) = (Err(BUSY), None, None);
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| resumed = service.resume_iommu(SMMU));
+        stop.meet();
+        scope.spawn(|| deassigned = Some(service.deassign(&devices[0])));
+        scope.spawn(|| removed = Some(service.remove(devices[1].key())));
+        a_moment();
+        stop.meet();
+    });
+    assert_eq!(resumed, Ok(()));
+    assert_eq!(deassigned, Some(Ok(Deassigned::default())));
+    assert_eq!(removed, Some(Ok(Removal::Done)));
+    bench.service.destroy_domain(&guest.domain).unwrap();
+    bench.audit();
+    bench.oracle.allow(devices[0].label(), &[(0x10, 0)], &[]);
+    assert_eq!([0x10, 0x20].map(|id| bench.dma(id)), [Reached::Fault; 2]);
 }

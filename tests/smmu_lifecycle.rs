@@ -86,6 +86,32 @@ fn q21_s5_every_access_lies_between_get_and_put() {
     assert_eq!(power.users.load(Ordering::SeqCst), 0);
 }
 
+/// Where a cut finds no power the device is quarantined for the service, and in the domain for the SMMU. The domain was
+/// destroyed with a bank that translated for it.
+#[test]
+fn i10_a_domain_that_ends_takes_along_what_could_not_be_cut() {
+    let mut bench = Bench::new();
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let part = named("generic v2");
+    bench.smmu_through(part.config, setup, part.model, |registers| registers);
+    let guest = bench.guest("guest");
+    let (one, two) = (bench.add("one", &[(0x10, 0)]), bench.add("two", &[(0x20, 0)]));
+    bench.assign(&one, &guest).unwrap();
+    bench.assign(&two, &guest).unwrap();
+    power.refuses.store(1, Ordering::SeqCst);
+    let refused = Cause::Iommu { iommu: SMMU, error: IommuError::NoPower("the supply is broken") };
+    assert_eq!(bench.service.deassign(&one).unwrap_err().cause, refused);
+    assert_eq!(bench.service.remove(two.key()).unwrap_err().cause, refused);
+    assert_eq!(bench.service.destroy_domain(&guest.domain).unwrap_err().cause, refused);
+    power.refuses.store(0, Ordering::SeqCst);
+    bench.service.destroy_domain(&guest.domain).unwrap();
+    bench.oracle.allow(one.label(), &[(0x10, 0)], &[]);
+    bench.oracle.allow(two.label(), &[(0x20, 0)], &[]);
+    assert_eq!([0x10, 0x20].map(|id| bench.dma(id)), [Reached::Fault; 2]);
+    bench.audit();
+}
+
 #[test]
 fn s5_without_power_there_is_no_probe() {
     let bench = Bench::new();

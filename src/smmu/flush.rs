@@ -4,13 +4,13 @@
 //!
 //! `StreamMap` to see which banks hold the domain, then `TlbSync` to post; never both, and no poll under either.
 
-use super::context::BankState;
+use super::context::{Bank, BankState};
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::moves::timed_out;
 use super::quirks::Effects;
 use super::registers::{cb, gr0};
-use super::stream_map::{Set, each, one};
+use super::stream_map::{Set, Use, each, one};
 use super::tlb::{SyncTimeout, Ticket, Tlb};
 use crate::assign::{Changed, DomainId, FlushRange, IommuError, Patience};
 use crate::sync::Platform;
@@ -40,6 +40,33 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         patience: Patience,
     ) -> Result<(), IommuError> {
         let cached = self.cached(held, domain);
+        self.flush_cached(held, domain, cached, patience)
+    }
+
+    /// [`flush_domain`](Self::flush_domain) of one that ends. What it still has here goes to fault first: its cut found no
+    /// power, and the service does not know (contract I-10).
+    pub(super) fn flush_for_good(&self, held: &mut Held<'_, Unlocked>, domain: DomainId) -> Result<(), IommuError> {
+        loop {
+            let cached = self.cached(held, domain);
+            let left = (cached.live != 0).then(|| {
+                let map = self.map.lock(held);
+                let is_left = |used: &&Use| map.bank_of(used).and_then(Bank::domain) == Some(domain);
+                map.uses().find(is_left).map(|used| used.device)
+            });
+            let Some(left) = left.flatten() else {
+                return self.flush_cached(held, domain, cached, Patience::Waiting);
+            };
+            self.block_devices(held, &[left], &mut |_| ())?;
+        }
+    }
+
+    fn flush_cached(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        domain: DomainId,
+        cached: Cached,
+        patience: Patience,
+    ) -> Result<(), IommuError> {
         let banks = cached.live | cached.leaving;
         if banks == 0 {
             return Ok(());

@@ -6,7 +6,7 @@
 
 use crate::assign::IommuError;
 use crate::sync::inflight::{InFlight, Inside as Counted};
-use crate::sync::{Bound, Platform, Watch};
+use crate::sync::{Bound, Platform, Watch, pause};
 
 /// What an instance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,8 @@ impl Gate {
         counted.map(|counted| Inside { _counted: counted, mode }).map_err(|_| mode)
     }
 
-    /// Enters. Waits for a change that is under way, within `bound`.
+    /// Enters. Waits for a change that is under way: what acquires within `bound`; what gives back until it ends, for who
+    /// is refused there takes for cut off what the change brings back. Every change has a bound of its own.
     pub(super) fn enter<P: Platform>(&self, purpose: Purpose, bound: Bound) -> Result<Inside<'_>, IommuError> {
         let mut watch = None;
         loop {
@@ -80,9 +81,9 @@ impl Gate {
             match self.try_enter(purpose) {
                 Ok(inside) => return Ok(inside),
                 Err(Mode::Leaving | Mode::Gone) => return Err(IommuError::ProviderGone),
-                Err(Mode::Changing) if !was_last => {
+                Err(Mode::Changing) if purpose == Purpose::Release || !was_last => {
                     watch.get_or_insert_with(|| Watch::start(bound));
-                    core::hint::spin_loop();
+                    pause();
                 }
                 Err(_) => return Err(IommuError::Busy),
             }
@@ -107,7 +108,7 @@ impl Gate {
             if is_last {
                 return Err(IommuError::Busy);
             }
-            core::hint::spin_loop();
+            pause();
         }
     }
 
@@ -120,7 +121,7 @@ impl Gate {
             let closed = self.0.change(|seen| (mode_of(seen.state) == Mode::Running).then_some(Mode::Leaving as u8));
             match closed.map_or_else(|seen| mode_of(seen.state), |_| Mode::Leaving) {
                 Mode::Changing if is_last => return Err(IommuError::Busy),
-                Mode::Changing => core::hint::spin_loop(),
+                Mode::Changing => pause(),
                 mode => return Ok(mode),
             }
         }
@@ -175,7 +176,8 @@ mod tests {
         assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Running), "it is open again");
         drop(inside);
         let Ok(changing) = change(&gate, Mode::Running) else { return };
-        assert_eq!(enter(&gate, Purpose::Release), Err(IommuError::Busy));
+        assert_eq!(enter(&gate, Purpose::Acquire), Err(IommuError::Busy));
+        assert!(gate.try_enter(Purpose::Release).is_err());
         assert_eq!(gate.close::<Spin>(BOUND), Err(IommuError::Busy), "it is another one's to change");
         changing.finish(Mode::Suspended);
         assert_eq!(enter(&gate, Purpose::Acquire), Ok(Mode::Suspended));

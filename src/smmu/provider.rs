@@ -108,7 +108,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
 
     fn forget(&self, domain: DomainId) -> Result<(), IommuError> {
         self.powered(&mut Held::enter(), Purpose::Release, |held| {
-            self.flush_domain(held, domain, Patience::Waiting)?;
+            self.flush_for_good(held, domain)?;
             self.await_drains(held, domain).map_err(timed_out)
         })
     }

@@ -38,5 +38,15 @@ pub(crate) use time::{Bound, Watch};
 pub use time::{Micros, Waited};
 pub use wait::{TimedOut, Waiter};
 
+/// Lets others go on, in a loop that waits for one of them.
+pub(crate) fn pause() {
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(all(shuttle, not(loom)))]
+    shuttle::thread::yield_now();
+    #[cfg(not(any(loom, shuttle)))]
+    core::hint::spin_loop();
+}
+
 #[cfg(test)]
 mod tests;
