@@ -19,8 +19,8 @@ use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, FaultAnswer, FaultLine,
-    Iommu, IommuError, IommuKey, Operation, PolicyRequest, Prepared, RawFault, Service, Sharing, Stage2Limits, Stream,
-    StreamId, Why, Withdrawn,
+    Iommu, IommuError, IommuKey, NewMaster, Operation, PolicyRequest, Prepared, RawFault, Service, Sharing,
+    Stage2Limits, Stream, StreamId, Why, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::Spin;
@@ -75,26 +75,35 @@ impl Iommu for Between {
         self.inner.limits()
     }
 
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
-        let met = self.inner.publish(device, streams);
+    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError> {
+        self.inner.new_master(device, streams, kin)
+    }
+
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        let published = self.inner.publish(master, met);
         self.passed(PUBLISH);
-        met
+        published
     }
 
-    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
-        self.inner.allot(device, mates)
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
+        self.inner.allot(master)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.inner.enrol(device)
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
+        self.inner.enrol(master)
     }
 
     fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
         self.inner.sharing(devices, tell)
     }
 
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
-        let planned = self.inner.plan(devices, space);
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut((DeviceId, DeviceId)),
+    ) -> Result<Prepared, IommuError> {
+        let planned = self.inner.plan(devices, space, along);
         self.passed(PLAN);
         planned
     }

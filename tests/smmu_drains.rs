@@ -248,20 +248,21 @@ fn a3_a4_a_bank_that_was_promised_and_then_poisoned_is_not_lost() {
     for (device, id) in devices.iter().zip([0x10, 0x20, 0x40]) {
         bench.oracle.allow(device.label(), &[(id, 0)], &everywhere);
     }
+    let plan = |devices: &[iommu_assign::assign::DeviceId], n| smmu.plan(devices, &space(n), &mut |_| ());
     for (device, n) in [(&moves, 0), (&stays, 1)] {
-        smmu.install(device, smmu.plan(device, &space(n)).unwrap()).unwrap();
+        smmu.install(device, plan(device, n).unwrap()).unwrap();
     }
-    let promised = smmu.plan(&moves, &space(2)).unwrap();
+    let promised = plan(&moves, 2).unwrap();
     lose_syncs(&bench, 1);
     assert!(matches!(block(&*smmu, &moves), Err(IommuError::SyncTimeout(_))));
     // Somebody else's sync completes, and somebody else plans.
     smmu.flush(guests[1].domain.id()).unwrap();
-    let planned = smmu.plan(&comes, &space(3));
+    let planned = plan(&comes, 3);
     smmu.abandon(&moves, promised);
-    let planned = planned.or_else(|_| smmu.plan(&comes, &space(3))).unwrap();
+    let planned = planned.or_else(|_| plan(&comes, 3)).unwrap();
     smmu.install(&comes, planned).unwrap();
     assert_eq!(block(&*smmu, &comes), Ok(vec![]));
-    smmu.install(&moves, smmu.plan(&moves, &space(3)).unwrap()).unwrap();
+    smmu.install(&moves, plan(&moves, 3).unwrap()).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Memory(guests[3].backing));
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use common::parts::{named, parts};
 use common::{Bench, SMMU, block, described, stream, withdraw};
-use iommu_assign::assign::{Cause, Device, Iommu, IommuError, IommuKey, Resource};
+use iommu_assign::assign::{Cause, Device, Iommu, IommuError, IommuKey, Resource, Stream};
 use iommu_assign::smmu::{Setup, Smmu};
 use machine::Reached;
 use smmu_model::{Config, Direction};
@@ -145,9 +145,15 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
     let smmu = Smmu::probe(config, registers, bench.masters.clone()).unwrap();
     // The driver alone: published, never enrolled.
     let device = |n| iommu_assign::assign::DeviceId::new(n);
-    smmu.publish(device(1), &[stream(SMMU, 0x10, 0)]).unwrap();
-    smmu.publish(device(2), &[stream(SMMU, 0x20, 0), stream(SMMU, 0x41, 0)]).unwrap();
-    assert_eq!(smmu.publish(device(3), &[stream(SMMU, 0x20, 0)]).unwrap(), [device(2)], "met before it is enrolled");
+    let publish = |n, streams: &[Stream]| {
+        let mut met = Vec::new();
+        let mut new = smmu.new_master(device(n), streams, None).unwrap();
+        smmu.publish(&mut new, &mut |device| met.push(device)).unwrap();
+        met
+    };
+    publish(1, &[stream(SMMU, 0x10, 0)]);
+    publish(2, &[stream(SMMU, 0x20, 0), stream(SMMU, 0x41, 0)]);
+    assert_eq!(publish(3, &[stream(SMMU, 0x20, 0)]), [device(2)], "met before it is enrolled");
     withdraw(&smmu, device(3), &[]).unwrap();
     let tables = machine::Stage2Tables::new(&bench.machine, 0x9000_0000, 40, 40);
     let space = |n| iommu_assign::assign::AddressSpace {
@@ -155,12 +161,12 @@ fn a_lazy_device_claims_at_its_first_plan_and_gives_back_what_was_not_used() {
         stage2: tables.stage2(),
     };
     let before = bench.machine.counters(SMMU);
-    let plan = smmu.plan(&[device(2)], &space(1)).unwrap();
+    let plan = smmu.plan(&[device(2)], &space(1), &mut |_| ()).unwrap();
     assert_eq!(bench.machine.counters(SMMU), before, "a plan writes nothing");
-    let refused = smmu.plan(&[device(1)], &space(1)).unwrap_err();
+    let refused = smmu.plan(&[device(1)], &space(1), &mut |_| ()).unwrap_err();
     assert!(matches!(refused, IommuError::Exhausted { resource: Resource::StreamMapEntries, .. }), "{refused}");
     smmu.abandon(&[device(2)], plan);
-    let plan = smmu.plan(&[device(1)], &space(1)).unwrap();
+    let plan = smmu.plan(&[device(1)], &space(1), &mut |_| ()).unwrap();
     smmu.install(&[device(1)], plan).unwrap();
     assert_eq!(entries(&bench), [(0x10, 0)]);
     let mut differences = Vec::new();

@@ -19,7 +19,7 @@ use common::parts::{Part, named, parts};
 use common::{Bench, PAGE, SMMU, stream};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceState, Difference, DomainId, Error, FaultAnswer, FaultLine,
-    Iommu, IommuError, IommuKey, Left, Operation, Prepared, Quarantine, RawFault, Resource, Sharing, Stage2,
+    Iommu, IommuError, IommuKey, Left, NewMaster, Operation, Prepared, Quarantine, RawFault, Resource, Sharing, Stage2,
     Stage2Limits, Storm, Stream, StreamId, Withdrawn,
 };
 use iommu_assign::smmu::{FaultLimits, Reserved, Setup, Smmu, SmmuConfig};
@@ -401,24 +401,33 @@ impl Iommu for Early {
         self.0.limits()
     }
 
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
-        self.0.publish(device, streams)
+    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError> {
+        self.0.new_master(device, streams, kin)
     }
 
-    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
-        self.0.allot(device, mates)
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.0.publish(master, met)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.0.enrol(device)
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
+        self.0.allot(master)
+    }
+
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
+        self.0.enrol(master)
     }
 
     fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
         self.0.sharing(devices, tell)
     }
 
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
-        self.0.plan(devices, space)
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+    ) -> Result<Prepared, IommuError> {
+        self.0.plan(devices, space, along)
     }
 
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use iommu_assign::assign::{
-    AddressSpace, DeviceId, DomainId, FaultLine, Iommu, IommuError, IommuKey, Label, PhysicalAddress, Source, Stream,
-    StreamId, StreamMask,
+    AddressSpace, DeviceId, DomainId, FaultLine, Iommu, IommuError, IommuKey, Label, NewMaster, PhysicalAddress,
+    Source, Stream, StreamId, StreamMask,
 };
 use iommu_assign::smmu::{Architecture, EmptyRoot, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Explored;
@@ -34,16 +34,21 @@ impl Driver {
         DeviceId::new(n as u64 + 1)
     }
 
+    fn new_master(&self, device: DeviceId, streams: &[Stream]) -> NewMaster {
+        let made = self.smmu.new_master(device, streams, None);
+        made.unwrap_or_else(|error| panic!("the hardware cannot hold the streams: {error}"))
+    }
+
     /// Plans and installs; gives the plan back where the devices were not in fault.
     fn assign(&self, n: usize, space: usize) -> Result<(), IommuError> {
         let devices = [Self::device(n)];
-        let prepared = self.smmu.plan(&devices, &self.spaces[space])?;
+        let prepared = self.smmu.plan(&devices, &self.spaces[space], &mut |_| ())?;
         self.smmu.install(&devices, prepared)
     }
 
     fn reassign(&self, n: usize, space: usize) -> Result<(), IommuError> {
         let devices = [Self::device(n)];
-        let prepared = self.smmu.plan(&devices, &self.spaces[space])?;
+        let prepared = self.smmu.plan(&devices, &self.spaces[space], &mut |_| ())?;
         match self.smmu.cut(&devices) {
             Ok(()) => self.smmu.install(&devices, prepared),
             Err(error) => {
@@ -95,14 +100,17 @@ impl Universe for Driver {
     fn run(&self, op: Op, n: usize) -> Answer {
         let device = Self::device(n);
         answer(match op {
-            Op::Add => match self.smmu.publish(device, &self.streams[n]) {
-                Ok(_) => match self.smmu.allot(device, &[]).and_then(|_| self.smmu.enrol(device)) {
-                    // The device went between two of the steps: added, then removed.
-                    Err(IommuError::Unknown) => return Answer::Removed,
-                    result => result,
-                },
-                Err(error) => Err(error),
-            },
+            Op::Add => {
+                let mut new = self.new_master(device, &self.streams[n]);
+                match self.smmu.publish(&mut new, &mut |_| ()) {
+                    Ok(()) => match self.smmu.allot(&mut new).and_then(|_| self.smmu.enrol(&mut new)) {
+                        // The device went between two of the steps: added, then removed.
+                        Err(IommuError::Unknown) => return Answer::Removed,
+                        result => result,
+                    },
+                    Err(error) => Err(error),
+                }
+            }
             Op::Remove => match self.smmu.cut(&[device]) {
                 Ok(()) if self.smmu.withdraw(device, &[], &mut |_| ()) == Err(IommuError::Busy) => {
                     return Answer::Partial;
@@ -151,12 +159,13 @@ impl Universe for Driver {
         for n in 0..4_u64 {
             let stream = Stream::new(KEY, StreamId::new(0x40 + 2 * n as u32), StreamMask::NONE);
             let device = DeviceId::new(n + 10);
-            let taken = self.smmu.publish(device, &[stream]).and_then(|_| self.smmu.allot(device, &[]));
+            let mut new = self.new_master(device, &[stream]);
+            let taken = self.smmu.publish(&mut new, &mut |_| ()).and_then(|()| self.smmu.allot(&mut new));
             assert_eq!(taken, Ok(1), "A-3: an entry has leaked");
-            assert_eq!(self.smmu.enrol(device), Ok(()), "A-1: what was allotted can be written");
+            assert_eq!(self.smmu.enrol(&mut new), Ok(()), "A-1: what was allotted can be written");
         }
         for (n, space) in [(0, &self.spaces[0]), (1, &self.spaces[1])] {
-            let planned = self.smmu.plan(&[DeviceId::new(n + 10)], space);
+            let planned = self.smmu.plan(&[DeviceId::new(n + 10)], space, &mut |_| ());
             assert!(planned.is_ok(), "A-3: a bank has leaked: {planned:?}");
         }
         let (_, violations) = self.oracle.verdict();

@@ -130,6 +130,8 @@ fn check(
     let result = catch_unwind(AssertUnwindSafe(move || {
         let mut builder = Builder::new();
         builder.preemption_bound = preemptions;
+        // A universe is set up and taken down inside the model: each atomic there counts.
+        builder.max_branches = 10_000;
         builder.max_duration = duration;
         builder.checkpoint_interval = LOOK_AT_TIME;
         builder.check(move || {

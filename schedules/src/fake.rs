@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_assign::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultLine, Granules, Iommu, IommuError, IommuKey,
-    Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Withdrawn,
+    NewMaster, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Withdrawn,
 };
 use iommu_assign::sync::ExploredLock;
 
@@ -143,17 +143,28 @@ impl Iommu for FakeIommu {
         }
     }
 
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
-        let mut state = self.state.lock();
-        assert!(!state.devices.contains_key(&device), "a registration is published once");
-        let meets =
-            |record: &Record| record.streams.iter().any(|stream| streams.iter().any(|theirs| stream.meets(*theirs)));
-        let met = state.devices.iter().filter(|(_, record)| meets(record)).map(|(id, _)| *id).collect();
-        state.devices.insert(device, Record { streams: streams.to_vec(), ..Record::default() });
-        Ok(met)
+    fn new_master(&self, device: DeviceId, streams: &[Stream], _: Option<u64>) -> Result<NewMaster, IommuError> {
+        Ok(NewMaster::new(device, Box::new(streams.to_vec())))
     }
 
-    fn allot(&self, device: DeviceId, _: &[DeviceId]) -> Result<usize, IommuError> {
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        let device = master.device();
+        let streams = std::mem::take(master.made::<Vec<Stream>>().ok_or(IommuError::Unknown)?);
+        let meets =
+            |record: &Record| record.streams.iter().any(|stream| streams.iter().any(|theirs| stream.meets(*theirs)));
+        let all: Vec<DeviceId> = {
+            let mut state = self.state.lock();
+            assert!(!state.devices.contains_key(&device), "a registration is published once");
+            let all = state.devices.iter().filter(|(_, record)| meets(record)).map(|(id, _)| *id).collect();
+            state.devices.insert(device, Record { streams, ..Record::default() });
+            all
+        };
+        all.into_iter().for_each(met);
+        Ok(())
+    }
+
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
+        let device = master.device();
         let mut state = self.state.lock();
         let used = state.used_entries();
         let streams: BTreeSet<u32> = state.record(device).streams.iter().map(|stream| stream.id().value()).collect();
@@ -172,9 +183,9 @@ impl Iommu for FakeIommu {
         Ok(streams.len())
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
         let mut state = self.state.lock();
-        let record = state.record(device);
+        let record = state.record(master.device());
         assert!(record.allotted, "A-1: enrolled before all that can fail was in the plan");
         record.enrolled = true;
         Ok(())
@@ -186,7 +197,12 @@ impl Iommu for FakeIommu {
         Ok(())
     }
 
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+    ) -> Result<Prepared, IommuError> {
         let mut state = self.state.lock();
         for device in devices {
             let record = state.record(*device);
@@ -213,8 +229,10 @@ impl Iommu for FakeIommu {
             let first = devices.iter().find(|device| state.share(**device, *other));
             first.map(|device| (*device, *other))
         };
-        let sharers = outside.filter_map(with).collect();
-        Ok(Prepared { space: *space, ticket: 0, sharers })
+        let sharers: Vec<Sharing> = outside.filter_map(with).collect();
+        drop(state);
+        sharers.into_iter().for_each(along);
+        Ok(Prepared { space: *space, ticket: 0, kept: None })
     }
 
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {

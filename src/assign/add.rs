@@ -1,22 +1,23 @@
 //! Adding a device: its streams become known, it joins whom they meet, and its entries stand in fault.
 
-use alloc::vec::Vec;
+use core::mem;
 
 use super::claim::{Claim, End, Members};
-use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
+use super::device::{Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
-use super::identity::{DeviceId, DomainId, Label, Source};
+use super::identity::{DeviceId, DomainId, Label};
 use super::iommu::IommuError;
 use super::nested::{Claims, Frame};
+use super::new_device::NewDevice;
 use super::policy::{PolicyRequest, Why};
-use super::registry::DeviceRecord;
+use super::registry::{DeviceRecord, Registry};
 use super::removal::{Going, Outcome};
 use super::service::Service;
 use super::space::AddressSpace;
-use super::spec::{IommuKey, Stream};
-use super::stray::move_stray;
-use crate::few;
+use super::spec::IommuKey;
+use super::stray::{move_stray, not_stray};
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -41,31 +42,57 @@ impl<P: Platform> Service<P> {
 
     pub(super) fn add_within(&self, above: Claims<'_>, spec: DeviceSpec) -> Result<Device, Error> {
         let mut held = Held::enter();
-        let result = self.add_in(&mut held, above, spec, None);
+        let made = self.make_described(&mut held, spec);
+        let result = made.and_then(|new| self.add_in(&mut held, above, new, None));
         self.report(&result);
         result
     }
 
-    /// `silence`: where a stray is to be when its add ends. One that is not there is not added.
+    /// [`add`](Self::add) of a device that was made ready: nothing is allocated for a device that meets up to eight others.
+    ///
+    /// # Errors
+    ///
+    /// As for [`add`](Self::add), but for what [`new_device`](Self::new_device) has said already. [`Cause::ProviderMissing`]
+    /// where an IOMMU was unregistered since then: make it anew.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract A-8, C-2.
+    pub fn add_new(&self, new: NewDevice) -> Result<Device, Error> {
+        self.add_new_within(Claims::NONE, new)
+    }
+
+    pub(super) fn add_new_within(&self, above: Claims<'_>, new: NewDevice) -> Result<Device, Error> {
+        let result = self.add_in(&mut Held::enter(), above, new, None);
+        self.report(&result);
+        result
+    }
+
+    /// `silence`: where a stray is to be when its add ends.
     pub(super) fn add_in(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
-        mut spec: DeviceSpec,
+        mut new: NewDevice,
         silence: Option<&AddressSpace>,
     ) -> Result<Device, Error> {
-        let label = spec.label.clone();
+        let device = new.device.clone();
+        let label = device.label().clone();
         let refuse = |cause| Error::unchanged(Operation::Add, label.clone(), cause);
-        if spec.key.source() == Source::Stray && silence.is_none() {
-            return Err(refuse(Cause::Stray));
-        }
-        spec.streams.sort_unstable();
-        spec.streams.dedup();
-        let wanted = Wanted::of(&spec).map_err(refuse)?;
-        let device = Device::new(self.next_device_id(), spec);
-        let mut claim = self.enter(held, above, &device, wanted).map_err(refuse)?;
+        self.arrivals.begin();
+        let entered = self.publish(held, &mut new).and_then(|meets| self.enter(held, above, &mut new, meets));
+        let (claim, shared, strays) = match entered {
+            Ok(entered) => entered,
+            Err(cause) => {
+                Self::take_back(held, &new);
+                if self.arrivals.end() {
+                    P::wake();
+                }
+                return Err(refuse(cause));
+            }
+        };
         let subjects = core::slice::from_ref(&device);
-        let joined = self.join(held, above, &device, &mut claim);
+        let joined = self.join(held, above, &mut new, shared.as_ref(), &strays);
         let outcome = match joined.and_then(|()| silence.map_or(Ok(()), |space| move_stray(held, subjects, space))) {
             Ok(()) => {
                 self.tell(held, &Event::Added { device: device.label().clone() });
@@ -76,6 +103,8 @@ impl<P: Platform> Service<P> {
                 self.conclude(held, claim, End::in_state(subjects, state), above)
             }
             Err(cause) => {
+                // What was promised is free before anybody hears of the end.
+                new.masters.clear();
                 // A failed add is a removal by itself.
                 let going = Going::unheard_of(&device);
                 let _ = self.finish(held, claim, End::UNCHANGED, Some(going), above);
@@ -94,97 +123,193 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// Registers the device, in state `Adding` with its own group claimed, and claims its parent's: that one stays.
+    /// Publishes the device's streams everywhere. From here on whoever has them too meets this one.
+    fn publish(&self, held: &mut Held<'_, Unlocked>, new: &mut NewDevice) -> Result<Few<Met>, Cause> {
+        let mut meets: Few<Met> = Few::new();
+        for (attachment, master) in new.places() {
+            let iommu = attachment.key;
+            let mut listed = Ok(());
+            let mut list = |device| {
+                listed = listed.and_then(|()| meets.try_reserve(1).map_err(|_| IommuError::OutOfMemory));
+                if listed.is_ok() {
+                    meets.push(Met { device, iommu });
+                }
+            };
+            let published = attachment.iommu.call(held).publish(master, &mut list);
+            published.and(listed).map_err(|error| self.no_place(held, attachment, error))?;
+        }
+        Ok(meets)
+    }
+
+    /// Takes back what was published of a device that is not registered.
+    fn take_back(held: &mut Held<'_, Unlocked>, new: &NewDevice) {
+        for attachment in &new.attachments {
+            match attachment.iommu.call(held).withdraw(new.device.id(), &[], &mut |_| ()) {
+                Ok(_) | Err(IommuError::Unknown | IommuError::ProviderGone) => {}
+                Err(error) => log::warn!("{}: {} was not taken back: {error}", attachment.key, new.device.label()),
+            }
+        }
+    }
+
+    /// Registers the device, in state `Adding`; claims its parent's group, and the groups that it meets, which become one
+    /// with its own. Returns whose live entry it would share, if there is one, and the strays that make way.
     fn enter(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
-        device: &Device,
-        wanted: Vec<Wanted>,
-    ) -> Result<Claim, Cause> {
-        let record = DeviceRecord::adding(device.clone());
-        let members = Members::with_room(few::USUAL).ok_or(Cause::OutOfMemory)?;
-        let mut attachments: Vec<Attachment> = Vec::new();
-        attachments.try_reserve_exact(wanted.len()).map_err(|_| Cause::OutOfMemory)?;
-        let mut wanted = wanted.into_iter();
-        let mut registry = self.registry.lock(held);
-        let unused = registry.unused();
-        let admitted = (|| {
-            if let Some(other) = registry.device(device.key()) {
-                // On its way in or out: whoever asks again later finds how that ended (contract C-2).
-                let running = match other.state.get() {
-                    _ if other.remove_pending.get() => Operation::Remove,
-                    DeviceState::Adding => Operation::Add,
-                    _ => return Err(Cause::AlreadyRegistered { by: other.device.label().clone() }),
-                };
-                return Err(above.busy(&registry, other, running));
+        new: &mut NewDevice,
+        mut meets: Few<Met>,
+    ) -> Result<(Claim, Option<Shared>, Few<Device>), Cause> {
+        let mut members = Members::with_room(few::USUAL).ok_or(Cause::OutOfMemory)?;
+        let mut strays: Few<Device> = few::with_room(meets.len()).ok_or(Cause::OutOfMemory)?;
+        let (mut registry, admitted) = loop {
+            let registry = self.registry.lock(held);
+            let lost = match self.admit(&registry, above, new, &meets) {
+                Err(Refusal::Lost(lost)) => lost,
+                Err(Refusal::Because(cause)) => break (registry, Err(cause)),
+                Ok(admitted) => break (registry, Ok(admitted)),
+            };
+            drop(registry);
+            let mut known = new.attachments.iter().map(|attachment| attachment.iommu.call(held).placement(lost));
+            if known.all(|placement| placement == Err(IommuError::Unknown)) {
+                // It has gone since, and others that it stood for may stay: whom the device meets is to be asked again.
+                return Err(Cause::Busy { running: Operation::Remove });
             }
-            while let Some(key) = wanted.as_slice().first().map(|next| next.iommu) {
-                let instance = registry.iommu(key).ok_or(Cause::ProviderMissing(key))?;
-                if instance.leaving.get() {
-                    instance.met.set(true);
-                    return Err(Cause::Busy { running: Operation::UnregisterIommu });
-                }
-                let Some(Wanted { streams, .. }) = wanted.next() else { break };
-                attachments.push(Attachment { key, iommu: instance.iommu.clone(), streams });
-            }
-            let Some(key) = device.parent() else { return Ok((0, None)) };
-            let parent =
-                registry.device(key).filter(|parent| !parent.remove_pending.get() && !parent.device.is_stray());
-            let parent = parent.ok_or(Cause::ParentMissing)?;
-            let depth = parent.device.depth().saturating_add(1);
-            // One whose own add runs above may still fail, and must not leave a child behind.
-            if above.hold(&registry, parent) && parent.state.get() != DeviceState::Adding {
-                return Ok((depth, None));
-            }
-            if let Some(running) = registry.claimed(parent) {
-                return Err(above.busy(&registry, parent, running));
-            }
-            registry.claim(parent, Operation::Add)?;
-            Ok((depth, Some(parent.device.clone())))
-        })();
-        let (depth, parent) = match admitted {
+            // It could not be withdrawn, and is nobody's.
+            meets.retain(|met| met.device != lost);
+        };
+        let Admitted { depth, parent } = match admitted {
             Ok(admitted) => admitted,
             Err(cause) => {
-                // What was made for it is released when the lock is free.
                 drop(registry);
                 return Err(cause);
             }
         };
-        device.put(Place { depth, attachments });
+        let Some(record) = new.record.take() else {
+            drop(registry);
+            return Err(Cause::Gone);
+        };
+        let device = &new.device;
+        let unused = registry.unused();
+        if let Some(parent) = parent.as_ref().and_then(|parent| registry.registration(parent)) {
+            // Nobody has claimed it, or the device was not admitted.
+            let _ = registry.claim(parent, Operation::Add);
+        }
         if broken!("early_release") {
             drop(registry);
             registry = self.registry.lock(held);
         }
+        device.put(Place { depth, attachments: mem::take(&mut new.attachments) });
+        record.met.set(self.arrivals.end());
         registry.insert_device(record);
+        if let Some(record) = registry.registration(device) {
+            for other in met_by(&registry, device, &meets) {
+                registry.merge_groups(record, other);
+            }
+            members.fill(&registry, record);
+        }
+        let met = || meets.iter().filter_map(|met| Some((registry.device_by_id(met.device)?, met.iommu)));
+        strays.extend(met().map(|(other, _)| &other.device).filter(|other| other.is_stray()).cloned());
+        // Whoever meets the device at an IOMMU and is assigned keeps the entry live that the device would share; members
+        // that only their bus brings into the group share none.
+        let shared = met().find_map(|(member, iommu)| {
+            let DeviceState::Assigned(owner) = member.state.get() else { return None };
+            let domain = registry.domain(owner)?.domain.label().clone();
+            Some(Shared { with: member.device.clone(), owner, domain, iommu })
+        });
         drop(registry);
         drop(unused);
-        let mut claim = Claim::new(device.clone(), members, false);
+        let mut claim = Claim::new(new.device.clone(), members, false);
         claim.parent = parent;
-        Ok(claim)
+        Ok((claim, shared, strays))
     }
 
-    /// Publishes the device's streams, joins the groups that they meet, and takes entries in fault.
+    /// Looks whether the device can be registered, and changes nothing: a refusal leaves the groups as they are (contract
+    /// I-11).
+    fn admit(
+        &self,
+        registry: &Registry<P>,
+        above: Claims<'_>,
+        new: &NewDevice,
+        meets: &[Met],
+    ) -> Result<Admitted, Refusal> {
+        let device = &new.device;
+        if let Some(other) = registry.device(device.key()) {
+            // On its way in or out: whoever asks again later finds how that ended (contract C-2).
+            let running = match other.state.get() {
+                _ if other.remove_pending.get() => Operation::Remove,
+                DeviceState::Adding => Operation::Add,
+                _ => return Err(Cause::AlreadyRegistered { by: other.device.label().clone() }.into()),
+            };
+            return Err(above.busy(registry, other, running).into());
+        }
+        for attachment in &new.attachments {
+            registry.is_in_service(attachment)?;
+        }
+        let admitted = Self::admit_behind(registry, above, device)?;
+        // Who is not registered is on its way in or out, or was left behind.
+        let lost = |met: &&Met| self.has_given(met.device) && registry.device_by_id(met.device).is_none();
+        if let Some(lost) = meets.iter().find(lost) {
+            if self.arrivals.meet() {
+                return Err(Cause::Busy { running: Operation::Add }.into());
+            }
+            return Err(Refusal::Lost(lost.device));
+        }
+        if let Some(met) = meets.first().filter(|_| device.is_stray()) {
+            return Err(not_stray(registry, above, device, met).into());
+        }
+        let strays = meets.iter().filter_map(|met| registry.device_by_id(met.device));
+        for stray in strays.filter(|other| other.device.is_stray()) {
+            if let Some(running) = registry.claimed(stray) {
+                return Err(above.busy(registry, stray, running).into());
+            }
+        }
+        let mut owner: Option<DomainId> = None;
+        for other in met_by(registry, device, meets) {
+            if let Some(running) = registry.claimed(other)
+                && !broken!("unclaimed_join")
+            {
+                return Err(above.busy(registry, other, running).into());
+            }
+            match (owner, registry.owner(other)) {
+                (Some(one), Some((second, two))) if one != two => {
+                    let reason = device.meets(&second.device).unwrap_or(ConflictReason::SharedBus);
+                    return Err(Cause::GroupConflict { with: second.device.label().clone(), reason }.into());
+                }
+                (None, found) => owner = found.map(|(_, domain)| domain),
+                _ => {}
+            }
+        }
+        Ok(admitted)
+    }
+
+    /// Where the device will stand: its depth, and the parent whose group is to be claimed too, so that it stays.
+    fn admit_behind(registry: &Registry<P>, above: Claims<'_>, device: &Device) -> Result<Admitted, Cause> {
+        let Some(key) = device.parent() else { return Ok(Admitted { depth: 0, parent: None }) };
+        let parent = registry.device(key).filter(|parent| !parent.remove_pending.get() && !parent.device.is_stray());
+        let parent = parent.ok_or(Cause::ParentMissing)?;
+        let depth = parent.device.depth().saturating_add(1);
+        // One whose own add runs above may still fail, and must not leave a child behind.
+        if above.hold(registry, parent) && parent.state.get() != DeviceState::Adding {
+            return Ok(Admitted { depth, parent: None });
+        }
+        match registry.claimed(parent) {
+            Some(running) => Err(above.busy(registry, parent, running)),
+            None => Ok(Admitted { depth, parent: Some(parent.device.clone()) }),
+        }
+    }
+
+    /// Asks whoever must be asked, has strays make way, and takes entries in fault.
     fn join(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
-        device: &Device,
-        claim: &mut Claim,
+        new: &mut NewDevice,
+        shared: Option<&Shared>,
+        strays: &[Device],
     ) -> Result<(), Cause> {
-        let mut meets: Vec<Met> = Vec::new();
-        for attachment in device.attachments() {
-            let met = attachment.iommu.call(held).publish(device.id(), &attachment.streams);
-            let met = met.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
-            meets.try_reserve(met.len()).map_err(|_| Cause::OutOfMemory)?;
-            meets.extend(met.into_iter().map(|device| Met { device, iommu: attachment.key, stray: None }));
-        }
-        if device.is_stray()
-            && let Some(met) = meets.first()
-        {
-            return Err(self.not_stray(held, above, device, met));
-        }
-        if let Some(shared) = self.join_groups(held, above, device, &mut meets, claim)? {
+        let device = &new.device;
+        if let Some(shared) = shared {
             let frame = Frame {
                 device,
                 subjects: core::slice::from_ref(device),
@@ -193,100 +318,25 @@ impl<P: Platform> Service<P> {
                 target: Some(shared.owner),
                 above,
             };
-            self.ask_to_share(held, &frame, &shared)?;
+            self.ask_to_share(held, &frame, shared)?;
         }
         // Its streams are the device's now that they are published: no new stray can come.
-        for stray in meets.iter().filter_map(|met| met.stray.as_ref()) {
+        for stray in strays {
             self.evict(held, above, stray)?;
         }
-        if !device.is_lazy() {
-            // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
-            let mates = self.merging_mates(held, device, claim)?;
-            for attachment in device.attachments() {
-                let allotted = attachment.iommu.call(held).allot(device.id(), &mates);
-                allotted.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
-            }
-            for attachment in device.attachments() {
-                let enrolled = attachment.iommu.call(held).enrol(device.id());
-                enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
-            }
+        if device.is_lazy() {
+            return Ok(());
+        }
+        // All that can be lacking is kept on every IOMMU before anything is written on one (contract A-1).
+        for (attachment, master) in device.attachments().iter().zip(&mut new.masters) {
+            let allotted = attachment.iommu.call(held).allot(master);
+            allotted.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
+        }
+        for (attachment, master) in device.attachments().iter().zip(&mut new.masters) {
+            let enrolled = attachment.iommu.call(held).enrol(master);
+            enrolled.map_err(|error| Cause::Iommu { iommu: attachment.key, error })?;
         }
         Ok(())
-    }
-
-    /// Claims the groups that the device meets and makes one group of them. Returns whose live entry it would share, if
-    /// there is one.
-    fn join_groups(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        above: Claims<'_>,
-        device: &Device,
-        meets: &mut Vec<Met>,
-        claim: &mut Claim,
-    ) -> Result<Option<Shared>, Cause> {
-        let registry = loop {
-            let registry = self.registry.lock(held);
-            let lost = |met: &&Met| self.has_given(met.device) && registry.device_by_id(met.device).is_none();
-            let Some(lost) = meets.iter().find(lost).map(|met| met.device) else { break registry };
-            drop(registry);
-            let mut known = device.attachments().iter().map(|attachment| attachment.iommu.call(held).placement(lost));
-            if known.all(|placement| placement == Err(IommuError::Unknown)) {
-                // It has gone since, and others that it stood for may stay: whom the device meets is to be asked again.
-                return Err(Cause::Busy { running: Operation::Remove });
-            }
-            // It could not be withdrawn, and is nobody's.
-            meets.retain(|met| met.device != lost);
-        };
-        let record = registry.registration(device).ok_or(Cause::Gone)?;
-        for met in &mut *meets {
-            let Some(stray) = registry.device_by_id(met.device).filter(|other| other.device.is_stray()) else {
-                continue;
-            };
-            if let Some(running) = registry.claimed(stray) {
-                return Err(above.busy(&registry, stray, running));
-            }
-            met.stray = Some(stray.device.clone());
-        }
-        let same_bus =
-            |other: &DeviceRecord| device.isolation().is_some() && other.device.isolation() == device.isolation();
-        let met = || {
-            registry.devices().filter(|other| {
-                let by_stream = meets.iter().any(|met| met.device == other.device.id() && met.stray.is_none());
-                other.device.id() != device.id() && (by_stream || same_bus(other))
-            })
-        };
-        let parent = claim.parent.as_ref().and_then(|parent| registry.registration(parent));
-        let is_parents = |other: &DeviceRecord| parent.is_some_and(|parent| parent.leader.get() == other.leader.get());
-        // First only looks: a refusal must leave the groups as they are (contract I-11).
-        let mut owner: Option<DomainId> = None;
-        for other in met() {
-            if let Some(running) = registry.claimed(other)
-                && !is_parents(other)
-                && !broken!("unclaimed_join")
-            {
-                return Err(above.busy(&registry, other, running));
-            }
-            match (owner, registry.owner(other)) {
-                (Some(one), Some((second, two))) if one != two => {
-                    let reason = device.meets(&second.device).unwrap_or(ConflictReason::SharedBus);
-                    return Err(Cause::GroupConflict { with: second.device.label().clone(), reason });
-                }
-                (None, found) => owner = found.map(|(_, domain)| domain),
-                _ => {}
-            }
-        }
-        for other in met() {
-            registry.merge_groups(record, other);
-        }
-        claim.members.fill(&registry, record);
-        // Whoever meets the device at an IOMMU and is assigned keeps the entry live that the device would share; members
-        // that only their bus brings into the group share none.
-        Ok(meets.iter().find_map(|met| {
-            let member = registry.device_by_id(met.device)?;
-            let DeviceState::Assigned(owner) = member.state.get() else { return None };
-            let domain = registry.domain(owner)?.domain.label().clone();
-            Some(Shared { with: member.device.clone(), owner, domain, iommu: met.iommu })
-        }))
     }
 
     /// A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
@@ -300,34 +350,44 @@ impl<P: Platform> Service<P> {
     }
 }
 
-/// A device's streams on one IOMMU, before that was looked up.
-struct Wanted {
-    iommu: IommuKey,
-    streams: Vec<Stream>,
+/// Where a device that may be registered will stand.
+struct Admitted {
+    depth: u16,
+    /// To be claimed.
+    parent: Option<Device>,
 }
 
-impl Wanted {
-    /// What `spec` names, whose streams are sorted.
-    fn of(spec: &DeviceSpec) -> Result<Vec<Self>, Cause> {
-        let mut wanted: Vec<Self> = Vec::new();
-        for group in spec.streams.chunk_by(|one, next| one.iommu() == next.iommu()) {
-            let Some(iommu) = group.first().map(|stream| stream.iommu()) else { continue };
-            let mut streams: Vec<Stream> = Vec::new();
-            streams.try_reserve_exact(group.len()).map_err(|_| Cause::OutOfMemory)?;
-            streams.extend_from_slice(group);
-            wanted.try_reserve(1).map_err(|_| Cause::OutOfMemory)?;
-            wanted.push(Self { iommu, streams });
-        }
-        if wanted.is_empty() { Err(Cause::NoStreams) } else { Ok(wanted) }
+/// Why a device is not admitted.
+enum Refusal {
+    Because(Cause),
+    /// It meets this one, which is registered no more and whose add does not run.
+    Lost(DeviceId),
+}
+
+impl From<Cause> for Refusal {
+    fn from(cause: Cause) -> Self {
+        Self::Because(cause)
     }
+}
+
+/// Who becomes one group with `device`: whom its streams meet, but for strays, and whom its bus does not keep apart from it.
+fn met_by<'a, P: Platform>(
+    registry: &'a Registry<P>,
+    device: &'a Device,
+    meets: &'a [Met],
+) -> impl Iterator<Item = &'a DeviceRecord> {
+    let same_bus = device.isolation().is_some();
+    registry.devices().filter(move |other| {
+        let by_stream = !other.device.is_stray() && meets.iter().any(|met| met.device == other.device.id());
+        let by_bus = same_bus && other.device.isolation() == device.isolation();
+        other.device.id() != device.id() && (by_stream || by_bus)
+    })
 }
 
 /// A device that a new one meets, and where.
 pub(super) struct Met {
     pub(super) device: DeviceId,
     pub(super) iommu: IommuKey,
-    /// It is one, which makes way.
-    stray: Option<Device>,
 }
 
 /// An assigned device whose entry a new one would share.

@@ -8,7 +8,6 @@
 //!
 //! Whoever holds a [`Claim`] consumes it with `conclude`; forgetting one costs liveness, never isolation.
 
-use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::mem;
 
@@ -364,30 +363,6 @@ impl<P: Platform> Service<P> {
             let _ = few::put(&mut asked, attachment.iommu.clone());
         }
         Some(sharing)
-    }
-
-    /// The members of the claimed group of `device` with which it may share entries though their streams do not meet.
-    pub(super) fn merging_mates(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: &Device,
-        claim: &mut Claim,
-    ) -> Result<Vec<DeviceId>, Cause> {
-        let mut mates = Vec::new();
-        if !device.merges_with(device) {
-            return Ok(mates);
-        }
-        if !claim.members.is_complete() {
-            let size = {
-                let registry = self.registry.lock(held);
-                registry.registration(device).map_or(0, |record| registry.group_size(record))
-            };
-            claim.members = self.members(held, device, size);
-        }
-        let merging = |mate: &&Device| mate.id() != device.id() && device.merges_with(mate);
-        mates.try_reserve_exact(claim.members.devices().filter(merging).count()).map_err(|_| Cause::OutOfMemory)?;
-        mates.extend(claim.members.devices().filter(merging).map(Device::id));
-        Ok(mates)
     }
 
     /// The source lets go of what it has of a device that is registered no more. `coming` is the next to be removed: not

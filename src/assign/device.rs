@@ -198,10 +198,10 @@ impl Device {
         self.0.isolation
     }
 
-    /// Whether the two have asked to be made one for the hardware, where their bus does not keep them apart anyway.
-    pub(super) fn merges_with(&self, other: &Self) -> bool {
-        let same_bus = self.isolation().is_some() && self.isolation() == other.isolation();
-        same_bus && self.0.merge_with_group && other.0.merge_with_group
+    /// Devices that have asked to be made one for the hardware, where their bus does not keep them apart anyway, have the
+    /// same number.
+    pub(super) fn kin(&self) -> Option<u64> {
+        self.isolation().filter(|_| self.0.merge_with_group && !self.0.lazy)
     }
 
     pub(super) fn hooks(&self) -> &Outside<Arc<dyn DeviceHooks>> {

@@ -1,8 +1,8 @@
 //! The one trait between the assignment layer and an IOMMU driver.
 //!
-//! A device's way through it: [`publish`](Iommu::publish) makes its streams known and says whom they meet;
-//! [`allot`](Iommu::allot) keeps what the streams need; [`enrol`](Iommu::enrol) writes it, in fault;
-//! [`plan`](Iommu::plan) reserves all that a move into a domain can lack; [`install`](Iommu::install) moves;
+//! A device's way through it: [`new_master`](Iommu::new_master) makes what the driver keeps of it;
+//! [`publish`](Iommu::publish) makes its streams known and says whom they meet; [`allot`](Iommu::allot) keeps what the
+//! streams need; [`enrol`](Iommu::enrol) writes it, in fault; [`plan`](Iommu::plan) reserves all that a move into a domain can lack; [`install`](Iommu::install) moves;
 //! [`block`](Iommu::block) brings back to fault; [`withdraw`](Iommu::withdraw) takes everything back.
 //!
 //! # Locking
@@ -10,7 +10,8 @@
 //! The service holds no lock over any method (contract C-3). A driver is sound on its own for any caller: it takes its
 //! own locks, and answers [`IommuError::Busy`] where two callers would change the same device at once.
 
-use alloc::vec::Vec;
+use alloc::boxed::Box;
+use core::any::Any;
 use core::fmt;
 
 use thiserror::Error;
@@ -34,38 +35,47 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// What tables the instance can follow.
     fn limits(&self) -> Stage2Limits;
 
-    /// Makes `streams` of `device` known, without a register access, and lists whom they meet: of devices that share an
-    /// entry at least one, and of each entry that is live at least one of those that keep it live.
+    /// Makes what the driver keeps of a device with `streams` here, and all memory that it takes to bring it in. Nobody
+    /// hears of it yet.
+    ///
+    /// Devices with the same `kin` may share entries though their streams do not meet: they are members of one group
+    /// ([`DeviceSpec::merge_with_group`](super::DeviceSpec::merge_with_group)). Where the driver does not merge entries, or
+    /// while one of them is not in fault, this has no effect.
     ///
     /// # Errors
     ///
-    /// [`IommuError::TooWide`] when an ID or mask has bits that the hardware does not keep, [`IommuError::Known`] when
-    /// the device is published already. Nothing has changed then.
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError>;
+    /// [`IommuError::TooWide`] when an ID or mask has bits that the hardware does not keep, [`IommuError::OutOfMemory`],
+    /// [`IommuError::ProviderGone`].
+    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError>;
 
-    /// Keeps the entries that `device` needs, without a register access. Returns how many it will use.
+    /// Makes the device known, without a register access, and says whom its streams meet: of devices that share an entry
+    /// at least one, and of each entry that is live at least one of those that keep it live.
     ///
-    /// What is kept is the device's until it is enrolled or withdrawn. A device that is enrolled already keeps what it
-    /// has.
+    /// # Errors
     ///
-    /// `mates` are devices of its group, published here or not, with which it may share entries though their streams do
-    /// not meet. The driver remembers that they may until they are withdrawn. Where it does not merge entries, or while
-    /// one of them is not in fault, this has no effect.
+    /// [`IommuError::Known`] when the device is published already, [`IommuError::Unknown`] for what another instance
+    /// made. Nothing has changed then.
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError>;
+
+    /// Keeps the entries that the device needs, without a register access. Returns how many it will use.
+    ///
+    /// What is kept is the device's until it is enrolled, or `master` is dropped.
     ///
     /// # Errors
     ///
     /// [`IommuError::Exhausted`] when the entries do not suffice, [`IommuError::OutOfMemory`],
     /// [`IommuError::Unknown`], [`IommuError::ProviderGone`]: nothing is kept then (contract ).
-    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError>;
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError>;
 
-    /// Writes the entries that `device` was allotted, and leaves its streams in fault.
+    /// Writes the entries that the device was allotted, and leaves its streams in fault.
     ///
     /// # Errors
     ///
     /// [`IommuError::ProviderGone`], [`IommuError::NoPower`], [`IommuError::WriteLost`]. What
     /// [`allot`](Self::allot) says only where it was not called before, or where a caller has changed the device's
-    /// group in between. Nothing is written then, but for [`IommuError::WriteLost`], which leaves fault.
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError>;
+    /// group in between, or has brought IDs that the driver was told nobody has. Nothing is written then, but for
+    /// [`IommuError::WriteLost`], which leaves fault.
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError>;
 
     /// Tells which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each
     /// other one. Devices that are not known here share nothing.
@@ -77,13 +87,19 @@ pub trait Iommu: Send + Sync + fmt::Debug {
 
     /// Reserves all that moving `devices` into `space` can lack. Writes nothing.
     ///
-    /// A context that this very move frees counts (contract A-1). Says whose DMA would go along.
+    /// A context that this very move frees counts (contract A-1). Says whose DMA would go `along`: each of `devices`, with
+    /// each other device that shares an entry with it (contract I-11).
     ///
     /// # Errors
     ///
     /// [`IommuError::Incompatible`], [`IommuError::Exhausted`], [`IommuError::Busy`], [`IommuError::SyncTimeout`]
     /// where an earlier drain of a device has still not completed: nothing is reserved then.
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError>;
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+    ) -> Result<Prepared, IommuError>;
 
     /// Finishes what earlier drains left unconfirmed: posts what is missing and waits for it, within the usual bound.
     /// Says whether anything that [`plan`](Self::plan) had to refuse has become free. The service calls it where `plan`
@@ -314,6 +330,40 @@ pub enum Withdrawn {
     Sharing(Sharing),
 }
 
+/// What a driver has made of a device that is about to be added, with all memory that this takes (contract A-8).
+///
+/// Whoever adds hands it to [`Iommu::publish`], [`Iommu::allot`] and [`Iommu::enrol`] of the instance that made it.
+pub struct NewMaster {
+    device: DeviceId,
+    made: Box<dyn Any + Send>,
+}
+
+impl NewMaster {
+    /// The driver's own record of `device`.
+    #[must_use]
+    pub fn new<T: Any + Send>(device: DeviceId, made: Box<T>) -> Self {
+        Self { device, made }
+    }
+
+    /// The device.
+    #[must_use]
+    pub const fn device(&self) -> DeviceId {
+        self.device
+    }
+
+    /// The driver's own record, if it is one of these.
+    #[must_use]
+    pub fn made<T: Any + Send>(&mut self) -> Option<&mut T> {
+        self.made.downcast_mut()
+    }
+}
+
+impl fmt::Debug for NewMaster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NewMaster({})", self.device)
+    }
+}
+
 /// What a driver has reserved for one move. Given to [`Iommu::install`] or [`Iommu::abandon`].
 #[derive(Debug)]
 #[must_use = "what was reserved stays reserved until it is installed or abandoned"]
@@ -322,9 +372,8 @@ pub struct Prepared {
     pub space: AddressSpace,
     /// The driver's own number for what it reserved.
     pub ticket: u64,
-    /// Whose DMA would go along: each device that is to move, with each other device that shares an entry with it
-    /// (contract I-11).
-    pub sharers: Vec<Sharing>,
+    /// What the driver keeps of its plan beside.
+    pub kept: Option<Box<dyn Any + Send>>,
 }
 
 /// Part of a domain's addresses whose translation was removed or narrowed.

@@ -15,6 +15,7 @@
 //! the removals that were asked for meanwhile (contract C-2).
 
 mod add;
+mod arrivals;
 mod call;
 mod claim;
 mod device;
@@ -31,6 +32,7 @@ mod interrupt;
 mod iommu;
 pub(crate) mod levels;
 mod nested;
+mod new_device;
 mod ownership;
 mod policy;
 mod provider;
@@ -56,10 +58,11 @@ pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFaul
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 pub use interrupt::InterruptHandle;
 pub use iommu::{
-    Changed, Difference, FlushRange, Iommu, IommuError, Patience, Prepared, Resource, Sharing, Usage, Withdrawn,
-    own_space,
+    Changed, Difference, FlushRange, Iommu, IommuError, NewMaster, Patience, Prepared, Resource, Sharing, Usage,
+    Withdrawn, own_space,
 };
 pub use nested::{Claims, Within};
+pub use new_device::NewDevice;
 pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
 pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};
 pub use queue::{

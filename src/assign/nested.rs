@@ -15,6 +15,7 @@ use super::device::{Device, DeviceSpec};
 use super::domain::Domain;
 use super::error::{Cause, Error, Operation};
 use super::identity::{DeviceKey, DomainId};
+use super::new_device::NewDevice;
 use super::registry::{DeviceRecord, Registry};
 use super::removal::Removal;
 use super::service::{Deassigned, Service};
@@ -145,6 +146,19 @@ impl<P: Platform> Within<'_, P> {
     /// A callback in waiting context.
     pub fn add(&self, spec: DeviceSpec) -> Result<Device, Error> {
         self.service.add_within(self.above, spec)
+    }
+
+    /// [`Service::add_new`], as [`add`](Self::add).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Context
+    ///
+    /// A callback in waiting context.
+    pub fn add_new(&self, new: NewDevice) -> Result<Device, Error> {
+        self.service.add_new_within(self.above, new)
     }
 
     /// [`Service::assign`].

@@ -21,7 +21,7 @@ use core::cell::Cell;
 
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, intrusive_adapter};
 
-use super::device::{Device, DeviceInfo, DeviceState};
+use super::device::{Attachment, Device, DeviceInfo, DeviceState};
 use super::domain::Domain;
 use super::error::{Cause, Operation};
 use super::graveyard::Graveyard;
@@ -473,6 +473,17 @@ impl<P: Platform> Registry<P> {
     /// The record of this very instance, not of a later one under the same key (contract C-9).
     pub(super) fn instance(&self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<&IommuRecord> {
         self.iommu(key).filter(|record| record.iommu.is_same(iommu))
+    }
+
+    /// Whether a device may be registered with streams on this very instance; why not.
+    pub(super) fn is_in_service(&self, attachment: &Attachment) -> Result<(), Cause> {
+        let instance = self.instance(attachment.key, &attachment.iommu);
+        let instance = instance.ok_or(Cause::ProviderMissing(attachment.key))?;
+        if instance.leaving.get() {
+            instance.met.set(true);
+            return Err(Cause::Busy { running: Operation::UnregisterIommu });
+        }
+        Ok(())
     }
 
     /// Ends the registration of an instance. Says whether there was one.

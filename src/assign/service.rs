@@ -7,6 +7,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::AtomicBool;
 
+use super::arrivals::Arrivals;
 use super::device::{DeviceInfo, DeviceState};
 use super::error::{Cause, Error, Operation};
 use super::event::{Event, EventSink, NoEvents};
@@ -37,6 +38,8 @@ pub struct Service<P: Platform> {
     pub(super) events: Outside<Box<dyn EventSink>>,
     /// A source object has gone since its registrations were last looked for.
     pub(super) some_ended: Arc<AtomicBool>,
+    /// Adds under way that the registry does not know yet.
+    pub(super) arrivals: Arrivals,
     last_device: AtomicU64,
     pub(super) last_domain: AtomicU64,
     sharing: PhantomData<P::Sharing>,
@@ -129,6 +132,7 @@ impl<P: Platform> Service<P> {
             registry: Lock::new(Registry::new()),
             policy: Outside::new(policy),
             some_ended: Arc::new(AtomicBool::new(false)),
+            arrivals: Arrivals::new(),
             last_device: AtomicU64::new(0),
             last_domain: AtomicU64::new(0),
             sharing: PhantomData,

@@ -24,6 +24,8 @@ struct Step {
     iommu: Outside<Arc<dyn Iommu>>,
     devices: Few<DeviceId>,
     prepared: Option<Prepared>,
+    /// Whose DMA would go along with what is planned.
+    sharers: Few<Sharing>,
 }
 
 impl Steps {
@@ -44,6 +46,7 @@ impl Steps {
                             iommu: attachment.iommu.clone(),
                             devices,
                             prepared: None,
+                            sharers: Few::new(),
                         });
                         steps.len().saturating_sub(1)
                     }
@@ -62,7 +65,7 @@ impl Steps {
     pub(super) fn plan(&mut self, held: &mut Held<'_, Unlocked>, space: &AddressSpace) -> Result<(), Cause> {
         let mut failed = None;
         for step in &mut self.0 {
-            match plan(step.iommu.call(held).as_ref(), &step.devices, space) {
+            match plan(step.iommu.call(held).as_ref(), &step.devices, space, &mut step.sharers) {
                 Ok(prepared) => step.prepared = Some(prepared),
                 Err(error) => {
                     failed = Some(Cause::Iommu { iommu: step.key, error });
@@ -78,7 +81,7 @@ impl Steps {
 
     /// Whose DMA would go along with what is planned.
     pub(super) fn sharers(&self) -> impl Iterator<Item = Sharing> {
-        self.0.iter().filter_map(|step| step.prepared.as_ref()).flat_map(|prepared| prepared.sharers.iter().copied())
+        self.0.iter().flat_map(|step| step.sharers.iter().copied())
     }
 
     /// Gives back what is reserved still.
@@ -149,10 +152,37 @@ impl Steps {
 
 /// Plans; where contexts are lacking that an earlier, unconfirmed drain keeps back, once more when it is finished
 /// (contract A-4).
-fn plan(iommu: &dyn Iommu, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
-    let refused = match iommu.plan(devices, space) {
+fn plan(
+    iommu: &dyn Iommu,
+    devices: &[DeviceId],
+    space: &AddressSpace,
+    sharers: &mut Few<Sharing>,
+) -> Result<Prepared, IommuError> {
+    let refused = match plan_once(iommu, devices, space, sharers) {
         Err(error @ IommuError::Exhausted { resource: Resource::ContextBanks | Resource::Vmids, .. }) => error,
         planned => return planned,
     };
-    if iommu.reclaim()? { iommu.plan(devices, space) } else { Err(refused) }
+    if iommu.reclaim()? { plan_once(iommu, devices, space, sharers) } else { Err(refused) }
+}
+
+/// Lists in `sharers` whose DMA would go along. A list that cannot be complete is no plan.
+fn plan_once(
+    iommu: &dyn Iommu,
+    devices: &[DeviceId],
+    space: &AddressSpace,
+    sharers: &mut Few<Sharing>,
+) -> Result<Prepared, IommuError> {
+    let mut listed = Ok(());
+    let mut list = |sharing| {
+        listed = listed.and_then(|()| sharers.try_reserve(1).map_err(|_| IommuError::OutOfMemory));
+        if listed.is_ok() {
+            sharers.push(sharing);
+        }
+    };
+    let prepared = iommu.plan(devices, space, &mut list)?;
+    if let Err(error) = listed {
+        iommu.abandon(devices, prepared);
+        return Err(error);
+    }
+    Ok(prepared)
 }

@@ -14,7 +14,7 @@ use super::device::{Device, DeviceSpec};
 use super::error::{Cause, ConflictReason, Error, Operation};
 use super::identity::{DeviceKey, Label};
 use super::nested::Claims;
-use super::registry::DeviceRecord;
+use super::registry::{DeviceRecord, Registry};
 use super::removal::{Going, Outcome};
 use super::service::Service;
 use super::space::AddressSpace;
@@ -22,6 +22,20 @@ use super::spec::{IommuKey, Stream, StreamId, StreamMask};
 use super::steps::Steps;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+
+/// Why a stream is no stray: it met somebody.
+pub(super) fn not_stray<P: Platform>(registry: &Registry<P>, above: Claims<'_>, stray: &Device, met: &Met) -> Cause {
+    let reason = ConflictReason::SharedStream(met.iommu);
+    let Some(record) = registry.device_by_id(met.device) else {
+        return Cause::GroupConflict { with: Label::from("a reserved stream"), reason };
+    };
+    match registry.claimed(record) {
+        Some(running) => above.busy(registry, record, running),
+        // It has come since nobody was found to have the stream.
+        None if record.device.meets(stray).is_some() => Cause::Busy { running: Operation::Add },
+        None => Cause::GroupConflict { with: record.device.label().clone(), reason },
+    }
+}
 
 /// Moves a stray, whose entry stands in fault, to the bank where it is to end.
 pub(super) fn move_stray(held: &mut Held<'_, Unlocked>, stray: &[Device], space: &AddressSpace) -> Result<(), Cause> {
@@ -52,35 +66,11 @@ impl<P: Platform> Service<P> {
         }
         streams.push(Stream::new(iommu, stream, StreamMask::NONE));
         let spec = DeviceSpec::new(DeviceKey::stray(iommu, stream), label, streams);
-        let result = self.add_in(&mut Held::enter(), Claims::NONE, spec, Some(space));
+        let mut held = Held::enter();
+        let made = self.make_device(&mut held, spec);
+        let result = made.and_then(|stray| self.add_in(&mut held, Claims::NONE, stray, Some(space)));
         self.report(&result);
         result
-    }
-
-    /// Why a stream is no stray: it met somebody.
-    pub(super) fn not_stray(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        above: Claims<'_>,
-        stray: &Device,
-        met: &Met,
-    ) -> Cause {
-        let reason = ConflictReason::SharedStream(met.iommu);
-        let registry = self.registry.lock(held);
-        let Some(record) = registry.device_by_id(met.device) else {
-            drop(registry);
-            if self.has_given(met.device) {
-                // It has gone since.
-                return Cause::Busy { running: Operation::Remove };
-            }
-            return Cause::GroupConflict { with: Label::from("a reserved stream"), reason };
-        };
-        match registry.claimed(record) {
-            Some(running) => above.busy(&registry, record, running),
-            // It has come since nobody was found to have the stream.
-            None if record.device.meets(stray).is_some() => Cause::Busy { running: Operation::Add },
-            None => Cause::GroupConflict { with: record.device.label().clone(), reason },
-        }
     }
 
     /// Removes the strays of an IOMMU that goes, also after one that is busy: returns the first failure.

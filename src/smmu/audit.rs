@@ -9,8 +9,8 @@ use super::instance::Smmu;
 use super::mmio::Registers;
 use super::probe;
 use super::registers::{S2cr, Scr0, Sctlr, cb, gr0, gr1, smr};
-use super::stream_map::{Use, one};
-use crate::assign::{DeviceId, Difference};
+use super::stream_map::one;
+use crate::assign::Difference;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -42,10 +42,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    fn audit_entry(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 5] {
+    fn audit_entry(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 4] {
         let map = self.map.lock(held);
         let none = ("entry", 0, 0);
-        let Some(entry) = map.entry(index) else { return [none; 5] };
+        let Some(entry) = map.entry(index) else { return [none; 4] };
         let (mut registered, mut assigned) = (0_usize, 0_usize);
         for used in map.uses().filter(|used| used.entries.get() & one(index) != 0) {
             let pairs = entry.cube.map_or(0, |cube| used.pairs_with(cube));
@@ -54,8 +54,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 assigned = assigned.saturating_add(pairs);
             }
         }
-        let counts = |used: &Use| used.allotment(|allotment| allotment.slots & one(index) != 0) == Some(true);
-        let kept_for = map.uses().find(|used| counts(used)).map_or(0, |used| used.device.number());
         let extended = self.geometry.extended_ids;
         let valid = entry.cube.is_some();
         let s2cr = u64::from(self.registers.read32(gr0::s2cr(index)) & S2cr::COMPARED);
@@ -69,8 +67,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     u64::from(smr::encode(cube.id(), cube.mask(), extended)),
                     if found_valid { u64::from(smr::encode(id & !mask, mask, extended)) } else { 0 },
                 ),
-                // Free, or only kept for a device so far. With extended IDs a stale SMR is harmless: its S2CR says that it
-                // does not match.
+                // With extended IDs a stale SMR is harmless: its S2CR says that it does not match.
                 None => ("SMR.VALID", 0, u64::from(found_valid && !extended)),
             }
         } else {
@@ -79,7 +76,6 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         [
             ("S2CR", expected_s2cr, s2cr),
             smr,
-            ("keeper of entry", kept_for, entry.kept_for.map_or(0, DeviceId::number)),
             ("registered count of entry", registered as u64, entry.registered as u64),
             ("assigned count of entry", assigned as u64, entry.assigned as u64),
         ]

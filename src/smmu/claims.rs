@@ -1,51 +1,44 @@
-//! A device's entries: allotted on paper, written in fault, given back.
+//! A device's entries: laid out and promised on paper, written in fault, given back.
 //!
-//! What is allotted can be written whatever others do meanwhile, but for a caller that changes the very group in
-//! between. The map holds what is in the registers and nothing else: what is only allotted stands with the device, with
-//! the free entries that are kept for it.
+//! A layout is made with nothing locked, from what was seen when the device was published; that there are entries enough
+//! for it is a [`Promise`], which takes no lock either. Where all that it rests on is still as it was it is carried out
+//! under one hold of the lock; else it is made anew. The map holds what is in the registers and nothing else.
 //!
 //! # Locking
 //!
-//! `StreamMap` alone, once to look and once to keep or to write; the layout is searched for with nothing locked, and
-//! searched for again when someone else's entries changed meanwhile.
+//! `StreamMap` alone: once to publish and look, once to write.
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
 
+use super::budget::{Promise, Promised};
 use super::cover::Cube;
+use super::entries::Incoming;
 use super::instance::Smmu;
 use super::layout::{Freedom, Layout, Survey};
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
-use super::stream_map::{Entry, EntryIndex, Set, StreamMap, Use, count, each, one};
-use crate::assign::{DeviceId, IommuError, Resource};
+use super::stream_map::{Entry, EntryIndex, StreamMap, Use, each, one};
+use crate::assign::{DeviceId, IommuError};
+use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// What devices were promised.
+/// What devices are to have, promised and not written yet.
 #[derive(Debug)]
-pub(super) struct Allotment {
-    pub(super) layout: Layout,
-    /// For whom. The first of them keeps it.
-    pub(super) devices: Vec<DeviceId>,
-    /// The free entries that are kept for it.
-    pub(super) slots: Set,
+pub(super) struct Draft {
+    layout: Layout,
+    /// For whom.
+    devices: Few<DeviceId>,
     /// The stream map's, when the layout was made.
     generation: u64,
+    /// It captures IDs that nobody had then.
+    loose: bool,
+    /// The free entries that it needs beside those that go; given back with it.
+    #[expect(dead_code, reason = "kept for its drop")]
+    promise: Promise,
 }
 
-impl Allotment {
-    /// It promises nothing any more. Its memory goes with whoever keeps it.
-    pub(super) fn void(&mut self) {
-        self.devices.clear();
-        self.slots = 0;
-    }
-
-    /// Whether the map has not changed since the layout was made.
-    pub(super) const fn is_of(&self, map: &StreamMap) -> bool {
-        self.generation == map.generation
-    }
-
+impl Draft {
     /// Whether `device` is one of those that it is for.
     pub(super) fn is_for(&self, device: DeviceId) -> bool {
         self.devices.contains(&device)
@@ -56,27 +49,24 @@ impl Allotment {
         self.layout.dropped.iter().any(|(dropped, _)| *dropped == number)
     }
 
-    /// The cubes that come, new ones and widened ones.
-    fn coming(&self) -> impl Iterator<Item = Cube> {
-        self.layout.fresh.iter().copied().chain(self.layout.widened.iter().map(|(_, _, cube)| *cube))
-    }
-
-    /// What `used` would have of the map with this: how many entries, and whether they match all its streams.
-    fn serves(&self, map: &StreamMap, used: &Use) -> (usize, bool) {
+    /// Whether the map matches all streams of `used` with this.
+    fn serves(&self, map: &StreamMap, used: &Use) -> bool {
         let widened = |number| self.layout.widened.iter().any(|(widened, ..)| *widened == number);
         let kept = each(map.meeting_any(&used.streams)).filter(|number| !self.drops(*number) && !widened(*number));
-        let cubes = || kept.clone().filter_map(|number| map.cube(number)).chain(self.coming());
-        let meeting = cubes().filter(|cube| used.pairs_with(*cube) > 0).count();
+        let cubes = || kept.clone().filter_map(|number| map.cube(number)).chain(self.layout.coming());
         // Cubes that match never overlap, so that sizes add up.
-        let matched = |stream: &Cube| {
+        used.streams.iter().all(|stream| {
             let common = cubes().filter_map(|cube| cube.intersection(*stream));
             common.map(Cube::size).fold(0, u64::saturating_add) >= stream.size()
-        };
-        (meeting, used.streams.iter().all(matched))
+        })
     }
 
     /// Whether it can be written: all that it rests on is as it was.
     pub(super) fn fits(&self, map: &StreamMap) -> bool {
+        if self.loose {
+            // Somebody may have come who has one of the IDs, and has no entry to be seen by.
+            return self.generation == map.generation;
+        }
         let Layout { dropped, widened, fresh, .. } = &self.layout;
         let going = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
         let moves = |used: &Use| used.bank.get().is_some() || used.planned.get();
@@ -87,142 +77,79 @@ impl Allotment {
                 .iter()
                 .all(|(number, old, new)| map.cube(*number) == Some(*old) && map.meeting(*new) == one(*number))
             && fresh.iter().all(|cube| map.meeting(*cube) & !going == 0)
-            && concerned().all(|used| self.serves(map, used).1)
-            && self.devices.iter().all(|device| map.used_by(*device).is_some_and(|used| self.serves(map, used).1))
+            && concerned().all(|used| self.serves(map, used))
+            && self.devices.iter().all(|device| map.used_by(*device).is_some_and(|used| self.serves(map, used)))
     }
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
-    /// Keeps entries for `device`, and writes nothing. Returns how many it will use.
+    /// Keeps entries for a published device, and writes nothing. Returns how many it will use.
     pub(super) fn allot_entries(
         &self,
         held: &mut Held<'_, Unlocked>,
-        device: DeviceId,
-        mut mates: &[DeviceId],
+        incoming: &mut Incoming,
     ) -> Result<usize, IommuError> {
-        let mut survey = self.usual_survey()?;
-        loop {
-            let looked = {
-                let mut map = self.map.lock(held);
-                if !mates.is_empty() {
-                    map.make_kin(device, core::mem::take(&mut mates));
-                }
-                let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-                if used.entries.get() != 0 {
-                    return Ok(count(used.entries.get()));
-                }
-                if let Some(taken) = map.allotment_of(device, |allotment| allotment.serves(&map, used).0) {
-                    return Ok(taken);
-                }
-                self.look(&map, &[device], &mut survey)?
-            };
-            if let Err(room) = looked {
-                survey = Survey::with_room(room)?;
-                continue;
-            }
-            let draft = self.draft(survey, &[device], Freedom::Repack)?;
-            {
-                // Memory is released when the lock is free.
-                let (_spent, committed);
-                let mut map = self.map.lock(held);
-                if draft.is_of(&map) {
-                    let used = map.used_by(device).ok_or(IommuError::Unknown)?;
-                    let taken = draft.serves(&map, used).0;
-                    (_spent, committed) = self.commit(&mut map, draft);
-                    return committed.map(|()| taken);
-                }
-            }
-            survey = self.usual_survey()?;
-        }
+        // What was promised before counts as free.
+        incoming.draft = None;
+        let device = incoming.device;
+        let mut survey = match incoming.survey.take() {
+            Some(survey) => survey,
+            None => self.survey(held, &[device])?,
+        };
+        let draft = self.draft(&mut survey, &[device], &incoming.promised, Freedom::Repack)?;
+        let taken = draft.layout.count_for(&survey, &incoming.streams);
+        incoming.draft = Some(draft);
+        Ok(taken)
     }
 
-    /// What devices without entries lack, laid out and not yet promised.
+    /// Lays out what devices without entries lack, and has it promised: shown by the device that `shown` is of.
     pub(super) fn draft(
         &self,
-        mut survey: Survey,
+        survey: &mut Survey,
         devices: &[DeviceId],
+        shown: &Arc<Promised>,
         freedom: Freedom,
-    ) -> Result<Box<Allotment>, IommuError> {
-        let mut list = Vec::new();
-        list.try_reserve_exact(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+    ) -> Result<Draft, IommuError> {
+        let mut list = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
         list.extend_from_slice(devices);
-        let layout = self.lay_out(&mut survey, freedom)?;
+        let layout = self.lay_out(survey, freedom)?;
         if let Some(device) = devices.first().filter(|_| !layout.least) {
             log::info!("{}: {device} may have more entries than it needs", self.config.key);
         }
-        Ok(Box::new(Allotment { layout, devices: list, slots: 0, generation: survey.generation }))
+        // Where a stream ID is the index of its entry, the entry that is needed is free or the group's own.
+        let lacking = if self.geometry.matching { layout.lacking() } else { 0 };
+        let promise = self.budget.promise(lacking, shown)?;
+        let loose = freedom == Freedom::Repack && !self.unused.is_empty();
+        Ok(Draft { layout, devices: list, generation: survey.generation, loose, promise })
     }
 
-    /// Keeps free entries for a draft and gives it to its devices, in the place of what they were promised before. On
-    /// failure nothing has changed. Returns what is to be dropped when the lock is free.
-    pub(super) fn commit(
-        &self,
-        map: &mut StreamMap,
-        mut draft: Box<Allotment>,
-    ) -> (Option<Box<Allotment>>, Result<(), IommuError>) {
-        let before = draft.devices.iter().fold(0, |all, device| {
-            all | map.used_by(*device).and_then(|used| used.allotment(|kept| kept.slots)).unwrap_or(0)
-        });
-        match self.find_slots(map, &draft.layout, before) {
-            Ok(slots) => draft.slots = slots,
-            Err(error) => return (Some(draft), Err(error)),
-        }
-        for device in &draft.devices {
-            map.void_allotment(*device);
-        }
-        (map.keep_allotment(draft), Ok(()))
-    }
-
-    /// The free entries that a layout needs besides those that go, `before` counted as free.
-    fn find_slots(&self, map: &StreamMap, layout: &Layout, before: Set) -> Result<Set, IommuError> {
-        let free = || map.entries().filter(|(n, entry)| entry.is_free() || before & one(*n) != 0).map(|(n, _)| n);
-        let going = layout.dropped.len();
-        let lacking = layout.fresh.len().saturating_sub(going);
-        if !self.geometry.matching {
-            // Where a stream ID is the index of its entry, the entry that is needed is free or the group's own.
-            let wanted = layout.fresh.iter().filter_map(|cube| u8::try_from(cube.id()).ok());
-            return Ok(wanted.filter(|number| free().any(|free| free == *number)).fold(0, |all, n| all | one(n)));
-        }
-        let available = free().count();
-        if available < lacking {
-            return Err(IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: lacking.saturating_sub(available),
-                free: available.saturating_add(going),
-                total: map.entry_count(),
-            });
-        }
-        Ok(free().take(lacking).fold(0, |all, number| all | one(number)))
-    }
-
-    /// Writes what `device` was allotted, in fault. Where that does not fit any more, because its group has changed
+    /// Writes what a device was allotted, in fault. Where that does not fit any more, because its group has changed
     /// meanwhile, or where nothing was allotted, this comes first.
-    pub(super) fn enrol_entries(&self, held: &mut Held<'_, Unlocked>, device: DeviceId) -> Result<(), IommuError> {
+    pub(super) fn enrol_entries(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        incoming: &mut Incoming,
+    ) -> Result<(), IommuError> {
         loop {
-            // Memory is released when the lock is free.
-            let (_spent, enrolled) = self.enrol_allotted(&mut self.map.lock(held), device);
+            let enrolled = self.enrol_drafted(&mut self.map.lock(held), incoming);
             if let Some(enrolled) = enrolled {
+                // Memory is released now that the lock is free.
+                incoming.draft = None;
                 return enrolled;
             }
-            self.allot_entries(held, device, &[])?;
+            self.allot_entries(held, incoming)?;
         }
     }
 
-    /// `None`: it was allotted nothing that fits. Returns also what is to be dropped when the lock is free.
-    fn enrol_allotted(
-        &self,
-        map: &mut StreamMap,
-        device: DeviceId,
-    ) -> (Option<Box<Allotment>>, Option<Result<(), IommuError>>) {
-        match map.used_by(device) {
-            None => return (None, Some(Err(IommuError::Unknown))),
-            Some(used) if used.entries.get() != 0 => return (None, Some(Ok(()))),
+    /// `None`: it was allotted nothing that fits.
+    fn enrol_drafted(&self, map: &mut StreamMap, incoming: &Incoming) -> Option<Result<(), IommuError>> {
+        match map.used_by(incoming.device) {
+            None => return Some(Err(IommuError::Unknown)),
+            Some(used) if used.entries.get() != 0 => return Some(Ok(())),
             Some(_) => {}
         }
-        let allotment = map.take_allotment(device);
-        let fitting = allotment.as_deref().filter(|allotment| allotment.fits(map));
-        let enrolled = fitting.map(|allotment| self.apply(map, allotment));
-        (allotment, enrolled)
+        let fitting = incoming.draft.as_ref().filter(|draft| draft.fits(map));
+        fitting.map(|draft| self.apply(map, draft))
     }
 
     /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left:
@@ -235,15 +162,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         mut survey: Option<Survey>,
         then: impl FnOnce(&StreamMap) -> T,
     ) -> Option<T> {
+        let shown = Arc::default();
         let tidied = || loop {
-            let survey = survey.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
-            let mut draft = self.draft(survey, &[member], Freedom::Repack)?;
+            let mut survey = survey.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
+            let draft = self.draft(&mut survey, &[member], &shown, Freedom::Repack)?;
             if draft.layout.is_empty() {
                 return Ok(None);
             }
             let mut map = self.map.lock(held);
-            if draft.is_of(&map) && draft.fits(&map) {
-                draft.slots = self.find_slots(&map, &draft.layout, 0)?;
+            if draft.generation == map.generation && draft.fits(&map) {
                 let applied = self.apply(&mut map, &draft);
                 return Ok(Some((applied, then(&map))));
             }
@@ -255,14 +182,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         tidied.ok().flatten().map(|(_, then)| then)
     }
 
-    /// Carries an allotment out that fits: its entries stand in the registers, in fault.
-    pub(super) fn apply(&self, map: &mut StreamMap, allotment: &Allotment) -> Result<(), IommuError> {
-        let Layout { dropped, widened, fresh, .. } = &allotment.layout;
+    /// Carries a draft out that fits: its entries stand in the registers, in fault.
+    pub(super) fn apply(&self, map: &mut StreamMap, draft: &Draft) -> Result<(), IommuError> {
+        let Layout { dropped, widened, fresh, .. } = &draft.layout;
+        // They count twice until the promise goes: too many, never too few.
+        self.budget.take(fresh.len());
         let mut touched = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
-        let mut slots = allotment.slots | touched;
         // I-1: what goes is gone before anything comes. The group is in fault, so that unmatched streams lose nothing.
         for (number, _) in dropped {
-            self.free_entry(map, *number);
+            self.clear_entry(map, *number);
         }
         let mut written = true;
         for &(number, _, cube) in widened {
@@ -271,14 +199,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             touched |= one(number);
         }
         for &cube in fresh {
-            let number = if self.geometry.matching { each(slots).next() } else { u8::try_from(cube.id()).ok() };
+            let number = if self.geometry.matching { map.free_entries().next() } else { u8::try_from(cube.id()).ok() };
             let Some(number) = number else { continue };
-            slots &= !one(number);
             map.set_cube(number, Some(cube));
             written &= self.write_new_entry(number, cube);
             touched |= one(number);
         }
-        let joins = |used: &Use| allotment.is_for(used.device);
+        self.budget.give(dropped.len());
+        let joins = |used: &Use| draft.is_for(used.device);
         touched |= map.uses().filter(|used| joins(used)).fold(0, |all, used| all | map.meeting_any(&used.streams));
         touched = map.connected(touched);
         for used in map.uses().filter(|used| joins(used) || used.entries.get() & touched != 0) {
@@ -293,7 +221,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             return Ok(());
         }
         // An entry that does not hold what was written must not be believed in.
-        for device in &allotment.devices {
+        for device in &draft.devices {
             self.unclaim(map, *device);
         }
         Err(IommuError::WriteLost { register: "SMR or S2CR" })
@@ -311,11 +239,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn release(&self, map: &mut StreamMap, number: EntryIndex) {
         map.recount(number);
         if map.entry(number).is_some_and(|entry| entry.cube.is_some() && entry.registered == 0) {
-            self.free_entry(map, number);
+            self.clear_entry(map, number);
+            self.budget.give(1);
         }
     }
 
-    fn free_entry(&self, map: &mut StreamMap, number: EntryIndex) {
+    fn clear_entry(&self, map: &mut StreamMap, number: EntryIndex) {
         map.set_cube(number, None);
         if let Some(entry) = map.entry_mut(number) {
             *entry = Entry::FREE;

@@ -5,33 +5,73 @@
 //! `publish` and `withdraw` change the tree of masters and the stream map in one step: `Masters`, then `StreamMap`
 //! inside it.
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::budget::Promised;
+use super::claims::Draft;
+use super::context::Bank;
 use super::cover::Cube;
 use super::cut::list_keepers;
 use super::instance::Smmu;
+use super::layout::Survey;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
 use super::reserved;
 use super::stream_map::{StreamMap, Use, each, one};
-use crate::assign::{DeviceId, IommuError, Sharing, Stream, StreamId, Withdrawn};
+use crate::assign::{DeviceId, IommuError, IommuKey, Sharing, Stream, StreamId, Withdrawn};
 use crate::few::{self, Few};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
+/// A device on its way in: what stands for it in the tree and in the map, and what its entries are to be.
+pub(super) struct Incoming {
+    pub(super) iommu: IommuKey,
+    pub(super) device: DeviceId,
+    pub(super) streams: Vec<Cube>,
+    pub(super) promised: Arc<Promised>,
+    unpublished: Option<(Box<Master>, Box<Use>)>,
+    /// What was there when it was published; room for that before. None: it is to be looked at on its own.
+    pub(super) survey: Option<Survey>,
+    pub(super) draft: Option<Draft>,
+}
+
 impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// Makes all that it takes to add a device.
+    pub(super) fn make_master(
+        &self,
+        device: DeviceId,
+        streams: &[Stream],
+        kin: Option<u64>,
+    ) -> Result<Incoming, IommuError> {
+        let cubes = self.admit(streams)?;
+        let used = Use::new(device, copy(&cubes)?, kin);
+        let promised = used.promised.clone();
+        let master = Master::new(self.config.key, device, copy(&cubes)?);
+        let survey = self.survey_for(cubes.len())?;
+        let iommu = self.config.key;
+        Ok(Incoming {
+            iommu,
+            device,
+            unpublished: Some((master, used)),
+            promised,
+            streams: cubes,
+            survey: Some(survey),
+            draft: None,
+        })
+    }
+
+    /// Publishes a device, and looks at what is there around it.
     pub(super) fn publish_master(
         &self,
         held: &mut Held<'_, Unlocked>,
-        device: DeviceId,
-        streams: &[Stream],
-    ) -> Result<Vec<DeviceId>, IommuError> {
-        let cubes = self.admit(streams)?;
-        let mut published =
-            Some((Master::new(self.config.key, device, copy(&cubes)?), Use::new(device, copy(&cubes)?)));
-        let mut meets: Vec<DeviceId> = Vec::new();
-        meets.try_reserve(few::USUAL).map_err(|_| IommuError::OutOfMemory)?;
-        loop {
+        incoming: &mut Incoming,
+        met: &mut dyn FnMut(DeviceId),
+    ) -> Result<(), IommuError> {
+        let device = incoming.device;
+        let mut meets: Few<DeviceId> = Few::new();
+        let surveyed = loop {
             let room = meets.capacity();
             let wanted = {
                 let mut guard = self.masters.tree.lock(held);
@@ -40,24 +80,27 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 if map.used_by(device).is_some() {
                     return Err(IommuError::Known);
                 }
-                let met = || self.met_by(tree, &map, &cubes);
-                let wanted = met().count();
+                let wanted = self.met_by(tree, &map, &incoming.streams).count();
                 if wanted <= room {
-                    meets.extend(met());
-                    if let Some((master, used)) = published.take() {
-                        tree.insert(master);
-                        map.insert_use(used);
-                    }
-                    break;
+                    meets.extend(self.met_by(tree, &map, &incoming.streams));
+                    let (master, used) = incoming.unpublished.take().ok_or(IommuError::Known)?;
+                    tree.insert(master);
+                    map.insert_use(used);
+                    let looked = incoming.survey.as_mut().map(|survey| self.look(&map, &[device], survey));
+                    break matches!(looked, Some(Ok(Ok(())))) && !displaces(&map, device);
                 }
                 wanted
             };
             // Memory is reserved with nothing locked; whoever came in between is counted again.
             meets.try_reserve(wanted).map_err(|_| IommuError::OutOfMemory)?;
+        };
+        if !surveyed {
+            incoming.survey = None;
         }
         meets.sort_unstable();
         meets.dedup();
-        Ok(meets)
+        meets.into_iter().for_each(met);
+        Ok(())
     }
 
     /// The streams as the hardware would hold them, or the one that it cannot hold (contract A-6).
@@ -103,12 +146,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             .up_to(self.config.key, StreamId::new(last))
             .filter(move |master| bare(master.device) && master.meets(cubes))
             .map(|master| master.device);
-        // New entries that are promised may capture IDs that nobody has (loose merging).
-        let by_promise = map
-            .uses()
-            .filter(move |used| used.allotted(|fresh| fresh.iter().any(|cube| cubes.iter().any(|id| cube.meets(*id)))))
-            .map(|used| used.device);
-        by_entry.chain(by_stream).chain(by_promise)
+        by_entry.chain(by_stream)
     }
 
     pub(super) fn withdraw_master(
@@ -181,6 +219,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let tree = self.masters.tree.lock(held);
         tree.up_to(self.config.key, StreamId::new(id)).find(|master| master.meets(&wanted)).map(|master| master.device)
     }
+}
+
+/// Whether `device` shares entries with one in a space of the service's own, which may make way before it is enrolled.
+fn displaces(map: &StreamMap, device: DeviceId) -> bool {
+    let is_own = |other: &Use| map.bank_of(other).is_some_and(Bank::is_own);
+    map.used_by(device).is_some_and(|used| map.sharers(used).any(is_own))
 }
 
 fn copy(cubes: &[Cube]) -> Result<Vec<Cube>, IommuError> {

@@ -7,6 +7,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::access::Access;
+use super::budget::Budget;
 use super::config::{Architecture, SmmuConfig};
 use super::context::{BankIndex, Vmids};
 use super::cover::Cube;
@@ -43,6 +44,7 @@ pub struct Smmu<P: Platform, R: Registers> {
     pub(super) registers: Access<R>,
     pub(super) masters: Arc<Masters<P>>,
     pub(super) map: Lock<levels::StreamMap, StreamMap, P::Lock>,
+    pub(super) budget: Arc<Budget>,
     pub(super) tlb: Tlb<P>,
     /// The syncs of the banks; empty where banks have none.
     pub(super) bank_tlbs: Box<[Tlb<P>]>,
@@ -159,6 +161,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             registers,
             masters,
             map: Lock::new(map),
+            budget: Budget::new(geometry.entries),
             tlb,
             bank_tlbs: bank_tlbs.into_boxed_slice(),
             bank_domains: bank_domains.into_boxed_slice(),

@@ -37,7 +37,7 @@ enum Kin {
 
 impl From<&Use> for Kin {
     fn from(used: &Use) -> Self {
-        used.kin.get().map_or(Self::Alone(used.device), Self::Of)
+        used.kin.map_or(Self::Alone(used.device), Self::Of)
     }
 }
 
@@ -125,6 +125,27 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// How many of the entries that will be there meet one of `streams`.
+    pub(super) fn count_for(&self, survey: &Survey, streams: &[Cube]) -> usize {
+        let stays = |number: EntryIndex| {
+            let goes = self.dropped.iter().any(|(dropped, _)| *dropped == number);
+            !goes && self.widened.iter().all(|(widened, ..)| *widened != number)
+        };
+        let kept = survey.entries.iter().filter(|(number, _)| stays(*number)).map(|(_, cube)| *cube);
+        let there = kept.chain(self.coming());
+        there.filter(|cube| streams.iter().any(|stream| stream.meets(*cube))).count()
+    }
+
+    /// The cubes that come, new ones and widened ones.
+    pub(super) fn coming(&self) -> impl Iterator<Item = Cube> {
+        self.fresh.iter().copied().chain(self.widened.iter().map(|(_, _, cube)| *cube))
+    }
+
+    /// How many free entries it takes beside those that go.
+    pub(super) fn lacking(&self) -> usize {
+        self.fresh.len().saturating_sub(self.dropped.len())
+    }
+
     /// Whether all stays as it is.
     pub(super) const fn is_empty(&self) -> bool {
         self.dropped.is_empty() && self.widened.is_empty() && self.fresh.is_empty()
@@ -134,9 +155,15 @@ impl Layout {
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// A survey with room enough for most groups, so that one look suffices.
     pub(super) fn usual_survey(&self) -> Result<Survey, IommuError> {
+        self.survey_for(0)
+    }
+
+    /// The same, with room for so many streams of its own.
+    pub(super) fn survey_for(&self, streams: usize) -> Result<Survey, IommuError> {
         let entries = self.geometry.entries.into();
         let others = if self.unused.is_empty() { 0 } else { entries };
-        Survey::with_room(Room { own: 16, group: 16, entries, others })
+        let usual = streams.max(16);
+        Survey::with_room(Room { own: usual, group: usual, entries, others })
     }
 
     /// Looks at what is there around `devices`. Memory is reserved with nothing locked.
@@ -163,7 +190,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let subjects = || devices.iter().filter_map(|device| map.used_by(*device));
         let bare = || subjects().filter(|used| used.entries.get() == 0);
         survey.shared = subjects().fold(0, |all, used| all | map.meeting_any(&used.streams));
-        let is_kin = |used: &&Use| used.kin.get().is_some() && subjects().any(|one| one.kin.get() == used.kin.get());
+        let is_kin = |used: &&Use| used.kin.is_some() && subjects().any(|one| one.kin == used.kin);
         let kin = map.uses().filter(is_kin).fold(0, |all, used| all | used.entries.get());
         let connected = map.connected(survey.shared | kin);
         let is_mate = |used: &&Use| devices.contains(&used.device) || used.entries.get() & connected != 0;
@@ -174,7 +201,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             group: mates().map(|used| used.streams.len()).fold(0, usize::saturating_add),
             entries: map.entry_count(),
             others: strangers()
-                .map(|used| used.streams.len().saturating_add(used.allotted(<[Cube]>::len)))
+                .map(|used| used.streams.len())
                 .fold(if loose { map.entry_count() } else { 0 }, usize::saturating_add),
         };
         if !survey.has_room(room) {
@@ -195,11 +222,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         for used in strangers() {
             survey.others.extend_from_slice(&used.streams);
-            used.allotted(|fresh| survey.others.extend_from_slice(fresh));
         }
         let moving = mates().any(|mate| mate.bank.get().is_some() || mate.planned.get());
         survey.live = moving || survey.entries.iter().any(|(number, _)| map.is_live(*number));
-        survey.free = map.free_entries().count();
+        survey.free = self.budget.free();
         survey.generation = map.generation;
         Ok(Ok(()))
     }

@@ -16,6 +16,7 @@
 mod access;
 mod audit;
 mod banks;
+mod budget;
 mod claims;
 mod config;
 mod context;

@@ -6,13 +6,15 @@
 //! status is polled (contract C-14).
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::sync::Arc;
+use core::any::Any;
 
-use super::claims::Allotment;
+use super::budget::Promised;
+use super::claims::Draft;
 use super::context::{self, BankIndex, BankState};
 use super::drain::Cut;
 use super::instance::Smmu;
-use super::layout::Freedom;
+use super::layout::{Freedom, Survey};
 use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
@@ -28,49 +30,51 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         held: &mut Held<'_, Unlocked>,
         devices: &[DeviceId],
         space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
     ) -> Result<Prepared, IommuError> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
         let mut bare = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
-        let mut draft: Option<Box<Allotment>> = None;
+        let mut survey: Option<Survey> = None;
+        let mut shown;
         let (mut sharers, mut room) = (Few::new(), 0);
         let bank = loop {
             sharers.clear();
             sharers.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
-            // Memory is released when the lock is free.
-            let (_spent, committed);
-            {
+            let lacking = {
                 let mut map = self.map.lock(held);
                 if let Err(wanted) = list_sharers(&map, devices, &mut sharers) {
                     room = wanted;
                     continue;
                 }
-                let drafted = draft.as_ref().is_some_and(|draft| draft.is_of(&map));
-                if !drafted {
-                    list_bare(&map, devices, &mut bare)?;
+                shown = list_bare(&map, devices, &mut bare)?;
+                // Devices that were added lazily are allotted their entries now, together.
+                let looked = match survey.as_mut() {
+                    Some(survey) if shown.is_some() => self.look(&map, &bare, survey)?,
+                    _ => Ok(()),
+                };
+                match looked {
+                    Err(room) => Some(room),
+                    Ok(()) if survey.is_none() && shown.is_some() => None,
+                    Ok(()) => break self.plan_bank(&mut map, devices, space)?,
                 }
-                if drafted || bare.is_empty() {
-                    let bank = self.plan_bank(&mut map, devices, space)?;
-                    if let Some(draft) = draft.take_if(|_| drafted) {
-                        (_spent, committed) = self.commit(&mut map, draft);
-                        if let Err(error) = committed {
-                            self.unplan(&mut map, devices, bank);
-                            return Err(error);
-                        }
-                    }
-                    break bank;
-                }
-            }
-            // Devices that were added lazily are allotted their entries now, together.
-            draft = Some(self.draft(self.survey(held, &bare)?, &bare, Freedom::Grow)?);
+            };
+            survey = Some(match lacking {
+                None => self.usual_survey()?,
+                Some(room) => Survey::with_room(room)?,
+            });
         };
-        let mut along = Vec::new();
-        if along.try_reserve_exact(sharers.len()).is_err() {
-            self.unplan(&mut self.map.lock(held), devices, bank);
-            return Err(IommuError::OutOfMemory);
-        }
-        along.extend(sharers);
-        Ok(Prepared { space: *space, ticket: bank.into(), sharers: along })
+        let drafted =
+            shown.zip(survey.as_mut()).map(|(shown, survey)| self.draft(survey, &bare, &shown, Freedom::Grow));
+        let kept = match drafted.transpose() {
+            Ok(draft) => draft.map(|draft| -> Box<dyn Any + Send> { Box::new(draft) }),
+            Err(error) => {
+                self.unplan(&mut self.map.lock(held), devices, bank);
+                return Err(error);
+            }
+        };
+        sharers.into_iter().for_each(along);
+        Ok(Prepared { space: *space, ticket: bank.into(), kept })
     }
 
     fn plan_bank(
@@ -112,15 +116,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.unreserve_bank(map, bank);
     }
 
+    /// What `prepared` keeps goes with it.
     pub(super) fn abandon_move(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {
         let bank = bank_of(prepared);
         let mut cut = Cut::default();
         {
             let mut map = self.map.lock(held);
             self.end_announced(&mut map, devices);
-            for &device in devices {
-                map.void_allotment(device);
-            }
             self.unplan(&mut map, devices, bank);
             // The domain's last device may have left while the plan held the bank.
             if self.park_if_unused(&mut map, bank) {
@@ -137,7 +139,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         &self,
         held: &mut Held<'_, Unlocked>,
         devices: &[DeviceId],
-        prepared: &Prepared,
+        prepared: &mut Prepared,
     ) -> Result<(), IommuError> {
         let installed = self.turn(held, devices, prepared);
         if let Err(error) = installed {
@@ -155,19 +157,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     fn turn(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) -> Result<(), IommuError> {
         loop {
             self.settle_drains(held).map_err(timed_out)?;
-            // Memory is released when the lock is free.
-            let (_spent, turned);
             let cut = {
                 let mut map = self.map.lock(held);
                 self.end_announced(&mut map, devices);
                 let cut = self.leave_own_spaces(&mut map, devices);
                 if cut.banks == 0 {
-                    let bare =
-                        devices.iter().find(|device| map.used_by(**device).is_some_and(|used| used.entries.get() == 0));
-                    let allotment = bare.and_then(|device| map.take_allotment(*device));
-                    turned = self.turn_with(&mut map, devices, prepared, allotment.as_deref());
-                    _spent = allotment;
-                    return turned;
+                    return self.turn_now(&mut map, devices, prepared);
                 }
                 cut
             };
@@ -175,22 +170,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    /// [`turn`](Self::turn), with what those of the devices were allotted that have no entries yet.
-    fn turn_with(
-        &self,
-        map: &mut StreamMap,
-        devices: &[DeviceId],
-        prepared: &Prepared,
-        allotment: Option<&Allotment>,
-    ) -> Result<(), IommuError> {
+    /// [`turn`](Self::turn), with what was drafted for those of the devices that have no entries yet.
+    fn turn_now(&self, map: &mut StreamMap, devices: &[DeviceId], prepared: &Prepared) -> Result<(), IommuError> {
         let bank = bank_of(prepared);
+        let is_bare = |device: &DeviceId| map.used_by(*device).is_some_and(|used| used.entries.get() == 0);
+        let draft = prepared.kept.as_ref().and_then(|kept| kept.downcast_ref::<Draft>());
+        let draft = draft.filter(|_| devices.iter().any(is_bare));
         // Who came in between since the plan, with no claim to keep others off, is seen here.
-        let has = |used: &Use| used.entries.get() != 0 || allotment.is_some_and(|kept| kept.is_for(used.device));
+        let has = |used: &Use| used.entries.get() != 0 || draft.is_some_and(|draft| draft.is_for(used.device));
         let ready = |used: &Use| {
             let in_fault = used.bank.get().is_none() && used.draining.get().is_none();
             in_fault && has(used) && !map.conflicts(used, bank, devices)
         };
-        let fits = allotment.is_none_or(|allotment| allotment.fits(map));
+        let fits = draft.is_none_or(|draft| draft.fits(map));
         if !fits || !devices.iter().all(|device| map.used_by(*device).is_some_and(ready)) {
             return Err(IommuError::Busy);
         }
@@ -201,8 +193,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             // The users that were to leave have not: the caller did not block them first.
             _ => return Err(IommuError::Busy),
         }
-        if let Some(allotment) = allotment {
-            self.apply(map, allotment)?;
+        if let Some(draft) = draft {
+            self.apply(map, draft)?;
         }
         let mut holds = true;
         for &device in devices {
@@ -260,15 +252,23 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 }
 
-/// Lists those of `devices` that have no entries yet, in `bare`, which has room for all of them.
-fn list_bare(map: &StreamMap, devices: &[DeviceId], bare: &mut Few<DeviceId>) -> Result<(), IommuError> {
+/// Lists those of `devices` that have no entries yet, in `bare`, which has room for all of them. Returns where the first
+/// of them shows what it was promised.
+fn list_bare(
+    map: &StreamMap,
+    devices: &[DeviceId],
+    bare: &mut Few<DeviceId>,
+) -> Result<Option<Arc<Promised>>, IommuError> {
     bare.clear();
+    let mut shown = None;
     for &device in devices {
-        if map.used_by(device).ok_or(IommuError::Unknown)?.entries.get() == 0 {
+        let used = map.used_by(device).ok_or(IommuError::Unknown)?;
+        if used.entries.get() == 0 {
             bare.push(device);
+            shown.get_or_insert_with(|| used.promised.clone());
         }
     }
-    Ok(())
+    Ok(shown)
 }
 
 /// Lists whose DMA would go along with `devices`, in `sharers`. Where its room does not suffice, says how much would.

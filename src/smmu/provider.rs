@@ -1,23 +1,31 @@
 //! The `Iommu` trait over an instance: who may call what now, and with power.
 
-use alloc::vec::Vec;
+use alloc::boxed::Box;
 
 use super::context::{BankIndex, BankState};
-use super::entries::list_sharing;
+use super::entries::{Incoming, list_sharing};
 use super::gate::{Mode, Purpose};
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::moves::timed_out;
 use super::reserved;
-use super::stream_map::{StreamMap, one};
+use super::stream_map::{Entry, StreamMap, Use, one};
 use crate::assign::{
     AddressSpace, DeviceId, Difference, DomainId, FaultAnswer, FaultCounts, FaultLine, FlushRange, Iommu, IommuError,
-    IommuKey, Patience, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Usage, Withdrawn,
-    own_space,
+    IommuKey, NewMaster, Patience, Prepared, RawFault, Resource, Sharing, Stage2Limits, Stream, StreamId, Usage,
+    Withdrawn, own_space,
 };
 use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::Held;
+
+impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// What this instance has made.
+    fn own<'a>(&self, master: &'a mut NewMaster) -> Result<&'a mut Incoming, IommuError> {
+        let made = master.made::<Incoming>().filter(|made| made.iommu == self.config.key);
+        made.ok_or(IommuError::Unknown)
+    }
+}
 
 impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     fn key(&self) -> IommuKey {
@@ -28,18 +36,26 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         self.table_limits()
     }
 
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
+    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
-        self.publish_master(&mut Held::enter(), device, streams)
+        Ok(NewMaster::new(device, Box::new(self.make_master(device, streams, kin)?)))
     }
 
-    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        let incoming = self.own(master)?;
         let _inside = self.enter(Purpose::Acquire)?;
-        self.allot_entries(&mut Held::enter(), device, mates)
+        self.publish_master(&mut Held::enter(), incoming, met)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.enrol_entries(held, device))
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
+        let incoming = self.own(master)?;
+        let _inside = self.enter(Purpose::Acquire)?;
+        self.allot_entries(&mut Held::enter(), incoming)
+    }
+
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
+        let incoming = self.own(master)?;
+        self.powered(&mut Held::enter(), Purpose::Acquire, |held| self.enrol_entries(held, incoming))
     }
 
     fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
@@ -49,9 +65,14 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         Ok(())
     }
 
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+    ) -> Result<Prepared, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
-        self.plan_move(&mut Held::enter(), devices, space)
+        self.plan_move(&mut Held::enter(), devices, space, along)
     }
 
     fn reclaim(&self) -> Result<bool, IommuError> {
@@ -77,12 +98,12 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         }
     }
 
-    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
+    fn install(&self, devices: &[DeviceId], mut prepared: Prepared) -> Result<(), IommuError> {
         let mut held = Held::enter();
         let mut tried = false;
         let installed = self.powered(&mut held, Purpose::Acquire, |held| {
             tried = true;
-            self.install_move(held, devices, &prepared)
+            self.install_move(held, devices, &mut prepared)
         });
         if !tried {
             self.abandon(devices, prepared);
@@ -213,11 +234,20 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     }
 }
 
-/// The next device after `after` that uses an entry, or that it is kept for, and its domain.
+/// The next device after `after` that uses an entry, or that it is promised to, and its domain. An entry that is promised
+/// has the number that it would get now.
 fn entry_use(map: &StreamMap, index: u8, after: Option<DeviceId>) -> Option<(DeviceId, Option<DomainId>)> {
-    let kept_for = map.entry(index).and_then(|entry| entry.kept_for);
-    let uses = |used: &&super::stream_map::Use| {
-        (used.entries.get() & one(index) != 0 || kept_for == Some(used.device)) && Some(used.device) > after
+    let mut earlier = map.free_entries().take_while(|free| *free != index).count();
+    let is_free = map.entry(index).is_some_and(Entry::is_free);
+    let promised = map.uses().find(|used| {
+        let count = used.promised.count();
+        let hers = earlier < count;
+        earlier = earlier.saturating_sub(count);
+        hers
+    });
+    let promised = promised.filter(|_| is_free).map(|used| used.device);
+    let uses = |used: &&Use| {
+        (used.entries.get() & one(index) != 0 || promised == Some(used.device)) && Some(used.device) > after
     };
     let used = map.uses().find(uses)?;
     Some((used.device, map.bank_of(used).and_then(super::context::Bank::domain)))

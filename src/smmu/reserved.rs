@@ -126,14 +126,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<(), IommuError> {
         let cubes = self.admit(&reserved.streams)?;
         {
-            let used = Use::new(device, cubes);
+            let used = Use::new(device, cubes, None);
             self.map.lock(held).insert_use(used);
         }
         self.adopt(held, device, kept);
         let space = AddressSpace { domain: own_space::RESERVED, stage2: reserved.space };
         let devices = [device];
-        let prepared = self.plan_move(held, &devices, &space)?;
-        self.install_move(held, &devices, &prepared)
+        let mut prepared = self.plan_move(held, &devices, &space, &mut |_| ())?;
+        self.install_move(held, &devices, &mut prepared)
     }
 
     /// Takes firmware's entries of a reserved stream into the shadow as they are.
@@ -152,6 +152,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 self.registers.write32(gr0::smr(number), 0);
                 continue;
             }
+            self.budget.take(1);
             map.set_cube(number, Some(cube));
             if let Some(entry) = map.entry_mut(number) {
                 *entry = Entry { cube: Some(cube), ..Entry::FREE };

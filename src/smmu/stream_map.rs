@@ -14,8 +14,8 @@
 //! 3. Devices that share an entry and are in a domain are in the same one: the caller keeps groups (contract I-11), and
 //!    [`StreamMap::conflicts`] refuses a caller that does not.
 //! 4. A device either uses every entry that meets its streams, or none: then it is not enrolled.
-//! 5. An entry is kept for a device exactly when what that device was allotted counts on it; it matches nothing then,
-//!    in the shadow and in the registers.
+//! 5. What devices were promised and what is in use are together never more entries than there are: the
+//!    [`Budget`](super::budget::Budget) counts both.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -24,7 +24,7 @@ use core::cell::Cell;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
-use super::claims::Allotment;
+use super::budget::Promised;
 use super::context::{Bank, BankIndex};
 use super::cover::Cube;
 use super::index::Index;
@@ -53,11 +53,6 @@ pub(super) fn each(set: Set) -> impl Iterator<Item = u8> + Clone {
     })
 }
 
-/// How many members a set has.
-pub(super) fn count(set: Set) -> usize {
-    usize::try_from(set.count_ones()).unwrap_or(usize::MAX)
-}
-
 /// A stream-map entry as the driver believes it to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -65,8 +60,6 @@ pub(super) struct Entry {
     pub(super) cube: Option<Cube>,
     /// What it does.
     pub(super) action: S2cr,
-    /// Whom it is kept for, while it matches nothing.
-    pub(super) kept_for: Option<DeviceId>,
     /// Pairs that meet it.
     pub(super) registered: usize,
     /// Pairs whose device is in a space.
@@ -76,12 +69,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) const FREE: Self =
-        Self { cube: None, action: S2cr::Fault, kept_for: None, registered: 0, assigned: 0, user: None };
+    pub(super) const FREE: Self = Self { cube: None, action: S2cr::Fault, registered: 0, assigned: 0, user: None };
 
-    /// Whether anyone may take it.
+    /// Whether it matches nothing.
     pub(super) const fn is_free(&self) -> bool {
-        self.cube.is_none() && self.kept_for.is_none()
+        self.cube.is_none()
     }
 }
 
@@ -92,10 +84,10 @@ pub(super) struct Use {
     pub(super) streams: Vec<Cube>,
     /// The entries that meet its streams; none: it is not enrolled.
     pub(super) entries: Cell<Set>,
-    /// Devices with one number here may share entries though their streams do not meet; a number is never used again.
-    pub(super) kin: Cell<Option<u64>>,
-    /// What it was promised, with others or alone. Looked at by taking it out and putting it back.
-    allotment: Cell<Option<Box<Allotment>>>,
+    /// Devices with one number here may share entries though their streams do not meet.
+    pub(super) kin: Option<u64>,
+    /// How many entries it was promised beside.
+    pub(super) promised: Arc<Promised>,
     /// The bank that translates for it.
     pub(super) bank: Cell<Option<BankIndex>>,
     /// A move is planned.
@@ -109,14 +101,14 @@ pub(super) struct Use {
 }
 
 impl Use {
-    pub(super) fn new(device: DeviceId, streams: Vec<Cube>) -> Box<Self> {
+    pub(super) fn new(device: DeviceId, streams: Vec<Cube>, kin: Option<u64>) -> Box<Self> {
         Box::new(Self {
             link: RBTreeLink::new(),
             device,
             streams,
             entries: Cell::new(0),
-            kin: Cell::new(None),
-            allotment: Cell::new(None),
+            kin,
+            promised: Arc::default(),
             bank: Cell::new(None),
             planned: Cell::new(false),
             draining: Cell::new(None),
@@ -128,23 +120,6 @@ impl Use {
     /// How many of the device's streams meet `cube`.
     pub(super) fn pairs_with(&self, cube: Cube) -> usize {
         self.streams.iter().filter(|stream| stream.meets(cube)).count()
-    }
-
-    /// Looks at what the device keeps of promises.
-    pub(super) fn allotment<T>(&self, look: impl FnOnce(&mut Allotment) -> T) -> Option<T> {
-        let mut allotment = self.allotment.take();
-        let seen = allotment.as_deref_mut().map(look);
-        self.allotment.set(allotment);
-        seen
-    }
-
-    /// What new entries match that the device was promised.
-    pub(super) fn allotted<T: Default>(&self, look: impl FnOnce(&[Cube]) -> T) -> T {
-        let promised = |allotment: &mut Allotment| match allotment.devices.first() {
-            Some(_) => look(&allotment.layout.fresh),
-            None => T::default(),
-        };
-        self.allotment(promised).unwrap_or_default()
     }
 
     /// The entries that the device uses, or those of others that it will.
@@ -179,7 +154,6 @@ pub(super) struct StreamMap {
     pub(super) banks: Vec<Bank>,
     index: Index,
     uses: RBTree<ByDevice>,
-    last_kin: u64,
     /// Changes whenever an entry starts or stops to match, or matches something else.
     pub(super) generation: u64,
 }
@@ -188,14 +162,8 @@ impl StreamMap {
     /// All entries free, all banks free. `None` when memory could not be reserved.
     pub(super) fn new(entries: u8, banks: u8) -> Option<Self> {
         let index = Index::new(entries)?;
-        let mut map = Self {
-            entries: Vec::new(),
-            banks: Vec::new(),
-            index,
-            uses: RBTree::new(ByDevice::NEW),
-            last_kin: 0,
-            generation: 0,
-        };
+        let mut map =
+            Self { entries: Vec::new(), banks: Vec::new(), index, uses: RBTree::new(ByDevice::NEW), generation: 0 };
         map.entries.try_reserve_exact(entries.into()).ok()?;
         map.entries.resize(entries.into(), Entry::FREE);
         map.banks.try_reserve_exact(banks.into()).ok()?;
@@ -220,7 +188,6 @@ impl StreamMap {
 
     /// Takes a device's use out, with the entries that it used counted without it.
     pub(super) fn take_use(&mut self, device: DeviceId) -> Option<Box<Use>> {
-        self.void_allotment(device);
         let used = self.uses.find_mut(&device).remove()?;
         for entry in each(used.entries.get()) {
             self.recount(entry);
@@ -262,18 +229,6 @@ impl StreamMap {
         }
     }
 
-    /// Lets `device` share entries with `mates`, and with whom these may already.
-    pub(super) fn make_kin(&mut self, device: DeviceId, mates: &[DeviceId]) {
-        self.last_kin = self.last_kin.wrapping_add(1);
-        for &one in core::iter::once(&device).chain(mates) {
-            let Some(before) = self.used_by(one).map(|used| used.kin.replace(Some(self.last_kin))) else { continue };
-            for used in self.uses().filter(|used| before.is_some() && used.kin.get() == before) {
-                used.kin.set(Some(self.last_kin));
-            }
-        }
-        self.generation = self.generation.wrapping_add(1);
-    }
-
     // --- drains ---
 
     /// Begins a drain for those of `devices` that are in none: the first of these stands for it. Returns it, and what is to
@@ -300,60 +255,6 @@ impl StreamMap {
     /// A device that stands for a drain that the hardware has confirmed.
     pub(super) fn announced(&self) -> Option<DeviceId> {
         self.uses().find(|used| used.is_drained()).map(|used| used.device)
-    }
-
-    // --- allotments ---
-
-    /// Gives an allotment to the first of its devices, and keeps its entries free. Returns what that one had before.
-    pub(super) fn keep_allotment(&mut self, allotment: Box<Allotment>) -> Option<Box<Allotment>> {
-        let keeper = allotment.devices.first().copied();
-        for number in each(allotment.slots) {
-            if let Some(entry) = self.entry_mut(number) {
-                entry.kept_for = keeper;
-            }
-        }
-        self.generation = self.generation.wrapping_add(1);
-        match keeper.and_then(|keeper| self.used_by(keeper)) {
-            Some(used) => used.allotment.replace(Some(allotment)),
-            None => Some(allotment),
-        }
-    }
-
-    /// Looks at what `device` was promised, by itself or with others.
-    pub(super) fn allotment_of<T>(&self, device: DeviceId, mut look: impl FnMut(&Allotment) -> T) -> Option<T> {
-        let keeper = self.keeper_of(device)?;
-        keeper.allotment(|allotment| look(allotment))
-    }
-
-    /// Takes out what `device` was promised, by itself or with others; the entries that were kept for it are free.
-    pub(super) fn take_allotment(&mut self, device: DeviceId) -> Option<Box<Allotment>> {
-        let allotment = self.keeper_of(device)?.allotment.take()?;
-        self.unkeep(allotment.slots);
-        Some(allotment)
-    }
-
-    /// Takes back what `device` keeps of promises.
-    pub(super) fn void_allotment(&mut self, device: DeviceId) {
-        let void = |allotment: &mut Allotment| {
-            let slots = allotment.slots;
-            allotment.void();
-            slots
-        };
-        let slots = self.used_by(device).and_then(|used| used.allotment(void)).unwrap_or(0);
-        self.unkeep(slots);
-    }
-
-    fn keeper_of(&self, device: DeviceId) -> Option<&Use> {
-        let promises = |used: &&Use| used.allotment(|allotment| allotment.devices.contains(&device)) == Some(true);
-        self.used_by(device).filter(promises).or_else(|| self.uses.iter().find(promises))
-    }
-
-    fn unkeep(&mut self, slots: Set) {
-        for number in each(slots) {
-            if let Some(entry) = self.entry_mut(number) {
-                entry.kept_for = None;
-            }
-        }
     }
 
     // --- entries ---
