@@ -113,6 +113,26 @@ fn i10_a_domain_that_ends_takes_along_what_could_not_be_cut() {
 }
 
 #[test]
+fn q21_s5_s8_a_crash_touches_no_register_of_an_instance_without_power() {
+    let mut bench = Bench::new();
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let part = named("mmu-500 ZynqMP");
+    let supply = power.clone();
+    let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
+    bench.smmu_through(part.config, setup, part.model, |registers| Before::new(registers, clock));
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let handle = bench.service.iommu(SMMU).unwrap();
+    let off = IommuError::NoPower("it is off, and a crash cannot switch it on");
+    assert_eq!(handle.crash(), Err(Cause::Iommu { iommu: SMMU, error: off }));
+    power.get().unwrap();
+    handle.crash().unwrap();
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+}
+
+#[test]
 fn s5_without_power_there_is_no_probe() {
     let bench = Bench::new();
     let power = Arc::new(Counted::default());

@@ -302,6 +302,7 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// [`IommuError::SyncTimeout`]: every stream faults, but what was in flight may not have drained.
+    /// [`IommuError::NoPower`]: nothing was touched.
     ///
     /// # Context
     ///

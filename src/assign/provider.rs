@@ -123,7 +123,8 @@ impl IommuHandle {
     ///
     /// # Errors
     ///
-    /// [`Cause::Iommu`] when what was in flight may not have drained.
+    /// [`Cause::Iommu`] when what was in flight may not have drained; with [`IommuError::NoPower`] nothing was touched, and
+    /// streams reach again what they did once the power is back: give it power, and call again.
     ///
     /// # Context
     ///

@@ -141,6 +141,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if self.registers.is_dark() {
             return Ok(());
         }
+        // An access to what has no power can hang the bus, and with it all that is still to be stopped.
+        if !self.power.call(&mut Held::enter()).is_on() {
+            return Err(IommuError::NoPower("it is off, and a crash cannot switch it on"));
+        }
         for entry in 0..self.geometry.entries {
             // With extended IDs this takes the entry's validity too: an unmatched stream faults as well.
             self.registers.write32(gr0::s2cr(entry), self.spelling.write(S2cr::Fault, false));

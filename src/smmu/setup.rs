@@ -11,7 +11,7 @@ use crate::assign::{Stage2, Stream};
 /// # Context
 ///
 /// `get` and `put` are called in waiting context with no lock of the library held, around every use of a register; they
-/// may block, and may not call the instance. `is_on` is a leaf that interrupt handlers call.
+/// may block, and may not call the instance. `is_on` is a leaf that interrupt handlers call, and a crashing hypervisor.
 pub trait Power: Send + Sync + fmt::Debug {
     /// Sees to it that registers can be accessed until [`put`](Self::put).
     ///
