@@ -6,7 +6,8 @@
 //!
 //! Level `Registry` guards who is registered and which group is claimed; it is held for look-ups and state changes
 //! only, never over the [`Iommu`] trait, a hook, the policy or a register (contract C-3). Level `FlushList` guards one
-//! domain's list of IOMMUs, level `Queue` a request queue's lists. No two are ever held together.
+//! domain's list of IOMMUs, level `Queue` a request queue's lists, level `Instances` the names of IOMMUs, which change inside
+//! `Registry`. No other two are ever held together.
 //!
 //! # Invariants
 //!
@@ -28,6 +29,7 @@ mod graveyard;
 mod groups;
 mod guarded;
 mod identity;
+mod instances;
 mod interrupt;
 mod iommu;
 pub(crate) mod levels;

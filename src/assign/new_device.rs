@@ -2,7 +2,7 @@
 //!
 //! # Locking
 //!
-//! Level `Registry`, once, to find the IOMMUs; what they make, they make with nothing locked.
+//! Level `Instances`, once, to find the IOMMUs; what they make, they make with nothing locked.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -83,12 +83,12 @@ impl<P: Platform> Service<P> {
         let mut masters: Vec<NewMaster> = Vec::new();
         masters.try_reserve_exact(wanted.len()).map_err(|_| Cause::OutOfMemory)?;
         let missing = {
-            let registry = self.registry.lock(held);
+            let instances = self.instances.lock(held);
             loop {
                 let Some(key) = wanted.as_slice().first().map(|(key, _)| *key) else { break None };
-                let Some(instance) = registry.iommu(key) else { break Some(key) };
+                let Some(iommu) = instances.find(key) else { break Some(key) };
                 let Some((_, streams)) = wanted.next() else { break None };
-                attachments.push(Attachment { key, iommu: instance.iommu.clone(), streams });
+                attachments.push(Attachment { key, iommu: iommu.clone(), streams });
             }
         };
         if let Some(key) = missing {

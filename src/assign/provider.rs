@@ -146,8 +146,8 @@ impl<P: Platform> Service<P> {
     #[must_use]
     pub fn iommu(&self, key: IommuKey) -> Option<IommuHandle> {
         let mut held = Held::enter();
-        let registry = self.registry.lock(&mut held);
-        registry.iommu(key).map(|record| IommuHandle { key, iommu: record.iommu.clone() })
+        let iommu = self.instances.lock(&mut held).find(key).cloned();
+        iommu.map(|iommu| IommuHandle { key, iommu })
     }
 
     // --- faults ---
@@ -341,7 +341,7 @@ impl<P: Platform> Service<P> {
         let IommuHandle { iommu, .. } = self.iommu(key).ok_or(Cause::NotFound)?;
         iommu.call(held).close().map_err(|error| Cause::Iommu { iommu: key, error })?;
         // Who was faster may have registered another one under the key.
-        let was_there = self.registry.lock(held).bury_iommu(key, &iommu);
+        let (was_there, _) = self.end_leaving(held, key, &iommu, true);
         if was_there { Ok(iommu) } else { Err(Cause::NotFound) }
     }
 

@@ -14,6 +14,7 @@ use super::event::{Event, EventSink, NoEvents};
 use super::fault::{FaultAnswer, FaultLine, RawFault};
 use super::graveyard::take_all;
 use super::identity::{DeviceId, DeviceKey, DomainId, Label};
+use super::instances::{Instance, Instances};
 use super::iommu::{Difference, Iommu};
 use super::levels;
 use super::policy::Policy;
@@ -34,6 +35,7 @@ use crate::sync::outside::Outside;
 /// two calls are about the same group, the second gets [`Cause::Busy`].
 pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,
+    pub(super) instances: Lock<levels::Instances, Instances, P::Lock>,
     pub(super) policy: Outside<Box<dyn Policy>>,
     pub(super) events: Outside<Box<dyn EventSink>>,
     /// A source object has gone since its registrations were last looked for.
@@ -130,6 +132,7 @@ impl<P: Platform> Service<P> {
         Self {
             events: Outside::new(events),
             registry: Lock::new(Registry::new()),
+            instances: Lock::new(Instances::new()),
             policy: Outside::new(policy),
             some_ended: Arc::new(AtomicBool::new(false)),
             arrivals: Arrivals::new(),
@@ -168,9 +171,20 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let key = iommu.key();
         let record = IommuRecord::new(iommu);
-        let refused = self.registry.lock(&mut held).insert_iommu(record).err();
-        if let Some(record) = refused {
-            drop(record);
+        let instance = Instance::new(key, record.iommu.clone());
+        let refused = {
+            let mut registry = self.registry.lock(&mut held);
+            let (registry, held) = registry.split();
+            match registry.insert_iommu(record) {
+                Ok(()) => {
+                    self.instances.lock(held).insert(instance);
+                    None
+                }
+                Err(record) => Some((record, instance)),
+            }
+        };
+        if let Some(made) = refused {
+            drop(made);
             let label = Label::of_iommu(key);
             return Err(Error::unchanged(
                 Operation::RegisterIommu,
@@ -212,14 +226,7 @@ impl<P: Platform> Service<P> {
             record.iommu.clone()
         };
         let settled = self.evict_strays(&mut held, key).and_then(|()| self.settle_iommu(&mut held, key, &iommu));
-        let (taken, was_met) = {
-            let mut registry = self.registry.lock(&mut held);
-            let was_met = registry.instance(key, &iommu).is_some_and(|record| {
-                record.leaving.set(false);
-                record.met.replace(false)
-            });
-            (settled.is_ok() && registry.bury_iommu(key, &iommu), was_met)
-        };
+        let (taken, was_met) = self.end_leaving(&mut held, key, &iommu, settled.is_ok());
         if was_met {
             P::wake();
         }
@@ -231,6 +238,28 @@ impl<P: Platform> Service<P> {
         self.revoke_iommu(&mut held, &iommu);
         self.tell(&mut held, &Event::IommuUnregistered { iommu: key });
         Ok(())
+    }
+
+    /// Ends the hold of an unregister; with `bury`, the registration of this very instance too. Says whether there was one,
+    /// and whether somebody has met the hold.
+    pub(super) fn end_leaving(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        key: IommuKey,
+        iommu: &Outside<Arc<dyn Iommu>>,
+        bury: bool,
+    ) -> (bool, bool) {
+        // Dropped when the locks are free.
+        let _instance;
+        let mut registry = self.registry.lock(held);
+        let (registry, held) = registry.split();
+        let was_met = registry.instance(key, iommu).is_some_and(|record| {
+            record.leaving.set(false);
+            record.met.replace(false)
+        });
+        let buried = bury && registry.bury_iommu(key, iommu);
+        _instance = if buried { self.instances.lock(held).take(key) } else { None };
+        (buried, was_met)
     }
 
     /// Has an instance without devices forget every domain, those that have ended included: at no cost where all drains
@@ -401,10 +430,7 @@ impl<P: Platform> Service<P> {
         sink: &mut dyn FnMut(&FaultRecord),
     ) -> Result<FaultAnswer, Cause> {
         let mut held = Held::enter();
-        let driver = {
-            let registry = self.registry.lock(&mut held);
-            registry.iommu(iommu).map(|record| record.iommu.clone()).ok_or(Cause::NotFound)?
-        };
+        let driver = self.instances.lock(&mut held).find(iommu).cloned().ok_or(Cause::NotFound)?;
         let mut faults: Vec<RawFault> = Vec::new();
         let mut dropped = 0_usize;
         let answer = driver.call(&mut held).take_faults(line, &mut |fault| match faults.try_reserve(1) {
