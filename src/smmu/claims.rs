@@ -8,13 +8,14 @@
 //!
 //! `StreamMap` alone: once to publish and look, once to write.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use super::budget::{Promise, Promised};
 use super::cover::Cube;
 use super::entries::Incoming;
 use super::instance::Smmu;
-use super::layout::{Freedom, Layout, Survey};
+use super::layout::{Freedom, Layout, Workshop};
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
 use super::stream_map::{Entry, EntryIndex, StreamMap, Use, each, one};
@@ -92,12 +93,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         // What was promised before counts as free.
         incoming.draft = None;
         let device = incoming.device;
-        let mut survey = match incoming.survey.take() {
-            Some(survey) => survey,
+        let mut workshop = match incoming.seen.take() {
+            Some(seen) => seen,
             None => self.survey(held, &[device])?,
         };
-        let draft = self.draft(&mut survey, &[device], &incoming.promised, Freedom::Repack)?;
-        let taken = draft.layout.count_for(&survey, &incoming.streams);
+        let draft = self.draft(&mut workshop, &[device], &incoming.promised, Freedom::Repack)?;
+        let taken = draft.layout.count_for(&workshop, &incoming.streams);
         incoming.draft = Some(draft);
         Ok(taken)
     }
@@ -105,14 +106,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Lays out what devices without entries lack, and has it promised: shown by the device that `shown` is of.
     pub(super) fn draft(
         &self,
-        survey: &mut Survey,
+        workshop: &mut Workshop,
         devices: &[DeviceId],
         shown: &Arc<Promised>,
         freedom: Freedom,
     ) -> Result<Draft, IommuError> {
         let mut list = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
         list.extend_from_slice(devices);
-        let layout = self.lay_out(survey, freedom)?;
+        self.lay_out(workshop, freedom)?;
+        let layout = core::mem::take(&mut workshop.layout);
         if let Some(device) = devices.first().filter(|_| !layout.least) {
             log::info!("{}: {device} may have more entries than it needs", self.config.key);
         }
@@ -120,7 +122,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let lacking = if self.geometry.matching { layout.lacking() } else { 0 };
         let promise = self.budget.promise(lacking, shown)?;
         let loose = freedom == Freedom::Repack && !self.unused.is_empty();
-        Ok(Draft { layout, devices: list, generation: survey.generation, loose, promise })
+        Ok(Draft { layout, devices: list, generation: workshop.generation, loose, promise })
     }
 
     /// Writes what a device was allotted, in fault. Where that does not fit any more, because its group has changed
@@ -153,19 +155,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left:
-    /// `survey` was made when it left, if there was room. Where that is not possible they stay as they are: they capture
+    /// `seen` was seen when it left, if there was room. Where that is not possible they stay as they are: they capture
     /// more, but nobody else's. Says whether something has changed, with `then` of what is there now.
     pub(super) fn tidy<T>(
         &self,
         held: &mut Held<'_, Unlocked>,
         member: DeviceId,
-        mut survey: Option<Survey>,
+        mut seen: Option<Box<Workshop>>,
         then: impl FnOnce(&StreamMap) -> T,
     ) -> Option<T> {
         let shown = Arc::default();
         let tidied = || loop {
-            let mut survey = survey.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
-            let draft = self.draft(&mut survey, &[member], &shown, Freedom::Repack)?;
+            let mut workshop = seen.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
+            let draft = self.draft(&mut workshop, &[member], &shown, Freedom::Repack)?;
             if draft.layout.is_empty() {
                 return Ok(None);
             }

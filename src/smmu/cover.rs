@@ -45,6 +45,7 @@ pub use check::{Flaw, check};
 pub use cube::Cube;
 pub use id_set::IdSet;
 pub use loose::loose_cover;
+pub(super) use loose::loose_in;
 pub use search::MAX_POINTS;
 pub(super) use set::Set;
 

@@ -15,7 +15,7 @@ use super::context::Bank;
 use super::cover::Cube;
 use super::cut::list_keepers;
 use super::instance::Smmu;
-use super::layout::Survey;
+use super::layout::Workshop;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
 use super::reserved;
@@ -33,7 +33,7 @@ pub(super) struct Incoming {
     pub(super) promised: Arc<Promised>,
     unpublished: Option<(Box<Master>, Box<Use>)>,
     /// What was there when it was published; room for that before. None: it is to be looked at on its own.
-    pub(super) survey: Option<Survey>,
+    pub(super) seen: Option<Box<Workshop>>,
     pub(super) draft: Option<Draft>,
 }
 
@@ -49,7 +49,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let used = Use::new(device, copy(&cubes)?, kin);
         let promised = used.promised.clone();
         let master = Master::new(self.config.key, device, copy(&cubes)?);
-        let survey = self.survey_for(cubes.len())?;
+        let workshop = self.workshop(cubes.len())?;
         let iommu = self.config.key;
         Ok(Incoming {
             iommu,
@@ -57,7 +57,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             unpublished: Some((master, used)),
             promised,
             streams: cubes,
-            survey: Some(survey),
+            seen: Some(workshop),
             draft: None,
         })
     }
@@ -86,7 +86,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     let (master, used) = incoming.unpublished.take().ok_or(IommuError::Known)?;
                     tree.insert(master);
                     map.insert_use(used);
-                    let looked = incoming.survey.as_mut().map(|survey| self.look(&map, &[device], survey));
+                    let looked = incoming.seen.as_deref_mut().map(|workshop| self.look(&map, &[device], workshop));
                     break matches!(looked, Some(Ok(Ok(())))) && !displaces(&map, device);
                 }
                 wanted
@@ -95,7 +95,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             meets.try_reserve(wanted).map_err(|_| IommuError::OutOfMemory)?;
         };
         if !surveyed {
-            incoming.survey = None;
+            incoming.seen = None;
         }
         meets.sort_unstable();
         meets.dedup();
@@ -158,7 +158,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<(), IommuError> {
         let mut sharing = few::with_room(rest.len()).unwrap_or_default();
         // Memory for what is left to tidy; without it, that is looked at on its own.
-        let mut survey = self.usual_survey().ok();
+        let mut workshop = self.workshop(0).ok();
         let mut keepers = Few::new();
         let mut lacking = false;
         let (gone, left, looked, mut known) = loop {
@@ -187,8 +187,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 left = left.or(entry.filter(|entry| entry.assigned == 0).and_then(|entry| entry.user));
             }
             let left = left.filter(|mate| !reserved::is_reserved(*mate));
-            let looked = left.zip(survey.as_mut()).is_some_and(|(mate, survey)| {
-                let looked = self.look(&map, &[mate], survey);
+            let looked = left.zip(workshop.as_deref_mut()).is_some_and(|(mate, workshop)| {
+                let looked = self.look(&map, &[mate], workshop);
                 matches!(looked, Ok(Ok(())))
             });
             let known = list_sharing(&map, rest, &mut sharing);
@@ -197,7 +197,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         drop(gone);
         if let Some(mate) = left {
             let then = |map: &StreamMap| known = list_sharing(map, rest, &mut sharing);
-            self.tidy(held, mate, survey.filter(|_| looked), then);
+            self.tidy(held, mate, workshop.filter(|_| looked), then);
         }
         keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
         sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);

@@ -4,20 +4,30 @@
 //! What an entry matches is never more than the group's own IDs (exact), unless the integrator named IDs that nobody
 //! uses (loose). Live entries never move (contract I-15).
 //!
+//! All memory that this needs is a [`Workshop`], which goes from hand to hand and is used again and again: one that has room
+//! takes nothing from the system.
+//!
 //! # Locking
 //!
 //! `StreamMap`, once, to look at what is there: the caller's, or on its own. The least cover is searched for with nothing
 //! locked.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::cover::{Cover, CoverError, CoverOptions, Cube, IdSet, least_cover, loose_cover};
+use bumpalo::Bump;
+use bumpalo::collections;
+
+use super::cover::{CoverError, CoverOptions, Cube, Set as IdSet, least_in, loose_in};
 use super::instance::Smmu;
 use super::mmio::Registers;
 use super::stream_map::{EntryIndex, Set, StreamMap, Use, one};
 use crate::assign::{DeviceId, IommuError, Resource};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
+
+#[cfg(test)]
+mod tests;
 
 /// What may become of the entries that a group has already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +53,7 @@ impl From<&Use> for Kin {
 
 /// What is there before a device's entries are laid out.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
-    /// The stream map's, when this was looked at.
-    pub(super) generation: u64,
+struct Survey {
     /// The IDs of the devices that have no entries yet.
     own: Vec<(Kin, Cube)>,
     /// The IDs of all devices that are connected with them, their own included.
@@ -73,15 +81,20 @@ pub(super) struct Room {
 }
 
 impl Survey {
-    /// Empty, with room.
-    pub(super) fn with_room(room: Room) -> Result<Self, IommuError> {
-        let mut survey = Self::default();
-        let reserved = (survey.own.try_reserve(room.own))
-            .and_then(|()| survey.group.try_reserve(room.group))
-            .and_then(|()| survey.entries.try_reserve(room.entries))
-            .and_then(|()| survey.others.try_reserve(room.others));
-        reserved.map_err(|_| IommuError::OutOfMemory)?;
-        Ok(survey)
+    fn clear(&mut self) {
+        self.own.clear();
+        self.group.clear();
+        self.entries.clear();
+        self.others.clear();
+    }
+
+    fn make_room(&mut self, room: Room) -> Result<(), IommuError> {
+        self.clear();
+        let reserved = (self.own.try_reserve(room.own))
+            .and_then(|()| self.group.try_reserve(room.group))
+            .and_then(|()| self.entries.try_reserve(room.entries))
+            .and_then(|()| self.others.try_reserve(room.others));
+        reserved.map_err(|_| IommuError::OutOfMemory)
     }
 
     fn has_room(&self, room: Room) -> bool {
@@ -98,15 +111,15 @@ impl Survey {
 
 /// Takes a part of a list of devices' IDs out: devices whose streams meet, or that are kin, over any number of steps. A
 /// group that lost the member which joined it has several parts.
-fn take_part(devices: &mut Vec<(Kin, Cube)>) -> Result<Vec<Cube>, IommuError> {
-    let mut part: Vec<Cube> = Vec::new();
+fn take_part(devices: &mut Vec<(Kin, Cube)>, part: &mut collections::Vec<'_, Cube>) -> Result<(), IommuError> {
+    part.clear();
     part.try_reserve(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
-    let Some(&(mut mate, _)) = devices.first() else { return Ok(part) };
+    let Some(&(mut mate, _)) = devices.first() else { return Ok(()) };
     loop {
         part.extend(devices.iter().filter(|(other, _)| *other == mate).map(|(_, cube)| *cube));
         devices.retain(|(other, _)| *other != mate);
         let next = devices.iter().find(|(_, cube)| part.iter().any(|ours| ours.meets(*cube)));
-        let Some(&(other, _)) = next else { return Ok(part) };
+        let Some(&(other, _)) = next else { return Ok(()) };
         mate = other;
     }
 }
@@ -125,13 +138,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// How many of the entries that will be there meet one of `streams`.
-    pub(super) fn count_for(&self, survey: &Survey, streams: &[Cube]) -> usize {
+    /// How many of the entries that will be there meet one of `streams`, after this was laid out in `workshop`.
+    pub(super) fn count_for(&self, workshop: &Workshop, streams: &[Cube]) -> usize {
         let stays = |number: EntryIndex| {
             let goes = self.dropped.iter().any(|(dropped, _)| *dropped == number);
             !goes && self.widened.iter().all(|(widened, ..)| *widened != number)
         };
-        let kept = survey.entries.iter().filter(|(number, _)| stays(*number)).map(|(_, cube)| *cube);
+        let entries = &workshop.survey.entries;
+        let kept = entries.iter().filter(|(number, _)| stays(*number)).map(|(_, cube)| *cube);
         let there = kept.chain(self.coming());
         there.filter(|cube| streams.iter().any(|stream| stream.meets(*cube))).count()
     }
@@ -150,40 +164,105 @@ impl Layout {
     pub(super) const fn is_empty(&self) -> bool {
         self.dropped.is_empty() && self.widened.is_empty() && self.fresh.is_empty()
     }
+
+    fn clear(&mut self) {
+        self.dropped.clear();
+        self.widened.clear();
+        self.fresh.clear();
+    }
 }
 
-impl<P: Platform, R: Registers> Smmu<P, R> {
-    /// A survey with room enough for most groups, so that one look suffices.
-    pub(super) fn usual_survey(&self) -> Result<Survey, IommuError> {
-        self.survey_for(0)
-    }
+/// All memory that a laying-out needs, from the look at the map to the result.
+///
+/// Lists are emptied and never given back. An arena that had to grow keeps its largest piece.
+#[derive(Debug)]
+pub(super) struct Workshop {
+    survey: Survey,
+    /// The stream map's, when it was looked at.
+    pub(super) generation: u64,
+    /// What [`lay_out`](Smmu::lay_out) found.
+    pub(super) layout: Layout,
+    /// The entries of a group that is packed anew, until it is known whether it will be.
+    packed: Vec<Cube>,
+    /// What lives as long as one laying-out.
+    arena: Bump,
+    /// What lives as long as the search for the cover of one part.
+    desk: Bump,
+    /// What lives as long as the search in one component.
+    scratch: Bump,
+}
 
-    /// The same, with room for so many streams of its own.
-    pub(super) fn survey_for(&self, streams: usize) -> Result<Survey, IommuError> {
-        let entries = self.geometry.entries.into();
-        let others = if self.unused.is_empty() { 0 } else { entries };
-        let usual = streams.max(16);
-        Survey::with_room(Room { own: usual, group: usual, entries, others })
-    }
+/// What entries may be here.
+struct Rules<'a> {
+    options: CoverOptions,
+    /// IDs that they may capture though nobody has them.
+    unused: &'a [Cube],
+    /// How many the SMMU has.
+    entries: usize,
+}
 
-    /// Looks at what is there around `devices`. Memory is reserved with nothing locked.
-    pub(super) fn survey(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<Survey, IommuError> {
-        let mut survey = self.usual_survey()?;
-        loop {
-            let looked = self.look(&self.map.lock(held), devices, &mut survey)?;
-            let Err(room) = looked else { return Ok(survey) };
-            survey = Survey::with_room(room)?;
+impl Rules<'_> {
+    fn uncovered(&self, error: CoverError) -> IommuError {
+        match error {
+            CoverError::OutOfMemory => IommuError::OutOfMemory,
+            _ => IommuError::Exhausted {
+                resource: Resource::StreamMapEntries,
+                needed: self.entries.saturating_add(1),
+                free: 0,
+                total: self.entries,
+            },
         }
     }
+}
 
-    /// Looks at what is there around `devices`, for an empty survey. Says how much room it lacks.
-    pub(super) fn look(
-        &self,
+impl Workshop {
+    /// For how many IDs of a group there is room at first, where the SMMU has no more entries.
+    const IDS: usize = 64;
+    /// Bytes for sets, and as many for the cover of one part: rounded up to 4 KiB. A group of 64 IDs without a pattern has
+    /// room in them, the boards' groups in a quarter.
+    const LISTS: usize = 3 << 10;
+    /// Bytes for the search in one component: rounded up to 24 KiB. One of 32 IDs has room in 16 KiB, one of 64 in 28, the
+    /// boards' in 4.
+    const SCRATCH: usize = 23 << 10;
+
+    /// With room for what is usual on an SMMU of so many entries, and for a device of so many streams.
+    pub(super) fn new(entries: usize, streams: usize) -> Result<Box<Self>, IommuError> {
+        let arena = |room| Bump::try_with_capacity(room).map_err(|_| IommuError::OutOfMemory);
+        let mut workshop = Self {
+            survey: Survey::default(),
+            generation: 0,
+            layout: Layout::default(),
+            packed: Vec::new(),
+            arena: arena(Self::LISTS)?,
+            desk: arena(Self::LISTS)?,
+            scratch: arena(Self::SCRATCH)?,
+        };
+        let ids = entries.max(streams).max(Self::IDS);
+        workshop.make_room(Room { own: ids, group: ids, entries, others: entries.saturating_mul(2) })?;
+        let Layout { dropped, widened, fresh, .. } = &mut workshop.layout;
+        let reserved = (dropped.try_reserve_exact(entries))
+            .and_then(|()| widened.try_reserve_exact(entries))
+            .and_then(|()| fresh.try_reserve_exact(ids))
+            .and_then(|()| workshop.packed.try_reserve_exact(ids));
+        reserved.map_err(|_| IommuError::OutOfMemory)?;
+        Ok(Box::new(workshop))
+    }
+
+    /// Takes the room that a look lacked. What was seen is forgotten.
+    pub(super) fn make_room(&mut self, room: Room) -> Result<(), IommuError> {
+        self.survey.make_room(room)
+    }
+
+    /// `free` entries are neither in use nor promised; entries may capture unused IDs, or not.
+    fn look(
+        &mut self,
         map: &StreamMap,
         devices: &[DeviceId],
-        survey: &mut Survey,
+        free: usize,
+        loose: bool,
     ) -> Result<Result<(), Room>, IommuError> {
-        let loose = !self.unused.is_empty();
+        let survey = &mut self.survey;
+        survey.clear();
         if devices.iter().any(|device| map.used_by(*device).is_none()) {
             return Err(IommuError::Unknown);
         }
@@ -225,77 +304,95 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         let moving = mates().any(|mate| mate.bank.get().is_some() || mate.planned.get());
         survey.live = moving || survey.entries.iter().any(|(number, _)| map.is_live(*number));
-        survey.free = self.budget.free();
-        survey.generation = map.generation;
+        survey.free = free;
+        self.generation = map.generation;
         Ok(Ok(()))
     }
 
-    /// The entries that are to be there, with nothing locked.
-    pub(super) fn lay_out(&self, survey: &mut Survey, freedom: Freedom) -> Result<Layout, IommuError> {
-        let mut grown = Layout { least: survey.entries.is_empty(), ..Layout::default() };
-        let mut unused = self.minus(self.unused_of(survey)?.cubes(), survey.captured())?;
-        while !survey.own.is_empty() {
-            // Devices that do not meet get entries of their own.
-            let part = take_part(&mut survey.own)?;
-            let mut missing = self.minus(&part, survey.captured())?;
-            if survey.live && freedom == Freedom::Repack {
-                missing = self.widen(survey, missing.cubes(), &mut grown)?;
-            }
-            let cover = self.cover(missing.cubes(), &mut unused)?;
-            grown.least &= cover.exact;
-            grown.fresh.try_reserve(cover.cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
-            grown.fresh.extend(cover.cubes);
-        }
+    fn lay_out(&mut self, rules: &Rules<'_>, freedom: Freedom) -> Result<(), IommuError> {
+        let Self { survey, layout, packed, arena, desk, scratch, .. } = self;
+        arena.reset();
+        let mut drawing = Drawing { rules, arena, desk, scratch };
+        layout.clear();
+        layout.least = survey.entries.is_empty();
+        drawing.grow(survey, layout, freedom)?;
         if survey.live || freedom == Freedom::Grow || survey.entries.is_empty() {
-            return Ok(grown);
+            return Ok(());
         }
         // The group is in fault: all of its entries may be made anew (I-15).
         let before = survey.entries.len();
-        let as_it_is = before.saturating_add(grown.fresh.len());
-        let (packed, parts) = self.repack(survey)?;
+        let as_it_is = before.saturating_add(layout.fresh.len());
+        packed.clear();
+        let (least, parts) = drawing.repack(survey, packed)?;
         let wrong = parts > 1 || survey.surplus;
-        if packed.cubes.len() < as_it_is || (wrong && packed.cubes.len() <= before.saturating_add(survey.free)) {
-            let mut dropped: Vec<(EntryIndex, Cube)> = Vec::new();
-            dropped.try_reserve_exact(before).map_err(|_| IommuError::OutOfMemory)?;
-            dropped.extend(survey.entries.iter().filter(|(_, cube)| !packed.cubes.contains(cube)));
-            let least = packed.exact;
-            let mut fresh = packed.cubes;
-            fresh.retain(|cube| !survey.captured().any(|old| old == *cube));
-            return Ok(Layout { dropped, widened: Vec::new(), fresh, least });
+        if packed.len() < as_it_is || (wrong && packed.len() <= before.saturating_add(survey.free)) {
+            layout.clear();
+            layout.dropped.try_reserve(before).map_err(|_| IommuError::OutOfMemory)?;
+            layout.dropped.extend(survey.entries.iter().filter(|(_, cube)| !packed.contains(cube)));
+            layout.fresh.try_reserve(packed.len()).map_err(|_| IommuError::OutOfMemory)?;
+            layout.fresh.extend(packed.iter().filter(|cube| !survey.captured().any(|old| old == **cube)));
+            layout.least = least;
+        } else {
+            layout.least = least && packed.len() == as_it_is;
         }
-        grown.least = packed.exact && packed.cubes.len() == as_it_is;
-        Ok(grown)
+        Ok(())
     }
+}
 
-    /// The entries of a group that is packed anew, and into how many parts it falls.
-    fn repack(&self, survey: &mut Survey) -> Result<(Cover, usize), IommuError> {
+/// A laying-out under way.
+struct Drawing<'a> {
+    rules: &'a Rules<'a>,
+    arena: &'a Bump,
+    desk: &'a mut Bump,
+    scratch: &'a mut Bump,
+}
+
+impl<'a> Drawing<'a> {
+    /// What is missing, beside the entries that are there.
+    fn grow(&mut self, survey: &mut Survey, layout: &mut Layout, freedom: Freedom) -> Result<(), IommuError> {
         let mut unused = self.unused_of(survey)?;
-        let mut all = Cover { cubes: Vec::new(), exact: true };
-        let mut parts = 0_usize;
-        let mut surplus = self.set_of(survey.captured())?;
-        while !survey.group.is_empty() {
-            let part = take_part(&mut survey.group)?;
-            let cover = self.cover(&part, &mut unused)?;
-            all.cubes.try_reserve(cover.cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
-            all.cubes.extend(cover.cubes);
-            all.exact &= cover.exact;
-            parts = parts.saturating_add(1);
-            surplus = self.minus(surplus.cubes(), part.into_iter())?;
+        self.cut(&mut unused, survey.captured())?;
+        let mut part = collections::Vec::new_in(self.arena);
+        while !survey.own.is_empty() {
+            // Devices that do not meet get entries of their own.
+            take_part(&mut survey.own, &mut part)?;
+            let mut missing = self.set_of(part.iter().copied())?;
+            self.cut(&mut missing, survey.captured())?;
+            if survey.live && freedom == Freedom::Repack {
+                self.widen(survey, &mut missing, layout)?;
+            }
+            layout.least &= self.cover(missing.cubes(), &mut unused, &mut layout.fresh)?;
         }
-        survey.surplus = !surplus.is_empty() && self.unused.is_empty();
-        Ok((all, parts))
+        Ok(())
     }
 
-    /// Widens entries that the device shares anyway by whole neighbours, which must all be the device's own. Returns
-    /// what is left. A live entry changes with one SMR write, and captures nothing new of anyone else's (I-15).
-    fn widen(&self, survey: &Survey, missing: &[Cube], layout: &mut Layout) -> Result<IdSet, IommuError> {
-        let mut rest = self.minus(missing, core::iter::empty())?;
+    /// The entries of a group that is packed anew: whether there are no fewer, and into how many parts it falls.
+    fn repack(&mut self, survey: &mut Survey, packed: &mut Vec<Cube>) -> Result<(bool, usize), IommuError> {
+        let mut unused = self.unused_of(survey)?;
+        let mut surplus = self.set_of(survey.captured())?;
+        let mut part = collections::Vec::new_in(self.arena);
+        let (mut least, mut parts) = (true, 0_usize);
+        while !survey.group.is_empty() {
+            take_part(&mut survey.group, &mut part)?;
+            least &= self.cover(&part, &mut unused, packed)?;
+            parts = parts.saturating_add(1);
+            self.cut(&mut surplus, part.iter().copied())?;
+        }
+        survey.surplus = !surplus.is_empty() && self.rules.unused.is_empty();
+        Ok((least, parts))
+    }
+
+    /// Widens entries that the device shares anyway by whole neighbours, which must all be the device's own, and takes
+    /// these from what is missing. A live entry changes with one SMR write, and captures nothing new of anyone else's
+    /// (I-15).
+    fn widen(&self, survey: &Survey, missing: &mut IdSet<'_>, layout: &mut Layout) -> Result<(), IommuError> {
+        let mask_bits = self.rules.options.mask_bits;
         for &(number, cube) in survey.entries.iter().filter(|(number, _)| survey.shared & one(*number) != 0) {
             let mut widest = cube;
-            for bit in (0..16).map(|shift| 1_u32 << shift).filter(|bit| self.widths.mask_bits & bit != 0) {
+            for bit in (0..16).map(|shift| 1_u32 << shift).filter(|bit| mask_bits & bit != 0) {
                 let neighbour = Cube::new(widest.id() ^ bit, widest.mask());
-                if widest.mask() & bit == 0 && rest.contains(neighbour) {
-                    rest.remove(neighbour).map_err(|error| self.uncovered(error))?;
+                if widest.mask() & bit == 0 && missing.contains(neighbour) {
+                    missing.remove(neighbour).map_err(|error| self.rules.uncovered(error))?;
                     widest = widest.widened(bit);
                 }
             }
@@ -304,60 +401,78 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 layout.widened.push((number, cube, widest));
             }
         }
-        Ok(rest)
+        Ok(())
     }
 
-    fn minus(&self, ids: &[Cube], without: impl Iterator<Item = Cube>) -> Result<IdSet, IommuError> {
-        let set = || {
-            let mut set = IdSet::from_cubes(ids)?;
-            for cube in without {
-                set.remove(cube)?;
-            }
-            Ok(set)
-        };
-        set().map_err(|error| self.uncovered(error))
+    fn set_of(&self, ids: impl IntoIterator<Item = Cube>) -> Result<IdSet<'a>, IommuError> {
+        IdSet::union_of(self.arena, ids).map_err(|error| self.rules.uncovered(error))
     }
 
-    fn set_of(&self, ids: impl Iterator<Item = Cube>) -> Result<IdSet, IommuError> {
-        let set = || {
-            let mut set = IdSet::new();
-            for cube in ids {
-                set.insert(cube)?;
-            }
-            Ok(set)
-        };
-        set().map_err(|error| self.uncovered(error))
+    fn cut(&self, set: &mut IdSet<'_>, without: impl IntoIterator<Item = Cube>) -> Result<(), IommuError> {
+        without.into_iter().try_for_each(|cube| set.remove(cube)).map_err(|error| self.rules.uncovered(error))
     }
 
     /// What entries may capture besides, for loose merging: not what any entry captures already or is about to, and not
     /// what a device has, whether it has entries or not.
-    fn unused_of(&self, survey: &Survey) -> Result<IdSet, IommuError> {
-        let had = survey.group.iter().map(|(_, cube)| *cube);
-        self.minus(&self.unused, survey.others.iter().copied().chain(had))
+    fn unused_of(&self, survey: &Survey) -> Result<IdSet<'a>, IommuError> {
+        let mut unused = self.set_of(self.rules.unused.iter().copied())?;
+        self.cut(&mut unused, survey.others.iter().copied())?;
+        self.cut(&mut unused, survey.group.iter().map(|(_, cube)| *cube))?;
+        Ok(unused)
     }
 
-    fn cover(&self, ids: &[Cube], unused: &mut IdSet) -> Result<Cover, IommuError> {
+    /// Adds the fewest entries for `ids`, and tells whether they are. What they capture besides is unused no more.
+    fn cover(&mut self, ids: &[Cube], unused: &mut IdSet<'_>, entries: &mut Vec<Cube>) -> Result<bool, IommuError> {
+        let Self { rules, desk, scratch, .. } = self;
+        desk.reset();
+        let cover = if unused.is_empty() {
+            least_in(desk, scratch, ids, &rules.options)
+        } else {
+            loose_in(desk, scratch, ids, unused.cubes(), &rules.options)
+        };
+        let (cubes, least) = cover.map_err(|error| rules.uncovered(error))?;
+        entries.try_reserve(cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
+        entries.extend_from_slice(&cubes);
+        cubes.iter().try_for_each(|cube| unused.remove(*cube)).map_err(|error| rules.uncovered(error))?;
+        Ok(least)
+    }
+}
+
+impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// With room enough for most groups, and for a device of so many streams, so that one look suffices.
+    pub(super) fn workshop(&self, streams: usize) -> Result<Box<Workshop>, IommuError> {
+        Workshop::new(self.geometry.entries.into(), streams)
+    }
+
+    /// What is there around `devices`. Memory is reserved with nothing locked.
+    pub(super) fn survey(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+    ) -> Result<Box<Workshop>, IommuError> {
+        let mut workshop = self.workshop(0)?;
+        loop {
+            let looked = self.look(&self.map.lock(held), devices, &mut workshop)?;
+            let Err(room) = looked else { return Ok(workshop) };
+            workshop.make_room(room)?;
+        }
+    }
+
+    /// Looks at what is there around `devices`, and takes no memory. Says how much room it lacks.
+    pub(super) fn look(
+        &self,
+        map: &StreamMap,
+        devices: &[DeviceId],
+        workshop: &mut Workshop,
+    ) -> Result<Result<(), Room>, IommuError> {
+        workshop.look(map, devices, self.budget.free(), !self.unused.is_empty())
+    }
+
+    /// Finds the entries that are to be there, with nothing locked: afterwards they are the workshop's layout, which means
+    /// nothing after an error. What was seen is used up.
+    pub(super) fn lay_out(&self, workshop: &mut Workshop, freedom: Freedom) -> Result<(), IommuError> {
         let options = CoverOptions::new(self.widths.id_bits, self.widths.mask_bits);
-        let cover =
-            if unused.is_empty() { least_cover(ids, &options) } else { loose_cover(ids, unused.cubes(), &options) };
-        let cover = cover.map_err(|error| self.uncovered(error))?;
-        if !unused.is_empty() {
-            for cube in &cover.cubes {
-                unused.remove(*cube).map_err(|error| self.uncovered(error))?;
-            }
-        }
-        Ok(cover)
-    }
-
-    fn uncovered(&self, error: CoverError) -> IommuError {
-        match error {
-            CoverError::OutOfMemory => IommuError::OutOfMemory,
-            _ => IommuError::Exhausted {
-                resource: Resource::StreamMapEntries,
-                needed: usize::from(self.geometry.entries).saturating_add(1),
-                free: 0,
-                total: self.geometry.entries.into(),
-            },
-        }
+        let rules = Rules { options, unused: &self.unused, entries: self.geometry.entries.into() };
+        workshop.lay_out(&rules, freedom)
     }
 }

@@ -14,7 +14,7 @@ use super::claims::Draft;
 use super::context::{self, BankIndex, BankState};
 use super::drain::Cut;
 use super::instance::Smmu;
-use super::layout::{Freedom, Survey};
+use super::layout::{Freedom, Workshop};
 use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
@@ -35,7 +35,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
         let mut bare = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
-        let mut survey: Option<Survey> = None;
+        let mut workshop: Option<Box<Workshop>> = None;
         let mut shown;
         let (mut sharers, mut room) = (Few::new(), 0);
         let bank = loop {
@@ -49,23 +49,24 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 }
                 shown = list_bare(&map, devices, &mut bare)?;
                 // Devices that were added lazily are allotted their entries now, together.
-                let looked = match survey.as_mut() {
-                    Some(survey) if shown.is_some() => self.look(&map, &bare, survey)?,
+                let looked = match workshop.as_deref_mut() {
+                    Some(workshop) if shown.is_some() => self.look(&map, &bare, workshop)?,
                     _ => Ok(()),
                 };
                 match looked {
                     Err(room) => Some(room),
-                    Ok(()) if survey.is_none() && shown.is_some() => None,
+                    Ok(()) if workshop.is_none() && shown.is_some() => None,
                     Ok(()) => break self.plan_bank(&mut map, devices, space)?,
                 }
             };
-            survey = Some(match lacking {
-                None => self.usual_survey()?,
-                Some(room) => Survey::with_room(room)?,
-            });
+            match (workshop.as_deref_mut(), lacking) {
+                (Some(workshop), Some(room)) => workshop.make_room(room)?,
+                _ => workshop = Some(self.workshop(0)?),
+            }
         };
-        let drafted =
-            shown.zip(survey.as_mut()).map(|(shown, survey)| self.draft(survey, &bare, &shown, Freedom::Grow));
+        let drafted = shown
+            .zip(workshop.as_deref_mut())
+            .map(|(shown, workshop)| self.draft(workshop, &bare, &shown, Freedom::Grow));
         let kept = match drafted.transpose() {
             Ok(draft) => draft.map(|draft| -> Box<dyn Any + Send> { Box::new(draft) }),
             Err(error) => {
