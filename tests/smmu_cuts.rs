@@ -101,6 +101,7 @@ fn i7_a_plan_takes_the_bank_whose_drain_is_confirmed_and_not_ended() {
         assert_eq!(driver.differences(), [""; 0], "{name}");
         let (reads, writes, comes) = driver.bench.cost(|| driver.smmu.plan(&driver.one(2), &driver.space(2)));
         assert_eq!((reads, writes), (0, 0), "{name}: a plan costs no access");
+        assert_eq!(driver.differences(), [""; 0], "{name}: whether the bank is on is not forgotten");
         driver.smmu.install(&driver.one(2), comes.unwrap()).unwrap();
         assert!(driver.reaches(2, 2), "{name}");
         driver.smmu.install(&moves, planned).unwrap();
@@ -118,6 +119,7 @@ fn a1_a_bank_that_is_promised_stays_so_whoever_ends_its_drain() {
         driver.smmu.cut(&moves).unwrap();
         // It ends the drain, and finds that the bank is somebody's all the same.
         assert!(exhausted(&driver.smmu.plan(&driver.one(2), &driver.space(3))), "{name}");
+        assert_eq!(driver.differences(), [""; 0], "{name}: whether the bank is on is not forgotten");
         let joins = driver.smmu.plan(&driver.one(2), &driver.space(2)).unwrap();
         driver.smmu.install(&moves, planned).unwrap();
         driver.smmu.install(&driver.one(2), joins).unwrap();
