@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceState, Difference, Domain, DomainId, FaultAnswer, FaultLine, Iommu,
-    IommuError, IommuKey, Left, Prepared, RawFault, Removal, Service, Sharing, Stage2Limits, Stream, StreamId,
-    Withdrawn,
+    IommuError, IommuKey, Left, NewMaster, Prepared, RawFault, Removal, Service, Sharing, Stage2Limits, Stream,
+    StreamId, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::Spin;
@@ -134,24 +134,33 @@ impl Iommu for Starved {
         self.inner.limits()
     }
 
-    fn publish(&self, device: DeviceId, streams: &[Stream]) -> Result<Vec<DeviceId>, IommuError> {
-        self.inner.publish(device, streams)
+    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError> {
+        self.inner.new_master(device, streams, kin)
     }
 
-    fn allot(&self, device: DeviceId, mates: &[DeviceId]) -> Result<usize, IommuError> {
-        self.inner.allot(device, mates)
+    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
+        self.inner.publish(master, met)
     }
 
-    fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
-        self.inner.enrol(device)
+    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
+        self.inner.allot(master)
+    }
+
+    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
+        self.inner.enrol(master)
     }
 
     fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
         self.run(|| self.inner.sharing(devices, tell))
     }
 
-    fn plan(&self, devices: &[DeviceId], space: &AddressSpace) -> Result<Prepared, IommuError> {
-        self.inner.plan(devices, space)
+    fn plan(
+        &self,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+    ) -> Result<Prepared, IommuError> {
+        self.inner.plan(devices, space, along)
     }
 
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
