@@ -155,19 +155,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left:
-    /// `seen` was seen when it left, if there was room. Where that is not possible they stay as they are: they capture
+    /// `seen` was seen when it left, if there was room, and what is promised meanwhile counts as its, `left`. Where that is not possible they stay as they are: they capture
     /// more, but nobody else's. Says whether something has changed, with `then` of what is there now.
     pub(super) fn tidy<T>(
         &self,
         held: &mut Held<'_, Unlocked>,
         member: DeviceId,
         mut seen: Option<Box<Workshop>>,
+        left: &Arc<Promised>,
         then: impl FnOnce(&StreamMap) -> T,
     ) -> Option<T> {
-        let shown = Arc::default();
         let tidied = || loop {
             let mut workshop = seen.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
-            let draft = self.draft(&mut workshop, &[member], &shown, Freedom::Repack)?;
+            let draft = self.draft(&mut workshop, &[member], left, Freedom::Repack)?;
             if draft.layout.is_empty() {
                 return Ok(None);
             }

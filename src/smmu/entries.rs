@@ -194,10 +194,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let known = list_sharing(&map, rest, &mut sharing);
             break ((tree.take(self.config.key, lowest, device), used), left, looked, known);
         };
-        drop(gone);
-        if let Some(mate) = left {
+        let (_master, used) = gone;
+        if let Some((mate, used)) = left.zip(used) {
             let then = |map: &StreamMap| known = list_sharing(map, rest, &mut sharing);
-            self.tidy(held, mate, workshop.filter(|_| looked), then);
+            self.tidy(held, mate, workshop.filter(|_| looked), &used.promised, then);
         }
         keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
         sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);
