@@ -28,7 +28,7 @@ type Make = fn(Slot, Guest, u8) -> Op;
 
 /// How often each operation comes: mostly what brings a machine somewhere, rarely what breaks it. The simplest come
 /// first, for a sequence shrinks towards them.
-const KINDS: [(u32, Make); 27] = [
+const KINDS: [(u32, Make); 30] = [
     (12, |slot, _, _| Op::Add(slot)),
     (8, |_, guest, _| Op::Create(guest)),
     (14, |slot, guest, _| Op::Assign(slot, guest)),
@@ -40,6 +40,9 @@ const KINDS: [(u32, Make); 27] = [
     (3, |slot, _, _| Op::DeassignGroup(slot)),
     (2, |slot, guest, _| Op::TestAssign(slot, guest)),
     (1, |slot, guest, _| Op::AssignOld(slot, guest)),
+    (4, |slot, guest, _| Op::Reserve(slot, guest)),
+    (3, |slot, _, _| Op::Commit(slot)),
+    (2, |slot, _, _| Op::Abandon(slot)),
     (3, |_, guest, _| Op::Destroy(guest)),
     (4, |_, guest, _| Op::Map(guest)),
     (4, |_, guest, _| Op::Unmap(guest)),

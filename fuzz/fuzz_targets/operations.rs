@@ -5,7 +5,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use machine::op::Op;
-use machine::world::{Board, World};
+use machine::world::{self, Board, World};
 
 /// More operations than this find nothing that fewer do not.
 const MOST: usize = 128;
@@ -13,7 +13,8 @@ const MOST: usize = 128;
 fuzz_target!(|data: &[u8]| {
     let mut input = Unstructured::new(data);
     let Ok(board) = Board::arbitrary(&mut input) else { return };
-    let mut world = World::new(board).unwrap_or_else(|violation| panic!("{violation}"));
+    let service = world::service();
+    let mut world = World::new(board, &service).unwrap_or_else(|violation| panic!("{violation}"));
     for _ in 0..MOST {
         if input.is_empty() {
             break;

@@ -30,6 +30,12 @@ pub enum Op {
     DeassignGroup(Slot),
     /// Would an assign be refused?
     TestAssign(Slot, Guest),
+    /// An assign of the device alone is planned and kept: until it ends, its group is claimed.
+    Reserve(Slot, Guest),
+    /// What was reserved for the device is carried out.
+    Commit(Slot),
+    /// What was reserved for the device is given back.
+    Abandon(Slot),
     /// Someone still holds the handle of the device's registration before the present one, and assigns it.
     AssignOld(Slot, Guest),
     /// A guest is started: its tables are built, its domain is created.
@@ -290,6 +296,9 @@ impl fmt::Display for Op {
             Self::Deassign(slot) => write!(f, "deassign {slot:?}"),
             Self::DeassignGroup(slot) => write!(f, "deassign the group of {slot:?}"),
             Self::TestAssign(slot, guest) => write!(f, "test whether {slot:?} can go to {guest:?}"),
+            Self::Reserve(slot, guest) => write!(f, "reserve {slot:?} for {guest:?}"),
+            Self::Commit(slot) => write!(f, "commit the reservation of {slot:?}"),
+            Self::Abandon(slot) => write!(f, "abandon the reservation of {slot:?}"),
             Self::AssignOld(slot, guest) => write!(f, "assign an earlier registration of {slot:?} to {guest:?}"),
             Self::Create(guest) => write!(f, "create {guest:?}"),
             Self::Destroy(guest) => write!(f, "destroy {guest:?}"),

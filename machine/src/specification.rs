@@ -8,6 +8,7 @@
 //! entries there are (contract I-11, I-15, A-5), which banks wait for a sync that did not complete (I-8), and what is
 //! broken.
 
+mod claims;
 mod cover;
 mod entries;
 mod guests;
@@ -62,6 +63,10 @@ pub struct Specification {
     a: State,
     b: State,
     gone: BTreeSet<Gone>,
+    /// Devices with a planned assign, and to whom. Their groups are claimed.
+    reserved: BTreeMap<Slot, Guest>,
+    /// Devices that were asked to go, and wait for a claim to end or for their children to go.
+    marked: BTreeSet<Slot>,
     /// Devices whose next hook fails.
     broken: BTreeSet<Slot>,
 }
@@ -87,6 +92,9 @@ struct State {
     dirty: Vec<Guest>,
     /// Guests that had such a bank, which a later sync may have cleaned.
     cleaned: BTreeSet<Guest>,
+    /// Guests whose bank has lost its last device while it was reserved for another: it is on, and drains when that is
+    /// given back.
+    kept: BTreeSet<Guest>,
     /// Devices whose drain was not confirmed.
     undrained: BTreeSet<Slot>,
     /// Frames of a second page that may be cached though they are not mapped.
@@ -106,6 +114,7 @@ impl State {
             entries: BTreeSet::new(),
             dirty: Vec::new(),
             cleaned: BTreeSet::new(),
+            kept: BTreeSet::new(),
             undrained: BTreeSet::new(),
             stale: BTreeSet::new(),
             behind: false,
@@ -143,6 +152,8 @@ impl Specification {
             a: State::new(a),
             b: State::new(b),
             gone: BTreeSet::new(),
+            reserved: BTreeMap::new(),
+            marked: BTreeSet::new(),
             broken: BTreeSet::new(),
         }
     }
@@ -151,6 +162,13 @@ impl Specification {
     #[must_use]
     pub fn step(&self, op: Op) -> Vec<(Outcome, Self)> {
         operations::step(self, op)
+    }
+
+    /// What `op` may come to beside [`step`](Self::step) where a forced unregister overlaps it (contract C-9): it was begun
+    /// with an SMMU in service, and `self` is how it finds that when it comes to it.
+    #[must_use]
+    pub fn overtaken(&self, op: Op) -> Vec<(Outcome, Self)> {
+        instances::overtaken(self, op)
     }
 
     /// The registered devices.
@@ -175,6 +193,7 @@ impl Specification {
         let (movers, guest) = match op {
             Op::Assign(slot, guest) | Op::Reassign(slot, guest) => (BTreeSet::from([slot]), guest),
             Op::AssignGroup(slot, guest) | Op::ReassignGroup(slot, guest) => (self.group(slot), guest),
+            Op::Commit(slot) => (BTreeSet::from([slot]), *self.reserved.get(&slot)?),
             _ => return None,
         };
         let entries = Side::ALL.into_iter().flat_map(|side| {

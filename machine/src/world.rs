@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommu_assign::assign::{
     Deassigned, Device, DeviceHooks, DeviceSpec, Domain, Error, FaultLine, FaultRecord, HookContext, HookError,
-    IommuKey, Label, Policy, PolicyRequest, Removal, Service, StreamId,
+    IommuKey, Label, Policy, PolicyRequest, Removal, Reservation, Service, StreamId,
 };
 use iommu_assign::smmu::{Masters, Smmu};
 use iommu_assign::sync::Spin;
@@ -36,10 +36,11 @@ const SECOND: u64 = 0x4000_1000;
 const MOST_STATES: usize = 4096;
 
 /// The machine, what drives it, and what is expected of them.
-pub struct World {
+pub struct World<'s> {
     board: Board,
     machine: Machine,
-    service: Service<Spin>,
+    service: &'s Service<Spin>,
+    reservations: BTreeMap<Slot, Reservation<'s, Spin>>,
     masters: Arc<Masters<Spin>>,
     oracles: [Oracle; 2],
     smmus: [Option<Arc<Smmu<Spin, ModelRegisters>>>; 2],
@@ -82,32 +83,40 @@ impl fmt::Display for Violation {
     }
 }
 
+/// A service for one [`World`], with the policy of [`Guest::may_have`].
+#[must_use]
+pub fn service() -> Service<Spin> {
+    Service::new(Box::new(Universe))
+}
+
 /// Runs a sequence to its end, and ends it: everything is removed and must be free.
 ///
 /// # Errors
 ///
 /// The first violation.
 pub fn run(board: Board, script: &[Op]) -> Result<(), Violation> {
-    let mut world = World::new(board)?;
+    let service = service();
+    let mut world = World::new(board, &service)?;
     for op in script {
         world.run(*op)?;
     }
     world.finish()
 }
 
-impl World {
-    /// Two SMMUs in service, and nothing else.
+impl<'s> World<'s> {
+    /// Two SMMUs in service, and nothing else. `service` is a new one of [`service()`].
     ///
     /// # Errors
     ///
     /// A violation when one of the SMMUs cannot be probed.
-    pub fn new(board: Board) -> Result<Self, Violation> {
+    pub fn new(board: Board, service: &'s Service<Spin>) -> Result<Self, Violation> {
         let machine = Machine::new();
         let registers = Side::ALL.map(|side| machine.add_smmu(side.key(), board.model(side)));
         let mut world = Self {
             board,
             machine,
-            service: Service::new(Box::new(Universe)),
+            service,
+            reservations: BTreeMap::new(),
             masters: Arc::new(Masters::new()),
             oracles: <[Oracle; 2]>::default(),
             smmus: [None, None],
@@ -169,6 +178,7 @@ impl World {
             Op::Add(slot) => self.add(slot),
             Op::Remove(slot) => told(&self.service.remove(slot.key()), |removal| match removal {
                 Removal::Done => Outcome::Done,
+                Removal::Pending => Outcome::Pending,
                 Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
                 _ => Outcome::refused(Refusal::Unexpected),
             }),
@@ -177,6 +187,9 @@ impl World {
             Op::Reassign(slot, guest) => self.moving(slot, guest, Service::reassign),
             Op::ReassignGroup(slot, guest) => self.moving(slot, guest, Service::reassign_group),
             Op::TestAssign(slot, guest) => self.moving(slot, guest, Service::test_assign),
+            Op::Reserve(slot, guest) => self.reserve(slot, guest),
+            Op::Commit(slot) => self.end(slot, Reservation::commit),
+            Op::Abandon(slot) => self.end(slot, Reservation::abandon),
             Op::Deassign(slot) => self.leaving(slot, Service::deassign),
             Op::DeassignGroup(slot) => self.leaving(slot, Service::deassign_group),
             Op::AssignOld(slot, guest) => {
@@ -244,13 +257,30 @@ impl World {
     ) -> Outcome {
         let both = self.handles.get(&slot).zip(self.guests.get(&guest));
         both.map_or(Outcome::Skipped, |((device, _), guest)| {
-            told(&act(&self.service, device, &guest.domain), |()| Outcome::Done)
+            told(&act(self.service, device, &guest.domain), |()| Outcome::Done)
         })
+    }
+
+    fn reserve(&mut self, slot: Slot, guest: Guest) -> Outcome {
+        let both = self.handles.get(&slot).zip(self.guests.get(&guest));
+        let Some(((device, _), running)) = both else { return Outcome::Skipped };
+        match self.service.reserve(device, &running.domain) {
+            Ok(reservation) => {
+                self.reservations.insert(slot, reservation);
+                Outcome::Done
+            }
+            Err(error) => Outcome::from(&error),
+        }
+    }
+
+    fn end(&mut self, slot: Slot, act: impl FnOnce(Reservation<'s, Spin>) -> Result<(), Error>) -> Outcome {
+        let reservation = self.reservations.remove(&slot);
+        reservation.map_or(Outcome::Skipped, |reservation| told(&act(reservation), |()| Outcome::Done))
     }
 
     fn leaving(&self, slot: Slot, act: impl FnOnce(&Service<Spin>, &Device) -> Result<Deassigned, Error>) -> Outcome {
         self.handles.get(&slot).map_or(Outcome::Skipped, |(device, _)| {
-            told(&act(&self.service, device), |deassigned| {
+            told(&act(self.service, device), |deassigned| {
                 Outcome::Deassigned(deassigned.still_reachable.iter().filter_map(Slot::named).collect())
             })
         })
@@ -354,7 +384,7 @@ impl World {
     }
 
     fn take_out(&mut self, side: Side, act: impl FnOnce(&Service<Spin>, IommuKey) -> Result<(), Error>) -> Outcome {
-        let result = act(&self.service, side.key());
+        let result = act(self.service, side.key());
         if result.is_ok() {
             *self.smmu_mut(side) = None;
         }
@@ -387,7 +417,7 @@ impl World {
     }
 }
 
-impl fmt::Debug for World {
+impl fmt::Debug for World<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "World({:?} after {:?})", self.board, self.script)
     }

@@ -20,8 +20,13 @@ pub(super) fn destroy(state: &Specification, guest: Guest) -> Steps {
     if !running.alive {
         return refuse(state, BTreeSet::from([Refusal::Gone]));
     }
-    if state.devices.keys().any(|slot| state.owner(*slot) == Some(guest)) {
-        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    let mut users = state.devices.keys().filter(|slot| state.owner(**slot) == Some(guest)).peekable();
+    if users.peek().is_some() {
+        let stays = users.any(|user| !state.marked.contains(user));
+        return refuse(state, BTreeSet::from([if stays { Refusal::InUse } else { Refusal::Busy }]));
+    }
+    if state.reserved.values().any(|to| *to == guest) {
+        return refuse(state, BTreeSet::from([Refusal::Busy]));
     }
     let end = |(outcome, mut next): (Outcome, Specification)| {
         if outcome == Outcome::Done
@@ -47,7 +52,7 @@ fn flush(state: &Specification, guest: Guest, ends: bool) -> Steps {
     let mut ways: Vec<(BTreeSet<Refusal>, Specification)> = vec![(BTreeSet::new(), state.clone())];
     for side in Side::ALL {
         let here = state.side(side);
-        let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest);
+        let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest) || here.kept.contains(&guest);
         // An SMMU that is about to go flushes nothing any more, and is asked where the guest ever had a device there.
         let refused = here.leaving && !ends;
         let may = here.cleaned.contains(&guest) || refused;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::cover::Cube;
-use super::operations::{Steps, changed, done, refuse};
-use super::{Outcome, Refusal, Specification, State, entries, meets_cube};
-use crate::op::{Side, Slot};
+use super::operations::{Steps, changed, done, failures, refuse};
+use super::{After, Outcome, Refusal, Specification, State, claims, entries, is_on, meets_cube, moves};
+use crate::op::{Op, Side, Slot};
 
 /// An SMMU that was taken out of service while devices were registered on it. They stay with it, whatever comes after it
 /// at its place, and have nothing of it but what its driver believes (contract C-9).
@@ -116,4 +116,52 @@ pub(super) fn register(state: &Specification, side: Side) -> Steps {
     here.stale.clear();
     debug_assert!(here.entries.iter().all(|cube| Slot::ALL.iter().all(|slot| !meets_cube(*slot, side, *cube))));
     done(next)
+}
+
+/// See [`Specification::overtaken`].
+pub(super) fn overtaken(state: &Specification, op: Op) -> Steps {
+    let is_out = |side: &Side| !state.side(*side).registered || state.side(*side).leaving;
+    let sides = || Side::ALL.into_iter();
+    match op {
+        Op::Add(slot) => {
+            let here = || sides().filter(|side| is_on(slot, *side));
+            let gone = here().filter(is_out).map(Refusal::ProviderGone);
+            refuse(state, gone.chain(here().map(Refusal::IommuBusy)).collect())
+        }
+        Op::Remove(slot) => {
+            // It had been cut, and was nobody's any more, when the SMMU went.
+            let gone: Vec<Refusal> = sides().filter(|side| is_on(slot, *side)).map(Refusal::ProviderGone).collect();
+            let done = super::operations::step(state, op).into_iter();
+            let done = done.filter(|(outcome, _)| matches!(outcome, Outcome::Done | Outcome::Removed(_)));
+            let mut steps: Steps = done.flat_map(|(_, next)| failures(&next, gone.clone(), After::Removed)).collect();
+            // A child that was being added counted, though its add then failed.
+            let waits = |child: &Slot| child.parent() == Some(slot) && !state.devices.contains_key(child);
+            if state.devices.contains_key(&slot) && Slot::ALL.iter().any(waits) {
+                steps.extend(refuse(state, BTreeSet::from([Refusal::HasChildren])));
+            }
+            steps
+        }
+        Op::Flush(guest) if state.is_running(guest) => {
+            let gone = sides().filter(is_out).map(Refusal::ProviderGone);
+            refuse(state, gone.chain(sides().map(Refusal::IommuBusy)).collect())
+        }
+        Op::ForceUnregister(side) if state.side(side).registered => {
+            // Whoever else is at it keeps this one out; or calls inside do, and nothing that acquires gets in any more.
+            let mut closed = state.clone();
+            closed.side_mut(side).leaving = true;
+            let busy = Outcome::refused(Refusal::IommuBusy(side));
+            // Or it began what another one ends.
+            vec![(busy.clone(), state.clone()), (busy, closed.clone()), (Outcome::refused(Refusal::NotFound), closed)]
+        }
+        Op::Reserve(slot, _) => {
+            let here = sides().filter(|side| is_on(slot, *side));
+            refuse(state, here.map(Refusal::IommuBusy).collect())
+        }
+        Op::Commit(slot) => claims::overtaken(state, slot),
+        Op::Assign(slot, guest) => moves::overtaken(state, &BTreeSet::from([slot]), guest, false),
+        Op::AssignGroup(slot, guest) => moves::overtaken(state, &state.group(slot), guest, false),
+        Op::Reassign(slot, guest) => moves::overtaken(state, &BTreeSet::from([slot]), guest, true),
+        Op::ReassignGroup(slot, guest) => moves::overtaken(state, &state.group(slot), guest, true),
+        _ => Steps::new(),
+    }
 }

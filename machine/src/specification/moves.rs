@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::cover::Cube;
 use super::operations::{Steps, done, failures, refuse, skip};
-use super::{After, Lacking, Outcome, Owner, Refusal, Specification};
+use super::{After, Lacking, Outcome, Owner, Refusal, Specification, claims, is_on};
 use crate::op::{Guest, Side, Slot};
 
 /// What an operation comes to without a handle to ask with, or with one that is of no use any more. `None`: the device is
@@ -14,7 +14,7 @@ pub(super) fn missing(state: &Specification, slot: Slot, guest: Option<Guest>) -
         return Some(skip(state));
     }
     if state.devices.contains_key(&slot) {
-        return None;
+        return claims::kept_off(state, slot);
     }
     let mut reasons = BTreeSet::from([Refusal::Gone]);
     reasons.extend(guest.filter(|guest| is_ended(state, *guest)).map(|_| Refusal::DomainGone));
@@ -41,7 +41,7 @@ pub(super) fn test_assign(state: &Specification, slot: Slot, guest: Guest) -> St
     with_banks(state, &subjects, guest, reasons, done)
 }
 
-fn assign_reasons(
+pub(super) fn assign_reasons(
     state: &Specification,
     slot: Slot,
     guest: Guest,
@@ -92,6 +92,34 @@ pub(super) fn reassign(state: &Specification, slot: Slot, guest: Guest, whole_gr
     })
 }
 
+/// A move whose SMMUs were in service when it was planned: where one is not when it comes to be written, the devices are
+/// left in fault (contract A-1, C-9).
+pub(super) fn overtaken(state: &Specification, named: &BTreeSet<Slot>, guest: Guest, reassigns: bool) -> Steps {
+    let is_subject = |slot: &&Slot| match state.devices.get(*slot) {
+        None => false,
+        Some(Owner::Assigned(owner)) => reassigns && *owner != guest,
+        Some(_) => !reassigns,
+    };
+    let subjects: BTreeSet<Slot> = named.iter().filter(is_subject).copied().collect();
+    // Whose the rest of the group is has not changed since the plan, which it would have refused.
+    let mates = subjects.iter().flat_map(|subject| state.group(*subject)).filter(|mate| !subjects.contains(mate));
+    let elsewhere = mates.filter_map(|mate| state.owner(mate)).any(|owner| owner != guest);
+    if subjects.is_empty() || elsewhere || is_ended(state, guest) || is_denied(state, &subjects, guest) {
+        return Steps::new();
+    }
+    let mut next = state.clone();
+    block(&mut next, &subjects, &Side::ALL);
+    settle(&mut next, &subjects, Owner::Quarantined);
+    let mut steps = Steps::new();
+    for side in Side::ALL.into_iter().filter(|side| subjects.iter().any(|subject| is_on(*subject, *side))) {
+        let is_gone = state.side(side).leaving || subjects.iter().any(|subject| state.is_stranded(*subject, side));
+        steps.extend(refuse(state, BTreeSet::from([Refusal::IommuBusy(side)])));
+        let gone = is_gone.then_some(Refusal::ProviderGone(side));
+        steps.extend(failures(&next, gone.into_iter().chain([Refusal::IommuBusy(side)]).collect(), After::Quarantined));
+    }
+    steps
+}
+
 pub(super) fn deassign(state: &Specification, slot: Slot, whole_group: bool) -> Steps {
     if let Some(missing) = missing(state, slot, None) {
         return missing;
@@ -122,7 +150,7 @@ fn is_denied(state: &Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> 
 }
 
 /// Goes on where nothing refuses and each SMMU has a bank (contract ).
-fn with_banks(
+pub(super) fn with_banks(
     state: &Specification,
     subjects: &BTreeSet<Slot>,
     guest: Guest,
@@ -149,10 +177,12 @@ fn with_banks(
             continue;
         }
         let live = state.live_banks(side);
+        let promised = Guest::ALL.into_iter().filter(|guest| claims::is_promised(state, side, *guest));
+        let taken: BTreeSet<Guest> = live.iter().copied().chain(promised).collect();
         let frees_one = live.iter().any(|owner| {
             let mut users =
                 state.devices.keys().filter(|slot| state.is_at(**slot, side) && state.owner(**slot) == Some(*owner));
-            users.all(|user| subjects.contains(user))
+            users.all(|user| subjects.contains(user)) && !claims::is_promised(state, side, *owner)
         });
         let synced = |states: &BTreeSet<Specification>| -> BTreeSet<Specification> {
             let sync = |mut next: Specification| {
@@ -161,8 +191,8 @@ fn with_banks(
             };
             states.iter().cloned().map(sync).collect()
         };
-        let has_one = live.contains(&guest) || frees_one;
-        let free = here.part.banks.saturating_sub(live.len());
+        let has_one = taken.contains(&guest) || frees_one;
+        let free = here.part.banks.saturating_sub(taken.len());
         if !has_one && free == 0 {
             reasons.insert(Refusal::Exhausted(side, Lacking::Banks));
         } else if !has_one && free <= here.dirty.len() {
@@ -213,11 +243,14 @@ pub(super) fn block(state: &mut Specification, subjects: &BTreeSet<Slot>, sides:
             continue;
         }
         let live = state.live_banks(side);
-        let retired: Vec<Guest> = before.live_banks(side).difference(&live).copied().collect();
+        let left: BTreeSet<Guest> = before.live_banks(side).difference(&live).copied().collect();
+        let (kept, retired): (BTreeSet<Guest>, BTreeSet<Guest>) =
+            left.iter().partition(|guest| claims::is_promised(state, side, **guest));
         let there: Vec<Slot> = subjects.iter().copied().filter(|subject| state.is_at(*subject, side)).collect();
         let here = state.side_mut(side);
+        here.kept.extend(kept);
         if here.sync() {
-            here.stale.retain(|(guest, _)| !retired.contains(guest));
+            here.stale.retain(|(guest, _)| !left.contains(guest));
         } else {
             here.dirty.extend(retired);
             here.undrained.extend(there);
@@ -228,8 +261,8 @@ pub(super) fn block(state: &mut Specification, subjects: &BTreeSet<Slot>, sides:
 }
 
 /// Opens devices, which are in fault, to a guest.
-fn install(state: Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> Steps {
-    let concerned = |side: &Side| subjects.iter().any(|subject| state.is_at(*subject, *side));
+pub(super) fn install(state: Specification, subjects: &BTreeSet<Slot>, guest: Guest) -> Steps {
+    let concerned = |side: &Side| subjects.iter().any(|subject| is_on(*subject, *side));
     let sides: Vec<Side> = Side::ALL.into_iter().filter(concerned).collect();
     install_at(state, subjects, guest, &sides, 0)
 }
@@ -249,6 +282,10 @@ fn install_at(
     let next = installed.saturating_add(1);
     let here = state.side(side);
     let mut steps = Steps::new();
+    // It went, or is about to, since this was reserved (contract C-9).
+    if here.leaving || subjects.iter().any(|subject| state.is_stranded(*subject, side)) {
+        return roll_back(state, subjects, guest, sides.split_at(installed), Refusal::ProviderGone(side));
+    }
     if here.undrained.is_disjoint(subjects) {
         steps.extend(install_at(state.clone(), subjects, guest, sides, next));
     }
@@ -258,14 +295,31 @@ fn install_at(
         if state.side_mut(side).sync() {
             steps.extend(install_at(state, subjects, guest, sides, next));
         } else {
-            // What was opened already is put in fault again; the first failure is the one to tell.
-            settle(&mut state, subjects, Owner::Assigned(guest));
-            block(&mut state, subjects, sides.get(..installed).unwrap_or_default());
-            settle(&mut state, subjects, Owner::Quarantined);
-            steps.extend(failures(&state, vec![Refusal::SyncTimeout(side)], After::Quarantined));
+            let told = Refusal::SyncTimeout(side);
+            steps.extend(roll_back(state, subjects, guest, sides.split_at(installed), told));
         }
     }
     steps
+}
+
+/// What was opened already is put in fault again, and what was reserved is given back; the first failure is the one to
+/// tell.
+pub(super) fn roll_back(
+    mut state: Specification,
+    subjects: &BTreeSet<Slot>,
+    guest: Guest,
+    (opened, left): (&[Side], &[Side]),
+    told: Refusal,
+) -> Steps {
+    for side in left {
+        subjects.iter().for_each(|subject| claims::give_back(&mut state, *subject, guest, *side));
+    }
+    let reserved = std::mem::take(&mut state.reserved);
+    state.reserved = reserved.into_iter().filter(|(slot, _)| !subjects.contains(slot)).collect();
+    settle(&mut state, subjects, Owner::Assigned(guest));
+    block(&mut state, subjects, opened);
+    settle(&mut state, subjects, Owner::Quarantined);
+    failures(&state, vec![told], After::Quarantined)
 }
 
 /// The sources' hooks, of which one may fail.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::cover::Cube;
 use super::instances::{self, Gone};
 use super::moves::{self, block};
-use super::{After, Lacking, Outcome, Owner, Refusal, Specification, entries, guests, is_on};
+use super::{After, Lacking, Outcome, Owner, Refusal, Specification, claims, entries, guests, is_on};
 use crate::op::{Guest, Op, Side, Slot};
 
 pub(super) type Steps = Vec<(Outcome, Specification)>;
@@ -20,6 +20,9 @@ pub(super) fn step(state: &Specification, op: Op) -> Steps {
         Op::ReassignGroup(slot, guest) => moves::reassign(state, slot, guest, true),
         Op::Deassign(slot) => moves::deassign(state, slot, false),
         Op::DeassignGroup(slot) => moves::deassign(state, slot, true),
+        Op::Reserve(slot, guest) => claims::reserve(state, slot, guest),
+        Op::Commit(slot) => claims::commit(state, slot),
+        Op::Abandon(slot) => claims::abandon(state, slot),
         Op::TestAssign(slot, guest) => moves::test_assign(state, slot, guest),
         Op::AssignOld(slot, guest) => {
             let known = state.old_handles.contains(&slot) && state.guests.contains_key(&guest);
@@ -84,12 +87,17 @@ pub(super) fn refuse(state: &Specification, reasons: BTreeSet<Refusal>) -> Steps
 fn add(state: &Specification, slot: Slot) -> Steps {
     let mut reasons = BTreeSet::new();
     if state.devices.contains_key(&slot) {
-        reasons.insert(Refusal::AlreadyRegistered);
+        let is_going = state.marked.contains(&slot);
+        reasons.insert(if is_going { Refusal::Busy } else { Refusal::AlreadyRegistered });
+    }
+    if state.met(slot).into_iter().chain(slot.parent()).any(|met| claims::is_claimed(state, met)) {
+        reasons.insert(Refusal::Busy);
     }
     if slot.streams().is_empty() {
         reasons.insert(Refusal::NoStreams);
     }
-    if slot.parent().is_some_and(|parent| !state.devices.contains_key(&parent)) {
+    let is_parent = |slot: Slot| state.devices.contains_key(&slot) && !state.marked.contains(&slot);
+    if slot.parent().is_some_and(|parent| !is_parent(parent)) {
         reasons.insert(Refusal::ParentMissing);
     }
     for (side, id, mask) in slot.streams() {
@@ -163,9 +171,15 @@ fn remove(state: &Specification, slot: Slot) -> Steps {
     if !state.devices.contains_key(&slot) {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
-    if state.devices.keys().any(|other| other.parent() == Some(slot)) {
+    let stays = |child: &&Slot| child.parent() == Some(slot) && !state.marked.contains(*child);
+    if state.devices.keys().any(|child| stays(&child)) {
         return refuse(state, BTreeSet::from([Refusal::HasChildren]));
     }
+    claims::remove_later(state, slot).unwrap_or_else(|| remove_now(state, slot))
+}
+
+/// The removal of a registered device to which nothing stands in the way.
+pub(super) fn remove_now(state: &Specification, slot: Slot) -> Steps {
     let mut next = state.clone();
     let failed = block(&mut next, &BTreeSet::from([slot]), &Side::ALL);
     next.devices.remove(&slot);

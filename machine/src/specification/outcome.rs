@@ -17,6 +17,8 @@ pub enum Outcome {
     Deassigned(BTreeSet<Slot>),
     /// It was removed; these devices keep a shared stream translated.
     Removed(BTreeSet<Slot>),
+    /// It will be removed by the operation that has its group, when that ends.
+    Pending,
     /// A transaction to the first page ended in the memory of a guest, or in a fault.
     Reached(Option<Guest>),
     /// A transaction to the second page ended in the memory of a guest, there in the named one of two frames, or in a
@@ -43,6 +45,7 @@ pub enum After {
 pub enum Refusal {
     AlreadyAssigned,
     AlreadyRegistered,
+    Busy,
     Denied,
     DomainGone,
     Exhausted(Side, Lacking),
@@ -51,6 +54,8 @@ pub enum Refusal {
     HasChildren,
     Hook,
     InUse,
+    /// An SMMU that is on its way out, or that somebody else is changing.
+    IommuBusy(Side),
     NoStreams,
     NotAssigned,
     NotFound,
@@ -59,6 +64,7 @@ pub enum Refusal {
     Probe(Side),
     ProviderGone(Side),
     ProviderMissing(Side),
+    Removed,
     SyncTimeout(Side),
     TooWide(Side),
     /// Nothing that a single caller on this machine should ever see.
@@ -112,6 +118,7 @@ impl From<&Cause> for Refusal {
         match cause {
             Cause::AlreadyAssigned { .. } => Self::AlreadyAssigned,
             Cause::AlreadyRegistered { .. } => Self::AlreadyRegistered,
+            Cause::Busy { .. } => Self::Busy,
             Cause::Denied { .. } => Self::Denied,
             Cause::DomainGone { .. } => Self::DomainGone,
             Cause::NoStreams => Self::NoStreams,
@@ -127,6 +134,7 @@ impl From<&Cause> for Refusal {
             Cause::NotFound => Self::NotFound,
             Cause::ParentMissing => Self::ParentMissing,
             Cause::ProviderMissing(iommu) => Side::of(*iommu).map_or(Self::Unexpected, Self::ProviderMissing),
+            Cause::Removed => Self::Removed,
             _ => Self::Unexpected,
         }
     }
@@ -143,6 +151,7 @@ impl Refusal {
                     _ => Lacking::Other,
                 },
             ),
+            IommuError::Busy => Self::IommuBusy(side),
             IommuError::ProviderGone => Self::ProviderGone(side),
             IommuError::SyncTimeout(_) => Self::SyncTimeout(side),
             IommuError::TooWide { .. } => Self::TooWide(side),

@@ -14,7 +14,7 @@ fn ids(side: Side) -> BTreeSet<u32> {
     Slot::ALL.into_iter().flat_map(|slot| slot.ids(side)).map(|(_, id)| id.into()).collect()
 }
 
-impl World {
+impl World<'_> {
     /// Keeps the states that explain what was seen.
     pub(super) fn compare(
         &mut self,
@@ -90,9 +90,15 @@ impl World {
     ) -> Result<(), String> {
         let plans = matches!(
             op,
-            Op::Assign(..) | Op::AssignGroup(..) | Op::Reassign(..) | Op::ReassignGroup(..) | Op::TestAssign(..)
+            Op::Assign(..)
+                | Op::AssignGroup(..)
+                | Op::Reassign(..)
+                | Op::ReassignGroup(..)
+                | Op::TestAssign(..)
+                | Op::Reserve(..)
         );
-        let is_dry = outcome.is_refusal() || matches!(op, Op::TestAssign(..)) && *outcome == Outcome::Done;
+        let is_planned = matches!(op, Op::TestAssign(..) | Op::Reserve(..)) && *outcome == Outcome::Done;
+        let is_dry = outcome.is_refusal() || is_planned || *outcome == Outcome::Pending;
         // A flush that one SMMU refuses has been done by the others.
         let asked_only = is_dry && !(plans && owed) && !matches!(op, Op::Flush(_));
         for ((side, before), after) in Side::ALL.into_iter().zip(before).zip(after) {

@@ -7,7 +7,7 @@ use crate::Stage2Tables;
 use crate::op::{Guest, Op, Side, Slot};
 use crate::specification::{After, Lacking, Outcome, Refusal};
 
-impl World {
+impl World<'_> {
     /// Removes everything, and sees that every entry and bank can be had again.
     ///
     /// # Errors
@@ -15,6 +15,7 @@ impl World {
     /// What cannot be removed, or is not free afterwards.
     pub fn finish(mut self) -> Result<(), Violation> {
         let mut ending: Vec<Op> = Side::ALL.map(Op::Heal).to_vec();
+        ending.extend(Slot::ALL.map(Op::Abandon));
         ending.extend(Slot::ALL.into_iter().rev().map(Op::Remove));
         ending.extend(Guest::ALL.map(Op::Destroy));
         let leaving = Side::ALL.into_iter().filter(|side| self.states.iter().any(|state| state.is_leaving(*side)));
@@ -26,7 +27,7 @@ impl World {
                 || outcome == Outcome::refused(Refusal::NotFound)
                 || outcome == Outcome::refused(Refusal::Gone)
                 || outcome == Outcome::refused(Refusal::AlreadyRegistered)
-                || matches!(outcome, Outcome::Failed(Refusal::ProviderGone(_), After::Removed));
+                || matches!(outcome, Outcome::Failed(Refusal::ProviderGone(_) | Refusal::Removed, After::Removed));
             if !is_gone {
                 return Err(self.violation(format!("A-4: at the end, {op} comes to {outcome:?}")));
             }

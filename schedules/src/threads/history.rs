@@ -1,0 +1,120 @@
+//! What the threads saw, and whether some order of it is what the specification allows.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use iommu_assign::assign::Label;
+use machine::op::{Op, Slot};
+use machine::specification::{After, Outcome, Owner, Refusal, Specification};
+
+/// What an operation answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It met a claim and did nothing.
+    Busy,
+    /// A removal overtook it.
+    Removed,
+    /// Its removal will be carried out by the operation that it met.
+    Pending,
+    Told(Outcome),
+}
+
+/// One operation of a history, with the times at which it was called and had returned.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) op: Op,
+    pub(super) called: u64,
+    pub(super) returned: u64,
+    pub(super) seen: Seen,
+}
+
+/// Pending removals as threads of their own that go on for ever: they are answered before they are carried out.
+pub(super) fn apart(histories: &[Vec<Call>]) -> Vec<Vec<Call>> {
+    let mut threads: Vec<Vec<Call>> = Vec::new();
+    for calls in histories {
+        let (pending, told): (Vec<Call>, Vec<Call>) =
+            calls.iter().cloned().partition(|call| call.seen == Seen::Pending);
+        threads.push(told);
+        threads.extend(pending.into_iter().map(|call| vec![Call { returned: u64::MAX, ..call }]));
+    }
+    threads
+}
+
+/// The states that one operation, done at one instant, can lead to.
+pub(super) fn follow(states: &BTreeSet<Specification>, call: &Call) -> BTreeSet<Specification> {
+    let mut after = BTreeSet::new();
+    for state in states {
+        let steps = state.step(call.op).into_iter();
+        match &call.seen {
+            Seen::Busy => {
+                after.insert(state.clone());
+            }
+            Seen::Removed => {
+                after.insert(state.clone());
+                after.extend(steps.filter(|(outcome, _)| !outcome.is_refusal()).map(|(_, next)| next));
+            }
+            Seen::Pending => {
+                after.insert(state.clone());
+                let is_gone = |outcome: &Outcome| match outcome {
+                    Outcome::Done | Outcome::Pending | Outcome::Removed(_) | Outcome::Failed(_, After::Removed) => true,
+                    _ => false,
+                };
+                after.extend(steps.filter(|(outcome, _)| is_gone(outcome)).map(|(_, next)| next));
+            }
+            Seen::Told(told) => {
+                if matches!(told, Outcome::Failed(Refusal::Exhausted(..), _)) {
+                    after.insert(state.clone());
+                }
+                let all = steps.chain(state.overtaken(call.op));
+                after.extend(all.filter(|(outcome, _)| outcome == told).map(|(_, next)| next));
+            }
+        }
+    }
+    after
+}
+
+/// Whether some order of the calls, which keeps those in order that did not overlap, is what the specification allows
+/// and ends in what was left.
+pub(super) fn linearizable(
+    states: &BTreeSet<Specification>,
+    histories: &[Vec<Call>],
+    left: &BTreeMap<Slot, Option<Label>>,
+) -> bool {
+    let mut tried: HashSet<(Vec<usize>, Vec<u8>)> = HashSet::new();
+    let mut open = vec![(vec![0_usize; histories.len()], states.clone())];
+    while let Some((at, states)) = open.pop() {
+        let key = format!("{states:?}").into_bytes();
+        if states.is_empty() || !tried.insert((at.clone(), key)) {
+            continue;
+        }
+        let next: Vec<(usize, &Call)> =
+            histories.iter().enumerate().filter_map(|(n, calls)| Some((n, calls.get(at[n])?))).collect();
+        if next.is_empty() && states.iter().any(|state| matches(state, left)) {
+            return true;
+        }
+        for (n, call) in &next {
+            if next.iter().any(|(_, other)| other.returned < call.called) {
+                continue;
+            }
+            let mut further = at.clone();
+            further[*n] += 1;
+            open.push((further, follow(&states, call)));
+        }
+    }
+    false
+}
+
+/// Whether the specification's state is what the service shows.
+fn matches(state: &Specification, left: &BTreeMap<Slot, Option<Label>>) -> bool {
+    let expected: BTreeMap<Slot, Option<Label>> = state
+        .shown()
+        .into_iter()
+        .map(|(slot, (owner, _))| {
+            let owner = match owner {
+                Owner::Assigned(guest) => Some(Label::from(guest.name())),
+                Owner::Blocked | Owner::Quarantined => None,
+            };
+            (slot, owner)
+        })
+        .collect();
+    expected == *left
+}
