@@ -13,7 +13,7 @@
     reason = "a test fails by panicking"
 )]
 
-use machine::op::{Guest, Op, Script, Side, Slot};
+use machine::op::{Ask, Guest, Op, Script, Side, Slot};
 use machine::world::{self, Board};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -28,7 +28,7 @@ type Make = fn(Slot, Guest, u8) -> Op;
 
 /// How often each operation comes: mostly what brings a machine somewhere, rarely what breaks it. The simplest come
 /// first, for a sequence shrinks towards them.
-const KINDS: [(u32, Make); 30] = [
+const KINDS: [(u32, Make); 33] = [
     (12, |slot, _, _| Op::Add(slot)),
     (8, |_, guest, _| Op::Create(guest)),
     (14, |slot, guest, _| Op::Assign(slot, guest)),
@@ -43,6 +43,9 @@ const KINDS: [(u32, Make); 30] = [
     (4, |slot, guest, _| Op::Reserve(slot, guest)),
     (3, |slot, _, _| Op::Commit(slot)),
     (2, |slot, _, _| Op::Abandon(slot)),
+    (6, |slot, guest, choice| Op::Submit(ask(slot, guest, choice))),
+    (2, |slot, _, _| Op::Cancel(slot)),
+    (8, |_, _, _| Op::Work),
     (3, |_, guest, _| Op::Destroy(guest)),
     (4, |_, guest, _| Op::Map(guest)),
     (4, |_, guest, _| Op::Unmap(guest)),
@@ -60,6 +63,16 @@ const KINDS: [(u32, Make); 30] = [
     (2, |_, _, choice| Op::Heal(side(choice))),
     (1, |slot, _, _| Op::BreakHook(slot)),
 ];
+
+const fn ask(slot: Slot, guest: Guest, choice: u8) -> Ask {
+    match choice {
+        0 | 1 => Ask::Offer(slot),
+        2 => Ask::Unplug(slot),
+        3 | 4 => Ask::Give(slot, guest),
+        5 => Ask::Pass(slot, guest),
+        _ => Ask::Take(slot),
+    }
+}
 
 const fn side(choice: u8) -> Side {
     if choice.is_multiple_of(2) { Side::A } else { Side::B }

@@ -36,6 +36,12 @@ pub enum Op {
     Commit(Slot),
     /// What was reserved for the device is given back.
     Abandon(Slot),
+    /// A request is put in the queue.
+    Submit(Ask),
+    /// The oldest request about the device that has no answer is cancelled.
+    Cancel(Slot),
+    /// The queue's worker begins a round, up to the first request that it can answer.
+    Work,
     /// Someone still holds the handle of the device's registration before the present one, and assigns it.
     AssignOld(Slot, Guest),
     /// A guest is started: its tables are built, its domain is created.
@@ -74,6 +80,55 @@ pub enum Op {
     Heal(Side),
     /// The next hook that is called for the device fails.
     BreakHook(Slot),
+}
+
+/// What the queue can be asked for, about whatever device has the key when its turn comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Ask {
+    /// [`Op::Add`].
+    Offer(Slot),
+    /// [`Op::Remove`].
+    Unplug(Slot),
+    /// [`Op::Assign`].
+    Give(Slot, Guest),
+    /// [`Op::Reassign`].
+    Pass(Slot, Guest),
+    /// [`Op::Deassign`].
+    Take(Slot),
+}
+
+impl Ask {
+    /// What is done when its turn comes.
+    #[must_use]
+    pub const fn op(self) -> Op {
+        match self {
+            Self::Offer(slot) => Op::Add(slot),
+            Self::Unplug(slot) => Op::Remove(slot),
+            Self::Give(slot, guest) => Op::Assign(slot, guest),
+            Self::Pass(slot, guest) => Op::Reassign(slot, guest),
+            Self::Take(slot) => Op::Deassign(slot),
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub const fn slot(self) -> Slot {
+        match self {
+            Self::Offer(slot) | Self::Unplug(slot) | Self::Give(slot, _) | Self::Pass(slot, _) | Self::Take(slot) => {
+                slot
+            }
+        }
+    }
+
+    /// The guest that gets it.
+    #[must_use]
+    pub const fn guest(self) -> Option<Guest> {
+        match self {
+            Self::Give(_, guest) | Self::Pass(_, guest) => Some(guest),
+            _ => None,
+        }
+    }
 }
 
 /// An SMMU of the machine.
@@ -299,6 +354,9 @@ impl fmt::Display for Op {
             Self::Reserve(slot, guest) => write!(f, "reserve {slot:?} for {guest:?}"),
             Self::Commit(slot) => write!(f, "commit the reservation of {slot:?}"),
             Self::Abandon(slot) => write!(f, "abandon the reservation of {slot:?}"),
+            Self::Submit(ask) => write!(f, "put in the queue: {}", ask.op()),
+            Self::Cancel(slot) => write!(f, "cancel the oldest request about {slot:?}"),
+            Self::Work => f.write_str("the queue's worker goes on"),
             Self::AssignOld(slot, guest) => write!(f, "assign an earlier registration of {slot:?} to {guest:?}"),
             Self::Create(guest) => write!(f, "create {guest:?}"),
             Self::Destroy(guest) => write!(f, "destroy {guest:?}"),

@@ -16,12 +16,14 @@ mod instances;
 mod moves;
 mod operations;
 mod outcome;
+mod queue;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::op::{Guest, Op, Side, Slot};
 use cover::Cube;
 use instances::Gone;
+use queue::Waiting;
 
 pub use outcome::{After, Lacking, Outcome, Refusal};
 
@@ -67,6 +69,9 @@ pub struct Specification {
     reserved: BTreeMap<Slot, Guest>,
     /// Devices that were asked to go, and wait for a claim to end or for their children to go.
     marked: BTreeSet<Slot>,
+    /// Requests that have no answer: those aside, which met a claimed group, and those in line, each in its order.
+    aside: Vec<Waiting>,
+    line: Vec<Waiting>,
     /// Devices whose next hook fails.
     broken: BTreeSet<Slot>,
 }
@@ -154,6 +159,8 @@ impl Specification {
             gone: BTreeSet::new(),
             reserved: BTreeMap::new(),
             marked: BTreeSet::new(),
+            aside: Vec::new(),
+            line: Vec::new(),
             broken: BTreeSet::new(),
         }
     }
@@ -185,6 +192,21 @@ impl Specification {
         }
         let entry = self.side(side).entries.iter().find(|cube| cover::captures(**cube, id))?;
         self.users(side, *entry).find_map(|user| self.owner(user))
+    }
+
+    /// The operations of which one is carried out when this is done: those in the queue, when it is the worker's turn.
+    #[must_use]
+    pub fn carries_out(&self, op: Op) -> Vec<Op> {
+        match op {
+            Op::Work => self.aside.iter().chain(&self.line).map(Waiting::op).collect(),
+            op => vec![op],
+        }
+    }
+
+    /// How many requests have no answer yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.aside.len().saturating_add(self.line.len())
     }
 
     /// The stream IDs that an operation may open on its way to `Done`, and to whom.

@@ -7,6 +7,7 @@
 mod board;
 mod checks;
 mod ending;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,6 +28,7 @@ use crate::specification::{Outcome, Refusal, Specification};
 use crate::{Machine, ModelRegisters, Reached, Stage2Tables};
 
 pub use board::Board;
+use requests::Requests;
 
 /// The guest-physical page that every guest has mapped, and which the oracle watches.
 const PAGE: u64 = 0x4000_0000;
@@ -41,6 +43,7 @@ pub struct World<'s> {
     machine: Machine,
     service: &'s Service<Spin>,
     reservations: BTreeMap<Slot, Reservation<'s, Spin>>,
+    requests: Requests,
     masters: Arc<Masters<Spin>>,
     oracles: [Oracle; 2],
     smmus: [Option<Arc<Smmu<Spin, ModelRegisters>>>; 2],
@@ -117,6 +120,7 @@ impl<'s> World<'s> {
             machine,
             service,
             reservations: BTreeMap::new(),
+            requests: Requests::default(),
             masters: Arc::new(Masters::new()),
             oracles: <[Oracle; 2]>::default(),
             smmus: [None, None],
@@ -176,12 +180,7 @@ impl<'s> World<'s> {
     fn act(&mut self, op: Op) -> Result<Outcome, String> {
         Ok(match op {
             Op::Add(slot) => self.add(slot),
-            Op::Remove(slot) => told(&self.service.remove(slot.key()), |removal| match removal {
-                Removal::Done => Outcome::Done,
-                Removal::Pending => Outcome::Pending,
-                Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
-                _ => Outcome::refused(Refusal::Unexpected),
-            }),
+            Op::Remove(slot) => told(&self.service.remove(slot.key()), removed),
             Op::Assign(slot, guest) => self.moving(slot, guest, Service::assign),
             Op::AssignGroup(slot, guest) => self.moving(slot, guest, Service::assign_group),
             Op::Reassign(slot, guest) => self.moving(slot, guest, Service::reassign),
@@ -190,6 +189,9 @@ impl<'s> World<'s> {
             Op::Reserve(slot, guest) => self.reserve(slot, guest),
             Op::Commit(slot) => self.end(slot, Reservation::commit),
             Op::Abandon(slot) => self.end(slot, Reservation::abandon),
+            Op::Submit(ask) => self.submit(ask),
+            Op::Cancel(slot) => self.requests.cancel(slot)?,
+            Op::Work => self.work()?,
             Op::Deassign(slot) => self.leaving(slot, Service::deassign),
             Op::DeassignGroup(slot) => self.leaving(slot, Service::deassign_group),
             Op::AssignOld(slot, guest) => {
@@ -235,18 +237,26 @@ impl<'s> World<'s> {
     }
 
     fn add(&mut self, slot: Slot) -> Outcome {
-        let spec = DeviceSpec {
+        let spec = self.spec(slot);
+        let result = self.service.add(spec);
+        if let Ok(device) = &result {
+            self.keep(slot, device);
+        }
+        told(&result, |_| Outcome::Done)
+    }
+
+    fn spec(&mut self, slot: Slot) -> DeviceSpec {
+        DeviceSpec {
             parent: slot.parent().map(Slot::key),
             isolation: slot.isolation(),
             hooks: self.hooks(slot),
             ..DeviceSpec::new(slot.key(), slot.label(), slot.offered())
-        };
-        let result = self.service.add(spec);
-        if let Ok(device) = &result {
-            let old = self.handles.remove(&slot).map(|(last, _)| last);
-            self.handles.insert(slot, (device.clone(), old));
         }
-        told(&result, |_| Outcome::Done)
+    }
+
+    fn keep(&mut self, slot: Slot, device: &Device) {
+        let old = self.handles.remove(&slot).map(|(last, _)| last);
+        self.handles.insert(slot, (device.clone(), old));
     }
 
     fn moving(
@@ -279,11 +289,7 @@ impl<'s> World<'s> {
     }
 
     fn leaving(&self, slot: Slot, act: impl FnOnce(&Service<Spin>, &Device) -> Result<Deassigned, Error>) -> Outcome {
-        self.handles.get(&slot).map_or(Outcome::Skipped, |(device, _)| {
-            told(&act(self.service, device), |deassigned| {
-                Outcome::Deassigned(deassigned.still_reachable.iter().filter_map(Slot::named).collect())
-            })
-        })
+        self.handles.get(&slot).map_or(Outcome::Skipped, |(device, _)| told(&act(self.service, device), deassigned))
     }
 
     fn create(&mut self, guest: Guest) -> Outcome {
@@ -431,6 +437,19 @@ const fn backing(guest: Guest) -> u64 {
 /// One of the two frames that a guest's second page is mapped to in turn.
 const fn frame(guest: Guest, last: bool) -> u64 {
     backing(guest).wrapping_add(if last { 0x2000 } else { 0x1000 })
+}
+
+fn removed(removal: &Removal) -> Outcome {
+    match removal {
+        Removal::Done => Outcome::Done,
+        Removal::Pending => Outcome::Pending,
+        Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
+        _ => Outcome::refused(Refusal::Unexpected),
+    }
+}
+
+fn deassigned(deassigned: &Deassigned) -> Outcome {
+    Outcome::Deassigned(deassigned.still_reachable.iter().filter_map(Slot::named).collect())
 }
 
 fn told<T>(result: &Result<T, Error>, done: impl FnOnce(&T) -> Outcome) -> Outcome {

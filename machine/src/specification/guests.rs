@@ -33,6 +33,7 @@ pub(super) fn destroy(state: &Specification, guest: Guest) -> Steps {
             && let Some(running) = next.guests.get_mut(&guest)
         {
             running.alive = false;
+            super::queue::end_domain(&mut next, guest);
         }
         (outcome, next)
     };

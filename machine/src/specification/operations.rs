@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::cover::Cube;
 use super::instances::{self, Gone};
 use super::moves::{self, block};
-use super::{After, Lacking, Outcome, Owner, Refusal, Specification, claims, entries, guests, is_on};
+use super::{After, Lacking, Outcome, Owner, Refusal, Specification, claims, entries, guests, is_on, queue};
 use crate::op::{Guest, Op, Side, Slot};
 
 pub(super) type Steps = Vec<(Outcome, Specification)>;
@@ -23,6 +23,9 @@ pub(super) fn step(state: &Specification, op: Op) -> Steps {
         Op::Reserve(slot, guest) => claims::reserve(state, slot, guest),
         Op::Commit(slot) => claims::commit(state, slot),
         Op::Abandon(slot) => claims::abandon(state, slot),
+        Op::Submit(ask) => queue::submit(state, ask),
+        Op::Cancel(slot) => queue::cancel(state, slot),
+        Op::Work => queue::work(state),
         Op::TestAssign(slot, guest) => moves::test_assign(state, slot, guest),
         Op::AssignOld(slot, guest) => {
             let known = state.old_handles.contains(&slot) && state.guests.contains_key(&guest);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use iommu_assign::assign::{Cause, Error, IommuError, Left, Resource};
 
-use crate::op::{Guest, Side, Slot};
+use crate::op::{Ask, Guest, Side, Slot};
 
 /// What an operation came to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +24,10 @@ pub enum Outcome {
     /// A transaction to the second page ended in the memory of a guest, there in the named one of two frames, or in a
     /// fault.
     ReachedSecond(Option<(Guest, bool)>),
+    /// The worker answered this request.
+    Worked(Ask, Box<Self>),
+    /// The worker has nothing to do now; so many requests wait for a claim to end.
+    Idle(usize),
     /// It was refused, or failed, and left this.
     Failed(Refusal, After),
 }
@@ -46,6 +50,7 @@ pub enum Refusal {
     AlreadyAssigned,
     AlreadyRegistered,
     Busy,
+    Cancelled,
     Denied,
     DomainGone,
     Exhausted(Side, Lacking),
@@ -91,12 +96,13 @@ impl Outcome {
 
     /// Whether the contract wants that the operation wrote no register.
     #[must_use]
-    pub const fn is_refusal(&self) -> bool {
+    pub fn is_refusal(&self) -> bool {
         match self {
             // What a timed-out flush invalidated is a write, and so is an add that is taken back at a second SMMU.
             Self::Failed(Refusal::SyncTimeout(_) | Refusal::Exhausted(_, Lacking::Entries), _) => false,
             Self::Failed(Refusal::Probe(_), _) => false,
             Self::Failed(_, left) => matches!(left, After::Unchanged),
+            Self::Worked(_, outcome) => outcome.is_refusal(),
             _ => false,
         }
     }
@@ -119,6 +125,7 @@ impl From<&Cause> for Refusal {
             Cause::AlreadyAssigned { .. } => Self::AlreadyAssigned,
             Cause::AlreadyRegistered { .. } => Self::AlreadyRegistered,
             Cause::Busy { .. } => Self::Busy,
+            Cause::Cancelled => Self::Cancelled,
             Cause::Denied { .. } => Self::Denied,
             Cause::DomainGone { .. } => Self::DomainGone,
             Cause::NoStreams => Self::NoStreams,

@@ -88,6 +88,9 @@ impl World<'_> {
         before: [Counters; 2],
         after: [Counters; 2],
     ) -> Result<(), String> {
+        if let Outcome::Worked(ask, outcome) = outcome {
+            return self.check_accesses(ask.op(), outcome, owed, before, after);
+        }
         let plans = matches!(
             op,
             Op::Assign(..)
@@ -98,7 +101,8 @@ impl World<'_> {
                 | Op::Reserve(..)
         );
         let is_planned = matches!(op, Op::TestAssign(..) | Op::Reserve(..)) && *outcome == Outcome::Done;
-        let is_dry = outcome.is_refusal() || is_planned || *outcome == Outcome::Pending;
+        let is_quiet = matches!(outcome, Outcome::Pending | Outcome::Idle(_));
+        let is_dry = outcome.is_refusal() || is_planned || is_quiet;
         // A flush that one SMMU refuses has been done by the others.
         let asked_only = is_dry && !(plans && owed) && !matches!(op, Op::Flush(_));
         for ((side, before), after) in Side::ALL.into_iter().zip(before).zip(after) {
@@ -119,7 +123,9 @@ impl World<'_> {
     /// Tells the oracle what may be reached while `op` runs: what could before, what can after, what it opens.
     pub(super) fn allow_transitions(&self, op: Op, expected: &[(Outcome, Specification)]) {
         let changes = expected.iter().any(|(outcome, _)| !outcome.is_refusal() && *outcome != Outcome::Skipped);
-        let opened: Vec<_> = self.states.iter().filter(|_| changes).filter_map(|state| state.opens(op)).collect();
+        let changing = self.states.iter().filter(|_| changes);
+        let opened: Vec<_> =
+            changing.flat_map(|state| state.carries_out(op).into_iter().filter_map(|op| state.opens(op))).collect();
         let states: Vec<&Specification> = self.states.iter().chain(expected.iter().map(|(_, state)| state)).collect();
         for side in Side::ALL {
             for id in ids(side) {

@@ -5,7 +5,7 @@ use iommu_assign::assign::{Device, DeviceKey, DeviceSpec, Error, Label, Source, 
 use super::{Board, Running, Violation, World};
 use crate::Stage2Tables;
 use crate::op::{Guest, Op, Side, Slot};
-use crate::specification::{After, Lacking, Outcome, Refusal};
+use crate::specification::{After, Lacking, Outcome, Refusal, Specification};
 
 impl World<'_> {
     /// Removes everything, and sees that every entry and bank can be had again.
@@ -16,6 +16,8 @@ impl World<'_> {
     pub fn finish(mut self) -> Result<(), Violation> {
         let mut ending: Vec<Op> = Side::ALL.map(Op::Heal).to_vec();
         ending.extend(Slot::ALL.map(Op::Abandon));
+        let waiting = self.states.iter().map(Specification::waiting).max().unwrap_or(0);
+        ending.extend(std::iter::repeat_n(Op::Work, waiting));
         ending.extend(Slot::ALL.into_iter().rev().map(Op::Remove));
         ending.extend(Guest::ALL.map(Op::Destroy));
         let leaving = Side::ALL.into_iter().filter(|side| self.states.iter().any(|state| state.is_leaving(*side)));
@@ -24,6 +26,7 @@ impl World<'_> {
         for op in ending {
             let outcome = self.run(op)?;
             let is_gone = matches!(outcome, Outcome::Done | Outcome::Removed(_) | Outcome::Skipped)
+                || matches!(outcome, Outcome::Worked(..) | Outcome::Idle(0))
                 || outcome == Outcome::refused(Refusal::NotFound)
                 || outcome == Outcome::refused(Refusal::Gone)
                 || outcome == Outcome::refused(Refusal::AlreadyRegistered)
