@@ -16,47 +16,11 @@ use super::common::everything::{Polled, elsewhere};
 use super::common::{Bench, Guest, PAGE, SMMU, described, stream};
 
 const SECOND: IommuKey = IommuKey::new(0x6000_0000);
-const LEVELS: [&str; 6] = ["Instances", "Registry", "FlushList", "Masters", "StreamMap", "TlbSync"];
-
-/// An operation that takes a lock more often than the bound says, and what each time is for.
-struct Exception {
-    /// How the operation's name starts.
-    op: &'static str,
-    level: &'static str,
-    steps: &'static [&'static str],
-    why: &'static str,
-}
-
-/// What cannot be had in two times and one for the wake-up (docs/locking.md). A step more than these fails too.
-const EXCEPTIONS: &[Exception] = &[
-    Exception {
-        op: "add",
-        level: "Registry",
-        steps: &["register", "claim the groups that were met", "conclude"],
-        why: "streams are published before it can be known whose groups to claim (C-2)",
-    },
-    Exception {
-        op: "add",
-        level: "StreamMap",
-        steps: &["publish", "look", "keep", "write"],
-        why: "what is looked at is claimed (C-2), entries are searched for with nothing locked (C-14), and kept on all \
-              SMMUs before one is written (A-1)",
-    },
-    Exception {
-        op: "assign, added lazily",
-        level: "StreamMap",
-        steps: &["find it without entries", "look", "keep", "install"],
-        why: "its entries are searched for now, with nothing locked (C-14)",
-    },
-];
-
-fn exception(op: &str, level: &str) -> Option<&'static Exception> {
-    EXCEPTIONS.iter().find(|known| known.level == level && op.starts_with(known.op))
-}
+const LEVELS: [&str; 7] = ["Instances", "Registry", "FlushList", "Masters", "StreamMap", "Spare", "TlbSync"];
 
 /// How often an operation may take a lock.
-fn most(op: &str, level: &str) -> u64 {
-    exception(op, level).map_or(2 + wakes(op), |known| known.steps.len() as u64)
+fn most(op: &str) -> u64 {
+    2 + wakes(op)
 }
 
 /// How often an operation wakes up from a wait for a drain, on one SMMU. One lock may be taken once more for each.
@@ -65,15 +29,9 @@ fn wakes(op: &str) -> u64 {
     u64::from(drains.iter().any(|start| op.starts_with(start)))
 }
 
-/// How often an operation may allocate: a move makes a list of whose DMA goes along, where there is somebody. An add makes
-/// the device, and searches for its entries; so does what packs a group anew.
+/// How often an operation may allocate: making a device is what the others need not do.
 fn most_allocations(op: &str) -> u64 {
-    match op {
-        "add" | "assign, added lazily" => u64::MAX,
-        _ if op.starts_with("remove") => u64::MAX,
-        _ if op.starts_with("assign") || op.starts_with("reassign") => 1,
-        _ => 0,
-    }
+    if op == "new device" { u64::MAX } else { 0 }
 }
 
 /// What one operation did with the locks of one level.
@@ -159,26 +117,17 @@ impl Table {
 
     pub(super) fn print(&self) {
         println!("\nacquisitions of one lock / register accesses under its longest hold; allocations (generic v2)");
-        let [instances, registry, list, masters, map, tlb] = LEVELS;
-        println!(
-            "{:<30} {instances:>9} {registry:>9} {list:>9} {masters:>9} {map:>9} {tlb:>9}  at most  allocations",
-            "operation"
-        );
+        print!("{:<30}", "operation");
+        LEVELS.iter().for_each(|level| print!(" {level:>9}"));
+        println!("  at most  allocations");
         for op in &self.ops {
             print!("{op:<30}");
             for level in LEVELS {
                 let Row { acquisitions, longest_hold } = self.rows[&(*op, level)];
-                let marked = if exception(op, level).is_some() { "*" } else { "" };
-                let cell =
-                    if acquisitions == 0 { "-".into() } else { format!("{marked}{acquisitions}/{longest_hold}") };
+                let cell = if acquisitions == 0 { "-".into() } else { format!("{acquisitions}/{longest_hold}") };
                 print!(" {cell:>9}");
             }
-            println!("  {:>7} {:>12}", 2 + wakes(op), self.allocations[op]);
-        }
-        println!("* an exception, with what each time is for:");
-        for Exception { op, level, steps, why } in EXCEPTIONS {
-            println!("  {op}: {level} {}: {}", steps.len(), steps.join(" | "));
-            println!("      {why}");
+            println!("  {:>7} {:>12}", most(op), self.allocations[op]);
         }
     }
 
@@ -186,16 +135,13 @@ impl Table {
     pub(super) fn exceeded(&self) -> bool {
         let mut exceeded = false;
         for (op, level, row) in self.taken() {
-            let most = most(op, level);
+            let most = most(op);
             if row.acquisitions > most {
                 exceeded = true;
                 eprintln!("EXCEEDED: {op}: {level} is taken {} times, at most {most}", row.acquisitions);
-            } else if row.acquisitions < most && exception(op, level).is_some() {
-                exceeded = true;
-                eprintln!("{op}: {level} is taken {} times only: no exception of {most} is needed", row.acquisitions);
             }
-            // docs/locking.md: these two are never held over a register.
-            if ["Registry", "FlushList"].contains(&level) && row.longest_hold > 0 {
+            // docs/locking.md: these are never held over a register.
+            if ["Instances", "Registry", "FlushList", "Spare"].contains(&level) && row.longest_hold > 0 {
                 exceeded = true;
                 eprintln!("EXCEEDED: {op}: {} register accesses under {level}", row.longest_hold);
             }

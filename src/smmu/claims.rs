@@ -6,7 +6,8 @@
 //!
 //! # Locking
 //!
-//! `StreamMap` alone: once to publish and look, once to write.
+//! `StreamMap`: once to publish and look, once to write. `Spare`, alone or inside it, to have the room for a layout that no
+//! device brings.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -16,30 +17,40 @@ use super::cover::Cube;
 use super::entries::Incoming;
 use super::instance::Smmu;
 use super::layout::{Freedom, Layout, Workshop};
+use super::levels;
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
 use super::stream_map::{Entry, EntryIndex, StreamMap, Use, each, one};
 use crate::assign::{DeviceId, IommuError};
-use crate::few::{self, Few};
+use crate::few::Few;
 use crate::sync::Platform;
-use crate::sync::order::{Held, Unlocked};
+use crate::sync::order::{Before, Held, Unlocked};
 
-/// What devices are to have, promised and not written yet.
+/// What devices are to have, promised and not written yet; or the room for that, which is used again and again.
 #[derive(Debug)]
 pub(super) struct Draft {
-    layout: Layout,
-    /// For whom.
+    pub(super) workshop: Workshop,
+    /// For whom; nobody: there is nothing in it.
     devices: Few<DeviceId>,
-    /// The stream map's, when the layout was made.
-    generation: u64,
     /// It captures IDs that nobody had then.
     loose: bool,
-    /// The free entries that it needs beside those that go; given back with it.
-    #[expect(dead_code, reason = "kept for its drop")]
-    promise: Promise,
+    /// The free entries that it needs beside those that go.
+    promise: Option<Promise>,
 }
 
 impl Draft {
+    /// Room, on an SMMU of so many entries, for a device of so many streams.
+    pub(super) fn new(entries: EntryIndex, streams: usize) -> Result<Self, IommuError> {
+        let workshop = Workshop::new(entries.into(), streams)?;
+        Ok(Self { workshop, devices: Few::new(), loose: false, promise: None })
+    }
+
+    /// Promises nothing any more.
+    pub(super) fn void(&mut self) {
+        self.devices.clear();
+        self.promise = None;
+    }
+
     /// Whether `device` is one of those that it is for.
     pub(super) fn is_for(&self, device: DeviceId) -> bool {
         self.devices.contains(&device)
@@ -47,14 +58,19 @@ impl Draft {
 
     /// Whether an entry goes.
     fn drops(&self, number: EntryIndex) -> bool {
-        self.layout.dropped.iter().any(|(dropped, _)| *dropped == number)
+        self.workshop.layout.dropped.iter().any(|(dropped, _)| *dropped == number)
+    }
+
+    /// Whether the map has not changed since it was looked at.
+    const fn is_of(&self, map: &StreamMap) -> bool {
+        self.workshop.generation == map.generation
     }
 
     /// Whether the map matches all streams of `used` with this.
     fn serves(&self, map: &StreamMap, used: &Use) -> bool {
-        let widened = |number| self.layout.widened.iter().any(|(widened, ..)| *widened == number);
+        let widened = |number| self.workshop.layout.widened.iter().any(|(widened, ..)| *widened == number);
         let kept = each(map.meeting_any(&used.streams)).filter(|number| !self.drops(*number) && !widened(*number));
-        let cubes = || kept.clone().filter_map(|number| map.cube(number)).chain(self.layout.coming());
+        let cubes = || kept.clone().filter_map(|number| map.cube(number)).chain(self.workshop.layout.coming());
         // Cubes that match never overlap, so that sizes add up.
         used.streams.iter().all(|stream| {
             let common = cubes().filter_map(|cube| cube.intersection(*stream));
@@ -66,9 +82,9 @@ impl Draft {
     pub(super) fn fits(&self, map: &StreamMap) -> bool {
         if self.loose {
             // Somebody may have come who has one of the IDs, and has no entry to be seen by.
-            return self.generation == map.generation;
+            return self.is_of(map);
         }
-        let Layout { dropped, widened, fresh, .. } = &self.layout;
+        let Layout { dropped, widened, fresh, .. } = &self.workshop.layout;
         let going = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
         let moves = |used: &Use| used.bank.get().is_some() || used.planned.get();
         let concerned = || map.uses().filter(|used| used.entries.get() & going != 0);
@@ -90,39 +106,51 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         held: &mut Held<'_, Unlocked>,
         incoming: &mut Incoming,
     ) -> Result<usize, IommuError> {
+        let Incoming { device, streams, promised, draft, seen, .. } = incoming;
         // What was promised before counts as free.
-        incoming.draft = None;
-        let device = incoming.device;
-        let mut workshop = match incoming.seen.take() {
-            Some(seen) => seen,
-            None => self.survey(held, &[device])?,
-        };
-        let draft = self.draft(&mut workshop, &[device], &incoming.promised, Freedom::Repack)?;
-        let taken = draft.layout.count_for(&workshop, &incoming.streams);
-        incoming.draft = Some(draft);
-        Ok(taken)
+        draft.void();
+        if !core::mem::take(seen) {
+            self.survey(held, &[*device], &mut draft.workshop)?;
+        }
+        self.draft(draft, &[*device], promised, Freedom::Repack)?;
+        Ok(draft.workshop.count_for(streams))
     }
 
-    /// Lays out what devices without entries lack, and has it promised: shown by the device that `shown` is of.
+    /// Lays out what devices lack around which the draft's workshop has looked, and has it promised: shown by the device
+    /// that `shown` is of.
     pub(super) fn draft(
         &self,
-        workshop: &mut Workshop,
+        draft: &mut Draft,
         devices: &[DeviceId],
         shown: &Arc<Promised>,
         freedom: Freedom,
-    ) -> Result<Draft, IommuError> {
-        let mut list = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
-        list.extend_from_slice(devices);
-        self.lay_out(workshop, freedom)?;
-        let layout = core::mem::take(&mut workshop.layout);
+    ) -> Result<(), IommuError> {
+        draft.void();
+        draft.devices.try_reserve(devices.len()).map_err(|_| IommuError::OutOfMemory)?;
+        self.lay_out(&mut draft.workshop, freedom)?;
+        let layout = &draft.workshop.layout;
         if let Some(device) = devices.first().filter(|_| !layout.least) {
             log::info!("{}: {device} may have more entries than it needs", self.config.key);
         }
         // Where a stream ID is the index of its entry, the entry that is needed is free or the group's own.
         let lacking = if self.geometry.matching { layout.lacking() } else { 0 };
-        let promise = self.budget.promise(lacking, shown)?;
-        let loose = freedom == Freedom::Repack && !self.unused.is_empty();
-        Ok(Draft { layout, devices: list, generation: workshop.generation, loose, promise })
+        draft.promise = Some(self.budget.promise(lacking, shown)?);
+        draft.loose = freedom == Freedom::Repack && !self.unused.is_empty();
+        draft.devices.extend_from_slice(devices);
+        Ok(())
+    }
+
+    /// The room that the instance keeps for laying out where no device brings it; none while somebody has it.
+    pub(super) fn take_spare<H: Before<levels::Spare>>(&self, held: &mut Held<'_, H>) -> Option<Box<Draft>> {
+        self.spare.lock(held).take()
+    }
+
+    /// Gives it back. Where the instance has some again already, it is dropped when the lock is free.
+    pub(super) fn give_spare(&self, held: &mut Held<'_, Unlocked>, mut draft: Box<Draft>) {
+        draft.void();
+        let _more;
+        let mut spare = self.spare.lock(held);
+        _more = if spare.is_none() { spare.replace(draft) } else { Some(draft) };
     }
 
     /// Writes what a device was allotted, in fault. Where that does not fit any more, because its group has changed
@@ -135,8 +163,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         loop {
             let enrolled = self.enrol_drafted(&mut self.map.lock(held), incoming);
             if let Some(enrolled) = enrolled {
-                // Memory is released now that the lock is free.
-                incoming.draft = None;
+                incoming.draft.void();
                 return enrolled;
             }
             self.allot_entries(held, incoming)?;
@@ -150,30 +177,32 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             Some(used) if used.entries.get() != 0 => return Some(Ok(())),
             Some(_) => {}
         }
-        let fitting = incoming.draft.as_ref().filter(|draft| draft.fits(map));
-        fitting.map(|draft| self.apply(map, draft))
+        let draft = &*incoming.draft;
+        (draft.is_for(incoming.device) && draft.fits(map)).then(|| self.apply(map, draft))
     }
 
-    /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left:
-    /// `seen` was seen when it left, if there was room, and what is promised meanwhile counts as its, `left`. Where that is not possible they stay as they are: they capture
+    /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left.
+    /// `seen`: the draft's workshop looked when that was. Where it is not possible they stay as they are: they capture
     /// more, but nobody else's. Says whether something has changed, with `then` of what is there now.
     pub(super) fn tidy<T>(
         &self,
         held: &mut Held<'_, Unlocked>,
-        member: DeviceId,
-        mut seen: Option<Box<Workshop>>,
-        left: &Arc<Promised>,
+        (member, shown): (DeviceId, &Arc<Promised>),
+        draft: &mut Draft,
+        mut seen: bool,
         then: impl FnOnce(&StreamMap) -> T,
     ) -> Option<T> {
         let tidied = || loop {
-            let mut workshop = seen.take().map_or_else(|| self.survey(held, &[member]), Ok)?;
-            let draft = self.draft(&mut workshop, &[member], left, Freedom::Repack)?;
-            if draft.layout.is_empty() {
+            if !core::mem::take(&mut seen) {
+                self.survey(held, &[member], &mut draft.workshop)?;
+            }
+            self.draft(draft, &[member], shown, Freedom::Repack)?;
+            if draft.workshop.layout.is_empty() {
                 return Ok(None);
             }
             let mut map = self.map.lock(held);
-            if draft.generation == map.generation && draft.fits(&map) {
-                let applied = self.apply(&mut map, &draft);
+            if draft.is_of(&map) && draft.fits(&map) {
+                let applied = self.apply(&mut map, draft);
                 return Ok(Some((applied, then(&map))));
             }
         };
@@ -186,7 +215,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Carries a draft out that fits: its entries stand in the registers, in fault.
     pub(super) fn apply(&self, map: &mut StreamMap, draft: &Draft) -> Result<(), IommuError> {
-        let Layout { dropped, widened, fresh, .. } = &draft.layout;
+        let Layout { dropped, widened, fresh, .. } = &draft.workshop.layout;
         // They count twice until the promise goes: too many, never too few.
         self.budget.take(fresh.len());
         let mut touched = dropped.iter().fold(0, |all, (number, _)| all | one(*number));

@@ -15,7 +15,6 @@ use super::context::Bank;
 use super::cover::Cube;
 use super::cut::list_keepers;
 use super::instance::Smmu;
-use super::layout::Workshop;
 use super::master::{Master, Tree};
 use super::mmio::Registers;
 use super::reserved;
@@ -32,9 +31,9 @@ pub(super) struct Incoming {
     pub(super) streams: Vec<Cube>,
     pub(super) promised: Arc<Promised>,
     unpublished: Option<(Box<Master>, Box<Use>)>,
-    /// What was there when it was published; room for that before. None: it is to be looked at on its own.
-    pub(super) seen: Option<Box<Workshop>>,
-    pub(super) draft: Option<Draft>,
+    pub(super) draft: Box<Draft>,
+    /// The draft's workshop looked when the device was published; else it is to be looked at on its own.
+    pub(super) seen: bool,
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
@@ -49,17 +48,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let used = Use::new(device, copy(&cubes)?, kin);
         let promised = used.promised.clone();
         let master = Master::new(self.config.key, device, copy(&cubes)?);
-        let workshop = self.workshop(cubes.len())?;
-        let iommu = self.config.key;
-        Ok(Incoming {
-            iommu,
-            device,
-            unpublished: Some((master, used)),
-            promised,
-            streams: cubes,
-            seen: Some(workshop),
-            draft: None,
-        })
+        let draft = Box::new(Draft::new(self.geometry.entries, cubes.len())?);
+        let (iommu, unpublished) = (self.config.key, Some((master, used)));
+        Ok(Incoming { iommu, device, unpublished, promised, streams: cubes, draft, seen: false })
     }
 
     /// Publishes a device, and looks at what is there around it.
@@ -71,7 +62,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<(), IommuError> {
         let device = incoming.device;
         let mut meets: Few<DeviceId> = Few::new();
-        let surveyed = loop {
+        incoming.seen = loop {
             let room = meets.capacity();
             let wanted = {
                 let mut guard = self.masters.tree.lock(held);
@@ -86,17 +77,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     let (master, used) = incoming.unpublished.take().ok_or(IommuError::Known)?;
                     tree.insert(master);
                     map.insert_use(used);
-                    let looked = incoming.seen.as_deref_mut().map(|workshop| self.look(&map, &[device], workshop));
-                    break matches!(looked, Some(Ok(Ok(())))) && !displaces(&map, device);
+                    let looked = self.look(&map, &[device], &mut incoming.draft.workshop);
+                    break matches!(looked, Ok(Ok(()))) && !displaces(&map, device);
                 }
                 wanted
             };
             // Memory is reserved with nothing locked; whoever came in between is counted again.
             meets.try_reserve(wanted).map_err(|_| IommuError::OutOfMemory)?;
         };
-        if !surveyed {
-            incoming.seen = None;
-        }
         meets.sort_unstable();
         meets.dedup();
         meets.into_iter().for_each(met);
@@ -157,23 +145,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         tell: &mut dyn FnMut(Withdrawn),
     ) -> Result<(), IommuError> {
         let mut sharing = few::with_room(rest.len()).unwrap_or_default();
-        // Memory for what is left to tidy; without it, that is looked at on its own.
-        let mut workshop = self.workshop(0).ok();
         let mut keepers = Few::new();
         let mut lacking = false;
-        let (gone, left, looked, mut known) = loop {
+        let (gone, left, mut known) = loop {
             let mut guard = self.masters.tree.lock(held);
             let (tree, held) = guard.split();
-            let mut map = self.map.lock(held);
-            self.end_announced(&mut map, &[device]);
+            let mut map_guard = self.map.lock(held);
+            let (map, held) = map_guard.split();
+            self.end_announced(map, &[device]);
             let used = map.used_by(device).ok_or(IommuError::Unknown)?;
             if used.planned.get() || used.draining.get().is_some() || used.bank.get().is_some() {
                 return Err(IommuError::Busy);
             }
-            if let Err(wanted) = list_keepers(&map, &[device], &mut keepers)
+            if let Err(wanted) = list_keepers(map, &[device], &mut keepers)
                 && !lacking
             {
-                drop(map);
+                drop(map_guard);
                 drop(guard);
                 lacking = keepers.try_reserve_exact(wanted).is_err();
                 continue;
@@ -182,22 +169,29 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let used = map.take_use(device);
             let mut left = None;
             for number in each(used.as_ref().map_or(0, |used| used.entries.get())) {
-                self.release(&mut map, number);
+                self.release(map, number);
                 let entry = map.entry(number);
                 left = left.or(entry.filter(|entry| entry.assigned == 0).and_then(|entry| entry.user));
             }
-            let left = left.filter(|mate| !reserved::is_reserved(*mate));
-            let looked = left.zip(workshop.as_deref_mut()).is_some_and(|(mate, workshop)| {
-                let looked = self.look(&map, &[mate], workshop);
-                matches!(looked, Ok(Ok(())))
+            let left = left.filter(|mate| !reserved::is_reserved(*mate)).and_then(|mate| map.used_by(mate));
+            let left = left.map(|used| (used.device, used.promised.clone()));
+            let left = left.map(|(mate, shown)| {
+                let mut draft = self.take_spare(held);
+                let looked = draft.as_deref_mut().map(|draft| self.look(map, &[mate], &mut draft.workshop));
+                (mate, shown, draft, matches!(looked, Some(Ok(Ok(())))))
             });
-            let known = list_sharing(&map, rest, &mut sharing);
-            break ((tree.take(self.config.key, lowest, device), used), left, looked, known);
+            let known = list_sharing(map, rest, &mut sharing);
+            break ((tree.take(self.config.key, lowest, device), used), left, known);
         };
-        let (_master, used) = gone;
-        if let Some((mate, used)) = left.zip(used) {
+        drop(gone);
+        if let Some((mate, shown, draft, seen)) = left {
             let then = |map: &StreamMap| known = list_sharing(map, rest, &mut sharing);
-            self.tidy(held, mate, workshop.filter(|_| looked), &used.promised, then);
+            if let Some(mut draft) = draft {
+                self.tidy(held, (mate, &shown), &mut draft, seen, then);
+                self.give_spare(held, draft);
+            } else if let Ok(mut draft) = Draft::new(self.geometry.entries, 0) {
+                self.tidy(held, (mate, &shown), &mut draft, false, then);
+            }
         }
         keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
         sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);

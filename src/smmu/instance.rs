@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::access::Access;
 use super::budget::Budget;
+use super::claims::Draft;
 use super::config::{Architecture, SmmuConfig};
 use super::context::{BankIndex, Vmids};
 use super::cover::Cube;
@@ -33,7 +34,7 @@ use crate::sync::outside::Outside;
 ///
 /// # Locking
 ///
-/// `Masters` is shared by all instances; `StreamMap` and `TlbSync` are each instance's own. A stream map's lock is never
+/// `Masters` is shared by all instances; `StreamMap`, `Spare` and `TlbSync` are each instance's own. A stream map's lock is never
 /// held together with another's (contract C-13), and no lock is held while a status register is polled (C-14).
 pub struct Smmu<P: Platform, R: Registers> {
     pub(super) config: SmmuConfig,
@@ -45,6 +46,7 @@ pub struct Smmu<P: Platform, R: Registers> {
     pub(super) masters: Arc<Masters<P>>,
     pub(super) map: Lock<levels::StreamMap, StreamMap, P::Lock>,
     pub(super) budget: Arc<Budget>,
+    pub(super) spare: Lock<levels::Spare, Option<Box<Draft>>, P::Lock>,
     pub(super) tlb: Tlb<P>,
     /// The syncs of the banks; empty where banks have none.
     pub(super) bank_tlbs: Box<[Tlb<P>]>,
@@ -132,6 +134,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             Vmids::OWN
         };
         let map = StreamMap::new(geometry.entries, geometry.banks).ok_or(out_of_memory)?;
+        let spare = Draft::new(geometry.entries, 0).map_err(|_| out_of_memory)?;
         let mut bank_domains = Vec::new();
         bank_domains.try_reserve_exact(geometry.banks.into()).map_err(|_| out_of_memory)?;
         bank_domains.resize_with(geometry.banks.into(), AtomicU64::default);
@@ -162,6 +165,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             masters,
             map: Lock::new(map),
             budget: Budget::new(geometry.entries),
+            spare: Lock::new(Some(Box::new(spare))),
             tlb,
             bank_tlbs: bank_tlbs.into_boxed_slice(),
             bank_domains: bank_domains.into_boxed_slice(),

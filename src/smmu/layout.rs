@@ -12,7 +12,6 @@
 //! `StreamMap`, once, to look at what is there: the caller's, or on its own. The least cover is searched for with nothing
 //! locked.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bumpalo::Bump;
@@ -34,7 +33,7 @@ mod tests;
 pub(super) enum Freedom {
     /// They may be packed anew, or widened where they are live.
     Repack,
-    /// They stay as they are: what is missing comes beside them.
+    /// They stay as they are: what is missing comes beside them, and captures nothing else.
     Grow,
 }
 
@@ -138,14 +137,13 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// How many of the entries that will be there meet one of `streams`, after this was laid out in `workshop`.
-    pub(super) fn count_for(&self, workshop: &Workshop, streams: &[Cube]) -> usize {
+    /// How many of the entries that will be there meet one of `streams`.
+    fn count_for(&self, survey: &Survey, streams: &[Cube]) -> usize {
         let stays = |number: EntryIndex| {
             let goes = self.dropped.iter().any(|(dropped, _)| *dropped == number);
             !goes && self.widened.iter().all(|(widened, ..)| *widened != number)
         };
-        let entries = &workshop.survey.entries;
-        let kept = entries.iter().filter(|(number, _)| stays(*number)).map(|(_, cube)| *cube);
+        let kept = survey.entries.iter().filter(|(number, _)| stays(*number)).map(|(_, cube)| *cube);
         let there = kept.chain(self.coming());
         there.filter(|cube| streams.iter().any(|stream| stream.meets(*cube))).count()
     }
@@ -226,7 +224,7 @@ impl Workshop {
     const SCRATCH: usize = 23 << 10;
 
     /// With room for what is usual on an SMMU of so many entries, and for a device of so many streams.
-    pub(super) fn new(entries: usize, streams: usize) -> Result<Box<Self>, IommuError> {
+    pub(super) fn new(entries: usize, streams: usize) -> Result<Self, IommuError> {
         let arena = |room| Bump::try_with_capacity(room).map_err(|_| IommuError::OutOfMemory);
         let mut workshop = Self {
             survey: Survey::default(),
@@ -245,7 +243,12 @@ impl Workshop {
             .and_then(|()| fresh.try_reserve_exact(ids))
             .and_then(|()| workshop.packed.try_reserve_exact(ids));
         reserved.map_err(|_| IommuError::OutOfMemory)?;
-        Ok(Box::new(workshop))
+        Ok(workshop)
+    }
+
+    /// How many of the entries that will be there meet one of `streams`.
+    pub(super) fn count_for(&self, streams: &[Cube]) -> usize {
+        self.layout.count_for(&self.survey, streams)
     }
 
     /// Takes the room that a look lacked. What was seen is forgotten.
@@ -439,21 +442,16 @@ impl<'a> Drawing<'a> {
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
-    /// With room enough for most groups, and for a device of so many streams, so that one look suffices.
-    pub(super) fn workshop(&self, streams: usize) -> Result<Box<Workshop>, IommuError> {
-        Workshop::new(self.geometry.entries.into(), streams)
-    }
-
-    /// What is there around `devices`. Memory is reserved with nothing locked.
+    /// Looks at what is there around `devices`. Memory is reserved with nothing locked.
     pub(super) fn survey(
         &self,
         held: &mut Held<'_, Unlocked>,
         devices: &[DeviceId],
-    ) -> Result<Box<Workshop>, IommuError> {
-        let mut workshop = self.workshop(0)?;
+        workshop: &mut Workshop,
+    ) -> Result<(), IommuError> {
         loop {
-            let looked = self.look(&self.map.lock(held), devices, &mut workshop)?;
-            let Err(room) = looked else { return Ok(workshop) };
+            let looked = self.look(&self.map.lock(held), devices, workshop)?;
+            let Err(room) = looked else { return Ok(()) };
             workshop.make_room(room)?;
         }
     }
@@ -472,7 +470,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     /// nothing after an error. What was seen is used up.
     pub(super) fn lay_out(&self, workshop: &mut Workshop, freedom: Freedom) -> Result<(), IommuError> {
         let options = CoverOptions::new(self.widths.id_bits, self.widths.mask_bits);
-        let rules = Rules { options, unused: &self.unused, entries: self.geometry.entries.into() };
+        let unused = if freedom == Freedom::Grow { &[] } else { self.unused.as_slice() };
+        let rules = Rules { options, unused, entries: self.geometry.entries.into() };
         workshop.lay_out(&rules, freedom)
     }
 }

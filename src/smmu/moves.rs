@@ -14,7 +14,7 @@ use super::claims::Draft;
 use super::context::{self, BankIndex, BankState};
 use super::drain::Cut;
 use super::instance::Smmu;
-use super::layout::{Freedom, Workshop};
+use super::layout::Freedom;
 use super::mmio::Registers;
 use super::registers::S2cr;
 use super::stream_map::{Set, StreamMap, Use, each, one};
@@ -32,48 +32,62 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         space: &AddressSpace,
         along: &mut dyn FnMut(Sharing),
     ) -> Result<Prepared, IommuError> {
+        let mut draft = None;
+        let planned = self.plan_drafted(held, devices, space, along, &mut draft);
+        if let Some(draft) = draft {
+            self.give_spare(held, draft);
+        }
+        planned
+    }
+
+    /// [`plan_move`](Self::plan_move); room that was taken and did not go into the plan is left in `draft`.
+    fn plan_drafted(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        along: &mut dyn FnMut(Sharing),
+        draft: &mut Option<Box<Draft>>,
+    ) -> Result<Prepared, IommuError> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
         let mut bare = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
-        let mut workshop: Option<Box<Workshop>> = None;
         let mut shown;
         let (mut sharers, mut room) = (Few::new(), 0);
         let bank = loop {
             sharers.clear();
             sharers.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
-            let lacking = {
-                let mut map = self.map.lock(held);
-                if let Err(wanted) = list_sharers(&map, devices, &mut sharers) {
-                    room = wanted;
-                    continue;
-                }
-                shown = list_bare(&map, devices, &mut bare)?;
-                // Devices that were added lazily are allotted their entries now, together.
-                let looked = match workshop.as_deref_mut() {
-                    Some(workshop) if shown.is_some() => self.look(&map, &bare, workshop)?,
-                    _ => Ok(()),
-                };
-                match looked {
-                    Err(room) => Some(room),
-                    Ok(()) if workshop.is_none() && shown.is_some() => None,
-                    Ok(()) => break self.plan_bank(&mut map, devices, space)?,
-                }
-            };
-            match (workshop.as_deref_mut(), lacking) {
-                (Some(workshop), Some(room)) => workshop.make_room(room)?,
-                _ => workshop = Some(self.workshop(0)?),
+            let mut map_guard = self.map.lock(held);
+            let (map, inside) = map_guard.split();
+            if let Err(wanted) = list_sharers(map, devices, &mut sharers) {
+                room = wanted;
+                continue;
+            }
+            shown = list_bare(map, devices, &mut bare)?;
+            if shown.is_none() {
+                break self.plan_bank(map, devices, space)?;
+            }
+            // Devices that were added lazily have their entries laid out now, together.
+            if draft.is_none() {
+                *draft = self.take_spare(inside);
+            }
+            let looked = draft.as_deref_mut().map(|draft| self.look(map, &bare, &mut draft.workshop)).transpose()?;
+            if looked.is_some_and(|looked| looked.is_ok()) {
+                break self.plan_bank(map, devices, space)?;
+            }
+            drop(map_guard);
+            match (draft.as_deref_mut(), looked) {
+                (Some(draft), Some(Err(room))) => draft.workshop.make_room(room)?,
+                _ => *draft = Some(Box::new(Draft::new(self.geometry.entries, 0)?)),
             }
         };
-        let drafted = shown
-            .zip(workshop.as_deref_mut())
-            .map(|(shown, workshop)| self.draft(workshop, &bare, &shown, Freedom::Grow));
-        let kept = match drafted.transpose() {
-            Ok(draft) => draft.map(|draft| -> Box<dyn Any + Send> { Box::new(draft) }),
-            Err(error) => {
-                self.unplan(&mut self.map.lock(held), devices, bank);
-                return Err(error);
-            }
-        };
+        if let Some((shown, draft)) = shown.as_ref().zip(draft.as_deref_mut())
+            && let Err(error) = self.draft(draft, &bare, shown, Freedom::Grow)
+        {
+            self.unplan(&mut self.map.lock(held), devices, bank);
+            return Err(error);
+        }
+        let kept = draft.take_if(|_| shown.is_some()).map(|draft| -> Box<dyn Any + Send> { draft });
         sharers.into_iter().for_each(along);
         Ok(Prepared { space: *space, ticket: bank.into(), kept })
     }
@@ -117,7 +131,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.unreserve_bank(map, bank);
     }
 
-    /// What `prepared` keeps goes with it.
+    /// Takes back the room that a plan has kept.
+    pub(super) fn clear_plan(&self, held: &mut Held<'_, Unlocked>, prepared: &mut Prepared) {
+        if let Some(kept) = prepared.kept.take()
+            && let Ok(draft) = kept.downcast()
+        {
+            self.give_spare(held, draft);
+        }
+    }
+
     pub(super) fn abandon_move(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {
         let bank = bank_of(prepared);
         let mut cut = Cut::default();
@@ -150,6 +172,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             self.abandon_move(held, devices, prepared);
         }
+        self.clear_plan(held, prepared);
         installed
     }
 

@@ -88,9 +88,10 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         })
     }
 
-    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
+    fn abandon(&self, devices: &[DeviceId], mut prepared: Prepared) {
         let abandoned = self.powered(&mut Held::enter(), Purpose::Release, |held| {
             self.abandon_move(held, devices, &prepared);
+            self.clear_plan(held, &mut prepared);
             Ok(())
         });
         if let Err(error @ (IommuError::NoPower(_) | IommuError::Busy)) = abandoned {

@@ -143,7 +143,7 @@ fn a_group_of_many_parts_takes_no_more_than_its_lists_are_long() {
     workshop.make_room(room).unwrap();
     calls(&mut workshop, &map, &devices, &loose);
     assert!(workshop.layout.fresh.len() > 60);
-    let Workshop { arena, desk, scratch, .. } = &*workshop;
+    let Workshop { arena, desk, scratch, .. } = &workshop;
     let bytes = [arena, desk, scratch].map(Bump::allocated_bytes);
     assert!(bytes.iter().sum::<usize>() < 64 << 10, "{bytes:?}");
 }
@@ -151,5 +151,5 @@ fn a_group_of_many_parts_takes_no_more_than_its_lists_are_long() {
 #[test]
 fn a_workshop_may_be_handed_to_another_thread() {
     const fn is_send<T: Send>() {}
-    is_send::<Box<Workshop>>();
+    is_send::<Workshop>();
 }
