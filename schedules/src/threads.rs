@@ -3,19 +3,21 @@
 //!
 //! `Busy` is nothing done; an operation that a removal overtook was done and undone, or not done; who asked for a removal
 //! that another operation carries out was answered early; `Exhausted` may be due to what another operation held. What a
-//! forced unregister overtook stands in `Specification::overtaken`.
+//! forced unregister overtook stands in `Specification::overtaken`. A request in the queue is an operation that lasts from its
+//! submission to its answer; those about one device keep their order.
 
 mod history;
 mod run;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use history::{Call, apart, follow, linearizable};
+use history::{Call, apart, asked_apart, follow, linearizable};
 use iommu_assign::assign::Finding;
-use machine::op::{Guest, Op, Side, Slot};
+use machine::op::{Ask, Guest, Op, Side, Slot};
 use run::{Mine, Run};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner};
@@ -24,6 +26,10 @@ const THREADS: usize = 4;
 const FIXED_SEED: u64 = 0x1d0_4a55;
 /// Of PCT: how many preemptions a bug may need.
 const DEPTH: usize = 3;
+
+/// Few devices, so that operations meet.
+const SLOTS: [Slot; 8] =
+    [Slot::Usb, Slot::Companion, Slot::Wide, Slot::Far, Slot::Both, Slot::Mate, Slot::Bridge, Slot::First];
 
 /// Numbers from a seed: splitmix64.
 struct Numbers(u64);
@@ -37,10 +43,18 @@ impl Numbers {
         ((z ^ (z >> 31)) % bound as u64) as usize
     }
 
+    fn ask(&mut self) -> Ask {
+        let (slot, guest) = (SLOTS[self.below(SLOTS.len())], Guest::ALL[self.below(Guest::ALL.len())]);
+        match self.below(6) {
+            0 | 1 => Ask::Offer(slot),
+            2 => Ask::Unplug(slot),
+            3 => Ask::Give(slot, guest),
+            4 => Ask::Pass(slot, guest),
+            _ => Ask::Take(slot),
+        }
+    }
+
     fn op(&mut self) -> Op {
-        // Few devices, so that operations meet.
-        const SLOTS: [Slot; 8] =
-            [Slot::Usb, Slot::Companion, Slot::Wide, Slot::Far, Slot::Both, Slot::Mate, Slot::Bridge, Slot::First];
         let slot = SLOTS[self.below(SLOTS.len())];
         let guest = Guest::ALL[self.below(Guest::ALL.len())];
         let side = Side::ALL[self.below(Side::ALL.len())];
@@ -77,7 +91,9 @@ fn schedule(seed: u64) {
         }
     }
     let run = Arc::new(run);
-    let histories: Vec<_> = (0..THREADS)
+    // In every second schedule the last thread asks a queue, and one more works for it.
+    let clients = numbers.below(2);
+    let mut histories: Vec<_> = (clients..THREADS)
         .map(|_| {
             let ops: Vec<Op> = (0..2 + numbers.below(2)).map(|_| numbers.op()).collect();
             let run = run.clone();
@@ -92,10 +108,26 @@ fn schedule(seed: u64) {
             })
         })
         .collect();
+    if clients > 0 {
+        let asks: Vec<Ask> = (0..3).map(|_| numbers.ask()).collect();
+        let cancels = numbers.below(4) == 0;
+        let (client, worker) = (run.clone(), run.clone());
+        histories.push(shuttle::thread::spawn(move || {
+            let submitted = asks.into_iter().filter_map(|ask| client.submit(ask)).collect();
+            let calls = client.collect(submitted, cancels);
+            client.served.fetch_add(1, Ordering::SeqCst);
+            calls
+        }));
+        histories.push(shuttle::thread::spawn(move || {
+            worker.work(clients);
+            Vec::new()
+        }));
+    }
     let histories: Vec<Vec<Call>> = histories
         .into_iter()
         .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         .collect();
+    let histories = asked_apart(histories, (clients > 0).then_some(THREADS - clients));
     let shown = run.shown();
     if !linearizable(&states, &apart(&histories), &shown) {
         let lines = |(n, calls): (usize, &Vec<Call>)| {

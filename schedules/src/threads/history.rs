@@ -27,6 +27,17 @@ pub(super) struct Call {
     pub(super) seen: Seen,
 }
 
+/// What was asked of the queue as a thread for each device: only of one device are requests in order (contract C-12).
+pub(super) fn asked_apart(mut histories: Vec<Vec<Call>>, client: Option<usize>) -> Vec<Vec<Call>> {
+    let asked = client.map(|client| std::mem::take(&mut histories[client])).unwrap_or_default();
+    let mut devices: BTreeMap<Option<Slot>, Vec<Call>> = BTreeMap::new();
+    for call in asked {
+        devices.entry(about(call.op)).or_default().push(call);
+    }
+    histories.extend(devices.into_values());
+    histories
+}
+
 /// Pending removals as threads of their own that go on for ever: they are answered before they are carried out.
 pub(super) fn apart(histories: &[Vec<Call>]) -> Vec<Vec<Call>> {
     let mut threads: Vec<Vec<Call>> = Vec::new();
@@ -37,6 +48,20 @@ pub(super) fn apart(histories: &[Vec<Call>]) -> Vec<Vec<Call>> {
         threads.extend(pending.into_iter().map(|call| vec![Call { returned: u64::MAX, ..call }]));
     }
     threads
+}
+
+const fn about(op: Op) -> Option<Slot> {
+    match op {
+        Op::Add(slot) | Op::Remove(slot) => Some(slot),
+        op => moved(op),
+    }
+}
+
+const fn moved(op: Op) -> Option<Slot> {
+    match op {
+        Op::Assign(slot, _) | Op::Reassign(slot, _) | Op::Deassign(slot) => Some(slot),
+        _ => None,
+    }
 }
 
 /// The states that one operation, done at one instant, can lead to.
@@ -62,6 +87,11 @@ pub(super) fn follow(states: &BTreeSet<Specification>, call: &Call) -> BTreeSet<
             }
             Seen::Told(told) => {
                 if matches!(told, Outcome::Failed(Refusal::Exhausted(..), _)) {
+                    after.insert(state.clone());
+                }
+                // A request names its device by key.
+                let absent = moved(call.op).is_some_and(|slot| !state.shown().contains_key(&slot));
+                if absent && *told == Outcome::refused(Refusal::NotFound) {
                     after.insert(state.clone());
                 }
                 let all = steps.chain(state.overtaken(call.op));

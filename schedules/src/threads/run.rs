@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use iommu_assign::assign::{
-    Cause, DeviceSpec, DeviceState, Domain, Error, Label, Policy, PolicyRequest, Removal, Reservation, Service,
+    Answer, Cause, Completion, Deassigned, DeviceSpec, DeviceState, Domain, Error, Label, Policy, PolicyRequest,
+    Removal, Request, RequestQueue, Reservation, Service, Target,
 };
 use iommu_assign::smmu::{Masters, Smmu};
 use iommu_assign::sync::Explored;
-use machine::op::{Guest, Op, Side, Slot};
+use machine::op::{Ask, Guest, Op, Side, Slot};
 use machine::oracle::Oracle;
 use machine::specification::{Outcome, Specification};
 use machine::world::Board;
@@ -25,6 +26,9 @@ pub(super) struct Run {
     domains: BTreeMap<Guest, Domain<Explored>>,
     pub(super) oracles: [Oracle; 2],
     clock: AtomicU64,
+    queue: RequestQueue<Explored>,
+    /// How many clients of the queue have all their answers.
+    pub(super) served: AtomicUsize,
     board: Board,
     masters: Arc<Masters<Explored>>,
     registers: [ModelRegisters; 2],
@@ -79,7 +83,8 @@ impl Run {
             }
         }
         let out = Default::default();
-        (Self { service, domains, oracles, clock: AtomicU64::new(0), board, masters, registers, out }, specification)
+        let (queue, served, clock) = (RequestQueue::new(), AtomicUsize::new(0), AtomicU64::new(0));
+        (Self { service, domains, oracles, clock, queue, served, board, masters, registers, out }, specification)
     }
 
     /// Runs one operation; `None` where nobody could have asked for it.
@@ -88,19 +93,12 @@ impl Run {
         let domain = |guest: Guest| self.domains.get(&guest);
         let ready: Box<dyn FnOnce(&mut Mine<'a>) -> Seen + '_> = match op {
             Op::Add(slot) => {
-                let spec = DeviceSpec {
-                    parent: slot.parent().map(Slot::key),
-                    isolation: slot.isolation(),
-                    ..DeviceSpec::new(slot.key(), slot.label(), slot.offered())
-                };
+                let spec = spec(slot);
                 Box::new(move |_| seen(self.service.add(spec), |_| Outcome::Done))
             }
             Op::Remove(slot) => Box::new(move |_| match self.service.remove(slot.key()) {
                 Ok(Removal::Pending) => Seen::Pending,
-                result => seen(result, |removal| match removal {
-                    Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
-                    _ => Outcome::Done,
-                }),
+                result => seen(result, removed),
             }),
             Op::Assign(slot, guest) => {
                 let (device, domain) = (device(slot)?, domain(guest)?);
@@ -116,11 +114,7 @@ impl Run {
             }
             Op::Deassign(slot) => {
                 let device = device(slot)?;
-                Box::new(move |_| {
-                    seen(self.service.deassign(&device), |done| {
-                        Outcome::Deassigned(done.still_reachable.iter().filter_map(Slot::named).collect())
-                    })
-                })
+                Box::new(move |_| seen(self.service.deassign(&device), deassigned))
             }
             Op::TestAssign(slot, guest) => {
                 let (device, domain) = (device(slot)?, domain(guest)?);
@@ -178,6 +172,49 @@ impl Run {
         Some(Call { op, called, returned, seen })
     }
 
+    /// Puts a request in the queue, and says when. `None` where nobody could have asked for it.
+    pub(super) fn submit(&self, ask: Ask) -> Option<Submitted> {
+        let target = Target::Key(ask.slot().key());
+        let domain = |guest: Guest| self.domains.get(&guest).cloned();
+        let request = match ask {
+            Ask::Offer(slot) => Request::Add(spec(slot)),
+            Ask::Unplug(slot) => Request::Remove(slot.key()),
+            Ask::Give(_, guest) => Request::Assign(target, domain(guest)?),
+            Ask::Pass(_, guest) => Request::Reassign(target, domain(guest)?),
+            Ask::Take(_) => Request::Deassign(target),
+        };
+        let ready = self.queue.prepare(request);
+        let called = self.clock.fetch_add(1, Ordering::SeqCst);
+        Some(Submitted { ask, called, completion: self.queue.submit(ready) })
+    }
+
+    /// Waits for the answers, in order; cancels the last one before, where `cancels`.
+    pub(super) fn collect(&self, submitted: Vec<Submitted>, cancels: bool) -> Vec<Call> {
+        if let Some(last) = submitted.last().filter(|_| cancels) {
+            let _ = last.completion.cancel();
+        }
+        let answered = |Submitted { ask, called, completion }: Submitted| {
+            let seen = loop {
+                match completion.poll() {
+                    Some(answer) => break queued(answer.clone()),
+                    None => shuttle::thread::yield_now(),
+                }
+            };
+            let returned = self.clock.fetch_add(1, Ordering::SeqCst);
+            Call { op: ask.op(), called, returned, seen }
+        };
+        submitted.into_iter().map(answered).collect()
+    }
+
+    /// Works until all `clients` of the queue have their answers.
+    pub(super) fn work(&self, clients: usize) {
+        let mut worker = must(self.queue.worker().ok_or("the worker is out"));
+        while self.served.load(Ordering::SeqCst) < clients {
+            let _ = worker.drain(&self.service);
+            shuttle::thread::yield_now();
+        }
+    }
+
     /// Registered devices, whose they are and who is in their group, as the specification shows them.
     pub(super) fn shown(&self) -> BTreeMap<Slot, Option<Label>> {
         let mut shown = BTreeMap::new();
@@ -188,6 +225,46 @@ impl Run {
             }
         }
         shown
+    }
+}
+
+/// A request without an answer yet.
+pub(super) struct Submitted {
+    ask: Ask,
+    called: u64,
+    completion: Completion<Explored>,
+}
+
+fn spec(slot: Slot) -> DeviceSpec {
+    DeviceSpec {
+        parent: slot.parent().map(Slot::key),
+        isolation: slot.isolation(),
+        ..DeviceSpec::new(slot.key(), slot.label(), slot.offered())
+    }
+}
+
+fn removed(removal: &Removal) -> Outcome {
+    match removal {
+        Removal::StillReachable(mates) => Outcome::Removed(mates.iter().filter_map(Slot::named).collect()),
+        _ => Outcome::Done,
+    }
+}
+
+fn deassigned(done: &Deassigned) -> Outcome {
+    Outcome::Deassigned(done.still_reachable.iter().filter_map(Slot::named).collect())
+}
+
+fn queued(answer: Result<Answer, Error>) -> Seen {
+    match answer {
+        Ok(Answer::Removed(Removal::Pending)) => Seen::Pending,
+        Err(Error { cause: Cause::Busy { .. }, .. }) => panic!("C-12: the queue tries again what met a claimed group"),
+        // Nothing was done (contract C-15).
+        Err(Error { cause: Cause::Cancelled, .. }) => Seen::Busy,
+        answer => seen(answer, |answer| match answer {
+            Answer::Removed(removal) => removed(removal),
+            Answer::Deassigned(done) => deassigned(done),
+            _ => Outcome::Done,
+        }),
     }
 }
 
