@@ -3,7 +3,7 @@
 //!
 //! `Busy` is nothing done; an operation that a removal overtook was done and undone, or not done; who asked for a removal
 //! that another operation carries out was answered early; `Exhausted` may be due to what another operation held. What a
-//! forced unregister overtook stands in `Specification::overtaken`. A request in the queue is an operation that lasts from its
+//! forced unregister that overlapped it overtook stands in `Specification::overtaken`. A request in the queue is an operation that lasts from its
 //! submission to its answer; those about one device keep their order.
 
 mod history;
@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use history::{Call, apart, asked_apart, follow, linearizable};
+use history::{Call, apart, asked_apart, follow, linearizable, see_beside};
 use iommu_assign::assign::Finding;
 use machine::op::{Ask, Guest, Op, Side, Slot};
 use run::{Mine, Run};
@@ -127,7 +127,8 @@ fn schedule(seed: u64) {
         .into_iter()
         .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         .collect();
-    let histories = asked_apart(histories, (clients > 0).then_some(THREADS - clients));
+    let mut histories = asked_apart(histories, (clients > 0).then_some(THREADS - clients));
+    see_beside(&mut histories);
     let shown = run.shown();
     if !linearizable(&states, &apart(&histories), &shown) {
         let lines = |(n, calls): (usize, &Vec<Call>)| {

@@ -133,13 +133,7 @@ pub(super) fn overtaken(state: &Specification, op: Op) -> Steps {
             let gone: Vec<Refusal> = sides().filter(|side| is_on(slot, *side)).map(Refusal::ProviderGone).collect();
             let done = super::operations::step(state, op).into_iter();
             let done = done.filter(|(outcome, _)| matches!(outcome, Outcome::Done | Outcome::Removed(_)));
-            let mut steps: Steps = done.flat_map(|(_, next)| failures(&next, gone.clone(), After::Removed)).collect();
-            // A child that was being added counted, though its add then failed.
-            let waits = |child: &Slot| child.parent() == Some(slot) && !state.devices.contains_key(child);
-            if state.devices.contains_key(&slot) && Slot::ALL.iter().any(waits) {
-                steps.extend(refuse(state, BTreeSet::from([Refusal::HasChildren])));
-            }
-            steps
+            done.flat_map(|(_, next)| failures(&next, gone.clone(), After::Removed)).collect()
         }
         Op::Flush(guest) if state.is_running(guest) => {
             let gone = sides().filter(is_out).map(Refusal::ProviderGone);

@@ -25,6 +25,18 @@ pub(super) struct Call {
     pub(super) called: u64,
     pub(super) returned: u64,
     pub(super) seen: Seen,
+    /// What others did meanwhile.
+    pub(super) beside: Vec<Op>,
+}
+
+/// Tells each call what overlapped it.
+pub(super) fn see_beside(histories: &mut [Vec<Call>]) {
+    let all: Vec<(u64, u64, Op)> =
+        histories.iter().flatten().map(|call| (call.called, call.returned, call.op)).collect();
+    for call in histories.iter_mut().flatten() {
+        let beside = all.iter().filter(|(called, returned, _)| *called < call.returned && call.called < *returned);
+        call.beside = beside.filter(|(called, ..)| *called != call.called).map(|(.., op)| *op).collect();
+    }
 }
 
 /// What was asked of the queue as a thread for each device: only of one device are requests in order (contract C-12).
@@ -91,10 +103,18 @@ pub(super) fn follow(states: &BTreeSet<Specification>, call: &Call) -> BTreeSet<
                 }
                 // A request names its device by key.
                 let absent = moved(call.op).is_some_and(|slot| !state.shown().contains_key(&slot));
+                // A child that was being added counted, though its add then failed.
+                let is_child =
+                    |op: &Op| matches!(op, Op::Add(child) if Op::Remove(child.parent().unwrap_or(*child)) == call.op);
+                if *told == Outcome::refused(Refusal::HasChildren) && call.beside.iter().any(is_child) {
+                    after.insert(state.clone());
+                }
                 if absent && *told == Outcome::refused(Refusal::NotFound) {
                     after.insert(state.clone());
                 }
-                let all = steps.chain(state.overtaken(call.op));
+                let ends = call.beside.iter().any(|op| matches!(op, Op::ForceUnregister(_)));
+                let overtaken = if ends { state.overtaken(call.op) } else { Vec::new() };
+                let all = steps.chain(overtaken);
                 after.extend(all.filter(|(outcome, _)| outcome == told).map(|(_, next)| next));
             }
         }

@@ -169,7 +169,7 @@ impl Run {
         let called = self.clock.fetch_add(1, Ordering::SeqCst);
         let seen = ready(mine);
         let returned = self.clock.fetch_add(1, Ordering::SeqCst);
-        Some(Call { op, called, returned, seen })
+        Some(Call { op, called, returned, seen, beside: Vec::new() })
     }
 
     /// Puts a request in the queue, and says when. `None` where nobody could have asked for it.
@@ -201,7 +201,7 @@ impl Run {
                 }
             };
             let returned = self.clock.fetch_add(1, Ordering::SeqCst);
-            Call { op: ask.op(), called, returned, seen }
+            Call { op: ask.op(), called, returned, seen, beside: Vec::new() }
         };
         submitted.into_iter().map(answered).collect()
     }
