@@ -3,8 +3,8 @@
 //!
 //! `Busy` is nothing done; an operation that a removal overtook was done and undone, or not done; who asked for a removal
 //! that another operation carries out was answered early; `Exhausted` may be due to what another operation held. What a
-//! forced unregister that overlapped it overtook stands in `Specification::overtaken`. A request in the queue is an operation that lasts from its
-//! submission to its answer; those about one device keep their order.
+//! forced unregister overtook stands in `Specification::overtaken`, for the calls that it overlapped. A request in the queue
+//! is an operation from its submission to its answer; those about one device keep their order.
 
 mod history;
 mod run;
