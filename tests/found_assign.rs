@@ -13,6 +13,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use common::callbacks::{Asked, Hooks};
@@ -23,12 +24,44 @@ use iommu_assign::assign::{
     Stage2Limits, Stream, StreamId, Why, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
-use iommu_assign::sync::Spin;
+use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
 use machine::{ModelRegisters, Reached};
 use smmu_model::Config;
 
-type Way = common::callbacks::Way<Spin>;
-type Then = Mutex<Option<Box<dyn FnOnce(&Service<Spin>) + Send>>>;
+type Way = common::callbacks::Way<Host>;
+type Then = Mutex<Option<Box<dyn FnOnce(&Service<Host>) + Send>>>;
+
+thread_local! {
+    static WAKES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A platform on which nobody but the test's own thread wakes: whoever would sleep is told that time is up.
+#[derive(Debug)]
+enum Host {}
+
+impl Platform for Host {
+    type Lock = <Spin as Platform>::Lock;
+    type Sharing = ManyCpus;
+
+    fn barrier() {}
+
+    fn wake() {
+        WAKES.set(WAKES.get() + 1);
+    }
+}
+
+impl Waiter for Host {
+    type Ticket = u64;
+    type Deadline = ();
+
+    fn prepare() -> u64 {
+        WAKES.get()
+    }
+
+    fn wait(ticket: u64, _: Option<()>) -> Result<(), TimedOut> {
+        if WAKES.get() == ticket { Err(TimedOut) } else { Ok(()) }
+    }
+}
 
 /// A driver in which, once, something else happens between two steps.
 struct Between {
@@ -36,6 +69,8 @@ struct Between {
     way: Way,
     /// After `publish`, `plan` and `retire`, and before `close`.
     then: [Then; 4],
+    /// Whom the next `publish` meets too.
+    meets: Mutex<Option<DeviceId>>,
 }
 
 impl std::fmt::Debug for Between {
@@ -50,7 +85,7 @@ const RETIRE: usize = 2;
 const CLOSE: usize = 3;
 
 impl Between {
-    fn on(&self, step: usize, act: impl FnOnce(&Service<Spin>) + Send + 'static) {
+    fn on(&self, step: usize, act: impl FnOnce(&Service<Host>) + Send + 'static) {
         *self.then[step].lock().unwrap() = Some(Box::new(act));
     }
 
@@ -81,6 +116,7 @@ impl Iommu for Between {
 
     fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
         let published = self.inner.publish(master, met);
+        self.meets.lock().unwrap().take().map(met);
         self.passed(PUBLISH);
         published
     }
@@ -166,10 +202,10 @@ impl Iommu for Between {
 
 struct Rig {
     bench: Bench,
-    service: Arc<Service<Spin>>,
+    service: Arc<Service<Host>>,
     driver: Arc<Between>,
     way: Way,
-    domains: [Domain<Spin>; 2],
+    domains: [Domain<Host>; 2],
 }
 
 impl Rig {
@@ -177,13 +213,13 @@ impl Rig {
         Self::asking(|_, _| true)
     }
 
-    fn asking(ask: impl Fn(&Service<Spin>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
+    fn asking(ask: impl Fn(&Service<Host>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
         let mut bench = Bench::with_policy(Box::new(Anyone));
         let inner = bench.smmu(SMMU, Config::generic_v2());
         let way = Way::new();
         let service = Arc::new(Service::new(Box::new(Asked::new(&way, ask))));
         way.lead_to(&service);
-        let driver = Arc::new(Between { inner, way: way.clone(), then: Default::default() });
+        let driver = Arc::new(Between { inner, way: way.clone(), then: Default::default(), meets: Mutex::default() });
         service.register_iommu(driver.clone()).unwrap();
         let (one, two) = (bench.guest("one"), bench.guest("two"));
         let domains = [("one", &one), ("two", &two)]
@@ -247,7 +283,7 @@ fn c9_an_unregister_does_not_take_the_instance_that_came_after() {
     for forced in [false, true] {
         let rig = Rig::new();
         let (inner, way) = (rig.driver.inner.clone(), rig.way.clone());
-        let after = Arc::new(Between { inner, way, then: Default::default() });
+        let after = Arc::new(Between { inner, way, then: Default::default(), meets: Mutex::default() });
         rig.driver.on(if forced { CLOSE } else { RETIRE }, move |service| {
             service.force_unregister_iommu(SMMU).unwrap();
             service.register_iommu(after).unwrap();
@@ -332,7 +368,7 @@ fn i11_a_new_device_joins_the_mates_of_one_that_went_while_it_came() {
 
 #[test]
 fn i11_the_owner_of_a_shared_stream_stays_while_the_policy_is_asked_about_it() {
-    let target: Arc<OnceLock<(Device, Domain<Spin>)>> = Arc::default();
+    let target: Arc<OnceLock<(Device, Domain<Host>)>> = Arc::default();
     let once = std::sync::Once::new();
     let (owner, came) = (target.clone(), Arc::new(Mutex::new(None)));
     let seen = came.clone();
@@ -373,4 +409,121 @@ fn i6_a_mate_that_a_hook_assigned_is_named_as_keeping_the_stream() {
     let deassigned = rig.service.deassign(&device).unwrap();
     assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)));
     assert_eq!(deassigned.still_reachable.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn i11_the_policy_is_asked_about_a_stream_that_went_live_while_a_device_came() {
+    let mut rig = Rig::asking(|_, request| request.device.label().to_string() != "c");
+    let [_, mate] = ["a", "b"].map(|name| rig.add(name, &[(0x10, 0)]));
+    let domain = rig.domains[0].clone();
+    rig.driver.on(PUBLISH, move |service| service.assign(&mate, &domain).unwrap());
+    let late = rig.bench.spec("c", &[(0x10, 0)]);
+    let error = rig.service.add(late).unwrap_err();
+    assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
+    assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)));
+}
+
+#[test]
+fn i11_who_shares_a_live_stream_is_the_one_that_shares_it_when_the_policy_is_asked() {
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = asked.clone();
+    let mut rig = Rig::asking(move |_, request| {
+        if let Why::Shares { with } = request.why {
+            seen.lock().unwrap().push(format!(
+                "{} with {} in {}",
+                request.device.label(),
+                with.label(),
+                request.domain
+            ));
+        }
+        request.device.label().to_string() != "c"
+    });
+    let [one, two] = ["a", "b"].map(|name| rig.add(name, &[(0x10, 0)]));
+    rig.service.assign(&one, &rig.domains[0]).unwrap();
+    let domain = rig.domains[1].clone();
+    rig.driver.on(PUBLISH, move |service| {
+        drop(service.deassign(&one).unwrap());
+        service.assign(&two, &domain).unwrap();
+    });
+    let late = rig.bench.spec("c", &[(0x10, 0)]);
+    let error = rig.service.add(late).unwrap_err();
+    assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
+    assert_eq!(asked.lock().unwrap().last().unwrap(), "c with b in two");
+}
+
+#[test]
+fn i11_a_new_device_joins_those_that_one_that_went_kept_together() {
+    for first in ["wide", "narrow"] {
+        let mut rig = Rig::new();
+        let wide = |rig: &mut Rig| rig.add("a", &[(0x10, 3)]);
+        let (going, mates) = if first == "wide" {
+            let going = wide(&mut rig);
+            (going, [rig.add("b", &[(0x10, 0)]), rig.add("c", &[(0x11, 0)])])
+        } else {
+            let mates = [rig.add("b", &[(0x10, 0)]), rig.add("c", &[(0x11, 0)])];
+            (wide(&mut rig), mates)
+        };
+        let gone = going.key();
+        rig.driver.on(PUBLISH, move |service| drop(service.remove(gone).unwrap()));
+        for (name, id, n) in [("d", 0x10, 0_usize), ("e", 0x11, 1)] {
+            let late = rig.bench.spec(name, &[(id, 0)]);
+            let late = rig.service.add(late.clone()).or_else(|_| rig.service.add(late)).unwrap();
+            assert_eq!(rig.group(&mates[n]), rig.group(&late), "{first} {name}");
+        }
+    }
+}
+
+#[test]
+fn a1_c9_what_an_instance_that_went_leaves_of_an_add() {
+    for forced in [false, true] {
+        let mut rig = Rig::new();
+        let spec = rig.bench.spec("a", &[(0x10, 0)]);
+        let new = rig.service.new_device(spec.clone()).unwrap();
+        let end = |rig: &Rig| {
+            if forced { rig.service.force_unregister_iommu(SMMU) } else { rig.service.unregister_iommu(SMMU) }.unwrap();
+        };
+        end(&rig);
+        let smmu = rig.again();
+        rig.service.register_iommu(smmu).unwrap();
+        let error = rig.service.add_new(new).unwrap_err();
+        assert_eq!(error.cause, Cause::ProviderMissing(SMMU), "forced {forced}");
+        let device = rig.service.add(spec).unwrap();
+        rig.service.assign(&device, &rig.domains[0]).unwrap();
+        assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)), "forced {forced}");
+    }
+}
+
+#[test]
+fn c19_an_add_that_met_who_has_gone_unheard_does_not_sleep() {
+    let mut rig = Rig::new();
+    let gone = rig.add("a", &[(0x10, 0)]);
+    rig.service.remove(gone.key()).unwrap();
+    *rig.driver.meets.lock().unwrap() = Some(gone.id());
+    let spec = rig.bench.spec("b", &[(0x10, 0)]);
+    rig.service.wait(None, |service| service.add(spec.clone())).unwrap();
+}
+
+#[test]
+fn c4_who_met_an_add_before_it_was_registered_is_woken_as_soon_as_it_is() {
+    let met: Arc<OnceLock<u64>> = Arc::default();
+    let (seen, asked) = (met.clone(), Arc::new(OnceLock::new()));
+    let heard = asked.clone();
+    let mut rig = Rig::asking(move |_, request| {
+        if request.device.label().to_string() == "b" {
+            let _ = heard.set(WAKES.get() > *seen.get().unwrap());
+        }
+        true
+    });
+    let owner = rig.add("a", &[(0x10, 0)]);
+    rig.service.assign(&owner, &rig.domains[0]).unwrap();
+    let late = rig.bench.spec("c", &[(0x10, 0)]);
+    rig.driver.on(PUBLISH, move |service| {
+        let before = WAKES.get();
+        let error = service.add(late).unwrap_err();
+        assert_eq!(error.cause, Cause::Busy { running: Operation::Add });
+        assert_eq!(WAKES.get(), before, "it would try without end, instead of sleeping");
+        met.set(before).unwrap();
+    });
+    rig.add("b", &[(0x10, 0)]);
+    assert_eq!(asked.get(), Some(&true), "its hooks may wait for what the other one holds");
 }

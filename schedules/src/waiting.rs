@@ -186,6 +186,19 @@ const CASES: &[Case] = &[
         shows: &[],
     },
     Case {
+        name: "same group: add | add that is refused",
+        relation: Relation::SameGroup,
+        starts: Op::Assign,
+        hooked: false,
+        before: |stage| assert_eq!(stage.remove(1), Ok(())),
+        threads: &[|stage| stage.add(1), |stage| stage.add(0)],
+        check: |_, outcomes| {
+            assert_eq!(outcomes[0], Ok(()), "C-2: it waited, and did not get its turn");
+            assert!(matches!(outcomes[1], Err(Cause::AlreadyRegistered { .. })), "C-2: {:?}", outcomes[1]);
+        },
+        shows: &[],
+    },
+    Case {
         name: "same group: deassign | deassign | deassign",
         relation: Relation::SameGroup,
         starts: Op::Deassign,

@@ -81,18 +81,27 @@ impl<P: Platform> Service<P> {
         let refuse = |cause| Error::unchanged(Operation::Add, label.clone(), cause);
         self.arrivals.begin();
         let entered = self.publish(held, &mut new).and_then(|meets| self.enter(held, above, &mut new, meets));
-        let (claim, shared, strays) = match entered {
+        let (claim, owner, strays) = match entered {
             Ok(entered) => entered,
-            Err(cause) => {
+            Err(refusal) => {
                 Self::take_back(held, &new);
-                if self.arrivals.end() {
+                let (cause, wakes) = match refusal {
+                    Refusal::Because(cause) => (cause, self.arrivals.end()),
+                    Refusal::Met => (Cause::Busy { running: Operation::Add }, self.arrivals.give_way()),
+                    // Who goes unmet wakes nobody, and whoever tries this again must not sleep.
+                    Refusal::Lost(_) => {
+                        self.arrivals.end();
+                        (Cause::Busy { running: Operation::Remove }, true)
+                    }
+                };
+                if wakes {
                     P::wake();
                 }
                 return Err(refuse(cause));
             }
         };
         let subjects = core::slice::from_ref(&device);
-        let joined = self.join(held, above, &mut new, shared.as_ref(), &strays);
+        let joined = self.join(held, above, &mut new, owner.as_ref(), &strays);
         let outcome = match joined.and_then(|()| silence.map_or(Ok(()), |space| move_stray(held, subjects, space))) {
             Ok(()) => {
                 self.tell(held, &Event::Added { device: device.label().clone() });
@@ -124,7 +133,7 @@ impl<P: Platform> Service<P> {
     }
 
     /// Publishes the device's streams everywhere. From here on whoever has them too meets this one.
-    fn publish(&self, held: &mut Held<'_, Unlocked>, new: &mut NewDevice) -> Result<Few<Met>, Cause> {
+    fn publish(&self, held: &mut Held<'_, Unlocked>, new: &mut NewDevice) -> Result<Few<Met>, Refusal> {
         let mut meets: Few<Met> = Few::new();
         for (attachment, master) in new.places() {
             let iommu = attachment.key;
@@ -152,42 +161,41 @@ impl<P: Platform> Service<P> {
     }
 
     /// Registers the device, in state `Adding`; claims its parent's group, and the groups that it meets, which become one
-    /// with its own. Returns whose live entry it would share, if there is one, and the strays that make way.
+    /// with its own. Returns who owns the group, if somebody does, and the strays that make way.
     fn enter(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
         new: &mut NewDevice,
         mut meets: Few<Met>,
-    ) -> Result<(Claim, Option<Shared>, Few<Device>), Cause> {
+    ) -> Result<(Claim, Option<Owner>, Few<Device>), Refusal> {
         let mut members = Members::with_room(few::USUAL).ok_or(Cause::OutOfMemory)?;
         let mut strays: Few<Device> = few::with_room(meets.len()).ok_or(Cause::OutOfMemory)?;
         let (mut registry, admitted) = loop {
             let registry = self.registry.lock(held);
             let lost = match self.admit(&registry, above, new, &meets) {
                 Err(Refusal::Lost(lost)) => lost,
-                Err(Refusal::Because(cause)) => break (registry, Err(cause)),
-                Ok(admitted) => break (registry, Ok(admitted)),
+                admitted => break (registry, admitted),
             };
             drop(registry);
             let mut known = new.attachments.iter().map(|attachment| attachment.iommu.call(held).placement(lost));
             if known.all(|placement| placement == Err(IommuError::Unknown)) {
                 // It has gone since, and others that it stood for may stay: whom the device meets is to be asked again.
-                return Err(Cause::Busy { running: Operation::Remove });
+                return Err(Refusal::Lost(lost));
             }
             // It could not be withdrawn, and is nobody's.
             meets.retain(|met| met.device != lost);
         };
         let Admitted { depth, parent } = match admitted {
             Ok(admitted) => admitted,
-            Err(cause) => {
+            Err(refusal) => {
                 drop(registry);
-                return Err(cause);
+                return Err(refusal);
             }
         };
         let Some(record) = new.record.take() else {
             drop(registry);
-            return Err(Cause::Gone);
+            return Err(Cause::Gone.into());
         };
         let device = &new.device;
         let unused = registry.unused();
@@ -200,7 +208,8 @@ impl<P: Platform> Service<P> {
             registry = self.registry.lock(held);
         }
         device.put(Place { depth, attachments: mem::take(&mut new.attachments) });
-        record.met.set(self.arrivals.end());
+        // Not left to the end of the claim: whoever has met an arrival could not see in what order that comes.
+        let was_met = self.arrivals.end();
         registry.insert_device(record);
         if let Some(record) = registry.registration(device) {
             for other in met_by(&registry, device, &meets) {
@@ -210,18 +219,20 @@ impl<P: Platform> Service<P> {
         }
         let met = || meets.iter().filter_map(|met| Some((registry.device_by_id(met.device)?, met.iommu)));
         strays.extend(met().map(|(other, _)| &other.device).filter(|other| other.is_stray()).cloned());
-        // Whoever meets the device at an IOMMU and is assigned keeps the entry live that the device would share; members
-        // that only their bus brings into the group share none.
-        let shared = met().find_map(|(member, iommu)| {
-            let DeviceState::Assigned(owner) = member.state.get() else { return None };
+        let owner = registry.registration(device).and_then(|record| registry.owner(record)).and_then(|(_, owner)| {
             let domain = registry.domain(owner)?.domain.label().clone();
-            Some(Shared { with: member.device.clone(), owner, domain, iommu })
+            let is_owned = |record: &DeviceRecord| record.state.get() == DeviceState::Assigned(owner);
+            let live = met().find(|(other, _)| is_owned(other)).map(|(other, iommu)| (other.device.clone(), iommu));
+            Some(Owner { owner, domain, live })
         });
         drop(registry);
         drop(unused);
+        if was_met {
+            P::wake();
+        }
         let mut claim = Claim::new(new.device.clone(), members, false);
         claim.parent = parent;
-        Ok((claim, shared, strays))
+        Ok((claim, owner, strays))
     }
 
     /// Looks whether the device can be registered, and changes nothing: a refusal leaves the groups as they are (contract
@@ -251,7 +262,7 @@ impl<P: Platform> Service<P> {
         let lost = |met: &&Met| self.has_given(met.device) && registry.device_by_id(met.device).is_none();
         if let Some(lost) = meets.iter().find(lost) {
             if self.arrivals.meet() {
-                return Err(Cause::Busy { running: Operation::Add }.into());
+                return Err(Refusal::Met);
             }
             return Err(Refusal::Lost(lost.device));
         }
@@ -305,20 +316,27 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
         new: &mut NewDevice,
-        shared: Option<&Shared>,
+        owner: Option<&Owner>,
         strays: &[Device],
     ) -> Result<(), Cause> {
         let device = &new.device;
-        if let Some(shared) = shared {
+        if let Some(owner) = owner
+            && let Some((with, iommu)) = self.keeper(held, device, owner)?
+        {
             let frame = Frame {
                 device,
                 subjects: core::slice::from_ref(device),
                 operation: Operation::Add,
                 // The yes is for this owner alone.
-                target: Some(shared.owner),
+                target: Some(owner.owner),
                 above,
             };
-            self.ask_to_share(held, &frame, shared)?;
+            // A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
+            let (domain, why, claims) = (&owner.domain, Why::Shares { with: &with }, Claims::of(&frame));
+            if !self.permits(held, &PolicyRequest { device, domain, why, claims }) {
+                let reason = ConflictReason::SharedStream(iommu);
+                return Err(Cause::GroupConflict { with: with.label().clone(), reason });
+            }
         }
         // Its streams are the device's now that they are published: no new stray can come.
         for stray in strays {
@@ -339,14 +357,38 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// A device that would share a live entry is not blocked, whatever its state says: the policy must say yes.
-    fn ask_to_share(&self, held: &mut Held<'_, Unlocked>, frame: &Frame<'_>, shared: &Shared) -> Result<(), Cause> {
-        let Shared { with, domain, iommu, .. } = shared;
-        let (device, why, claims) = (frame.device, Why::Shares { with }, Claims::of(frame));
-        if self.permits(held, &PolicyRequest { device, domain, why, claims }) {
-            return Ok(());
+    /// Whose live entry the device would share, and where. Members that only their bus brings into the group share none.
+    ///
+    /// Of those that share an entry publishing named one, and the owner may have come to another since: where no owned
+    /// one was met, the IOMMUs are asked again, now that the group is claimed.
+    fn keeper(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: &Device,
+        owner: &Owner,
+    ) -> Result<Option<(Device, IommuKey)>, Cause> {
+        if owner.live.is_some() {
+            return Ok(owner.live.clone());
         }
-        Err(Cause::GroupConflict { with: with.label().clone(), reason: ConflictReason::SharedStream(*iommu) })
+        for attachment in device.attachments() {
+            let mut keepers: Few<DeviceId> = Few::new();
+            let mut all_told = true;
+            let mut tell = |keeper| all_told &= few::put(&mut keepers, keeper);
+            let iommu = attachment.key;
+            // The device is in fault: nothing is done but to tell.
+            let told = attachment.iommu.call(held).block(&[device.id()], &mut tell);
+            told.map_err(|error| Cause::Iommu { iommu, error })?;
+            if !all_told {
+                return Err(Cause::OutOfMemory);
+            }
+            let registry = self.registry.lock(held);
+            let records = keepers.iter().filter_map(|keeper| registry.device_by_id(*keeper));
+            let mut owned = records.filter(|record| record.state.get() == DeviceState::Assigned(owner.owner));
+            if let Some(keeper) = owned.next() {
+                return Ok(Some((keeper.device.clone(), iommu)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -360,6 +402,8 @@ struct Admitted {
 /// Why a device is not admitted.
 enum Refusal {
     Because(Cause),
+    /// It meets one whose own add may be about to register that.
+    Met,
     /// It meets this one, which is registered no more and whose add does not run.
     Lost(DeviceId),
 }
@@ -390,10 +434,10 @@ pub(super) struct Met {
     pub(super) iommu: IommuKey,
 }
 
-/// An assigned device whose entry a new one would share.
-struct Shared {
-    with: Device,
+/// Who owns the group that a new device has joined.
+struct Owner {
     owner: DomainId,
     domain: Label,
-    iommu: IommuKey,
+    /// An assigned device that it met, and where: it keeps the entry live that the two would share.
+    live: Option<(Device, IommuKey)>,
 }

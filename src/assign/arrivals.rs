@@ -29,6 +29,13 @@ impl Arrivals {
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, without).is_ok_and(|word| word & MET != 0)
     }
 
+    /// [`end`](Self::end) of one that has met another, and so may wait itself: the others wake, lest it wakes itself and
+    /// tries without end. The last one has nobody to leave that to.
+    pub(super) fn give_way(&self) -> bool {
+        let without = |word: u64| Some(if word & !MET > 1 { word.saturating_sub(1) } else { 0 });
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, without).is_ok_and(|word| word == MET | 1)
+    }
+
     /// Whether there are others than the one that asks, which may have to wait for them.
     pub(super) fn meet(&self) -> bool {
         let others = |word: u64| (word & !MET > 1).then_some(word | MET);

@@ -65,7 +65,7 @@ pub struct Storm {
     pub faults: u32,
     /// The device that was quarantined, or why that failed: the storm goes on then. A stream that no device has is
     /// quarantined as a stray, a device of its own ([`Source::Stray`](super::Source::Stray)). `None` where nothing was
-    /// tried: no device has the stream and it is to fault, as it does already, or its device is just being removed.
+    /// tried: no device has the stream and it is to fault, as it does already, or its device is just being added or removed.
     pub ended: Option<Result<Device, Error>>,
 }
 
