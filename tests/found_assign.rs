@@ -20,8 +20,8 @@ use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
     AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, FaultAnswer, FaultLine,
-    Iommu, IommuError, IommuKey, NewMaster, Operation, PolicyRequest, Prepared, RawFault, Service, Sharing,
-    Stage2Limits, Stream, StreamId, Why, Withdrawn,
+    HookContext, Iommu, IommuError, IommuKey, NewMaster, Operation, PolicyRequest, Prepared, RawFault, Service,
+    Sharing, Stage2Limits, Stream, StreamId, Why, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
@@ -526,4 +526,27 @@ fn c4_who_met_an_add_before_it_was_registered_is_woken_as_soon_as_it_is() {
     });
     rig.add("b", &[(0x10, 0)]);
     assert_eq!(asked.get(), Some(&true), "its hooks may wait for what the other one holds");
+}
+
+#[test]
+fn c2_c15_a_domain_that_is_being_left_is_busy_and_not_in_use() {
+    // The IOMMUs have cut the device off already: who forced one out of service now would be too late to stop the move, so
+    // that nobody may be told that the device still is where it was.
+    let mut rig = Rig::new();
+    let seen: Arc<Mutex<Vec<Cause>>> = Arc::default();
+    let (way, left, noted) = (rig.way.clone(), rig.domains[0].clone(), seen.clone());
+    let ask = move |_: &HookContext<'_>| {
+        let refused = way.service().unwrap().destroy_domain(&left).unwrap_err();
+        noted.lock().unwrap().push(refused.cause);
+        Ok(())
+    };
+    let mut spec = rig.bench.spec("a", &[(0x10, 0)]);
+    spec.hooks = Arc::new(Hooks::new().reset(ask));
+    let device = rig.service.add(spec).unwrap();
+    let [old, new] = &rig.domains;
+    rig.service.assign(&device, old).unwrap();
+    assert_eq!(rig.service.destroy_domain(old).unwrap_err().cause, Cause::InUse { devices: 1 });
+    rig.service.reassign(&device, new).unwrap();
+    assert_eq!(*seen.lock().unwrap(), [Cause::Busy { running: Operation::Reassign }]);
+    rig.service.destroy_domain(old).unwrap();
 }

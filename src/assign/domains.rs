@@ -96,11 +96,7 @@ impl<P: Platform> Service<P> {
             let registry = self.registry.lock(held);
             let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
             if record.assigned.get() > 0 {
-                // A device that is being removed answers `Gone` already: it keeps the domain busy, not in use.
-                return Err(refuse(match registry.users(domain.id()) {
-                    0 => Cause::Busy { running: Operation::Remove },
-                    devices => Cause::InUse { devices },
-                }));
+                return Err(refuse(registry.use_of(domain.id())));
             }
             if record.destroying.get() {
                 return Err(refuse(Cause::Busy { running: Operation::DestroyDomain }));

@@ -328,12 +328,22 @@ impl<P: Platform> Registry<P> {
         self.devices.iter().filter(|child| child.device.parent() == key && !child.remove_pending.get()).count()
     }
 
-    /// How many devices are assigned to `domain`, but for those that are on their way out.
-    pub(super) fn users(&self, domain: DomainId) -> usize {
-        let stays = |record: &&DeviceRecord| {
-            record.state.get() == DeviceState::Assigned(domain) && !record.remove_pending.get()
+    /// Why `domain`, to which devices are assigned, cannot end: it is in use, or busy where all of them are on their way out.
+    pub(super) fn use_of(&self, domain: DomainId) -> Cause {
+        let leaving = |record: &DeviceRecord| match self.claimed(record) {
+            // One that is being removed answers `Gone` already.
+            _ if record.remove_pending.get() => Some(Operation::Remove),
+            // What others find of an IOMMU or of a mate may be what comes after it already.
+            running => running.filter(|running| matches!(running, Operation::Deassign | Operation::Reassign)),
         };
-        self.devices.iter().filter(stays).count()
+        let users = || self.devices.iter().filter(|record| record.state.get() == DeviceState::Assigned(domain));
+        let devices = users().filter(|record| leaving(record).is_none()).count();
+        let mut running = Operation::Remove;
+        for (record, operation) in users().filter_map(|record| Some((record, leaving(record)?))) {
+            self.meet(record);
+            running = operation;
+        }
+        if devices > 0 { Cause::InUse { devices } } else { Cause::Busy { running } }
     }
 
     pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceRecord> {
@@ -473,6 +483,27 @@ impl<P: Platform> Registry<P> {
     /// The record of this very instance, not of a later one under the same key (contract C-9).
     pub(super) fn instance(&self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<&IommuRecord> {
         self.iommu(key).filter(|record| record.iommu.is_same(iommu))
+    }
+
+    /// Why an instance cannot be unregistered, if it cannot: it is in use, or busy where all its devices are on their way
+    /// out. Strays go with it.
+    pub(super) fn use_of_iommu(&self, record: &IommuRecord) -> Option<Cause> {
+        if record.devices.get() == 0 {
+            return None;
+        }
+        let is_here = |attachment: &Attachment| attachment.iommu.is_same(&record.iommu);
+        let users =
+            self.devices.iter().filter(|user| !user.device.is_stray() && user.device.attachments().iter().any(is_here));
+        let (mut devices, mut going) = (0_usize, None);
+        for user in users {
+            if user.remove_pending.get() {
+                self.meet(user);
+                going = Some(Cause::Busy { running: Operation::Remove });
+            } else {
+                devices = devices.saturating_add(1);
+            }
+        }
+        if devices > 0 { Some(Cause::InUse { devices }) } else { going }
     }
 
     /// Whether a device may be registered with streams on this very instance; why not.

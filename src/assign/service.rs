@@ -211,13 +211,8 @@ impl<P: Platform> Service<P> {
         let iommu = {
             let registry = self.registry.lock(&mut held);
             let record = registry.iommu(key).ok_or_else(|| refuse(Cause::NotFound))?;
-            let mut devices = record.devices.get();
-            if devices > 0 {
-                let strays = registry.devices().filter(|device| device.is_stray_of(key)).count();
-                devices = devices.saturating_sub(strays);
-            }
-            if devices > 0 {
-                return Err(refuse(Cause::InUse { devices }));
+            if let Some(cause) = registry.use_of_iommu(record) {
+                return Err(refuse(cause));
             }
             if record.leaving.replace(true) {
                 record.met.set(true);

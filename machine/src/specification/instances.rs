@@ -55,8 +55,10 @@ pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
     if !state.side(side).registered {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
-    if state.devices.keys().any(|slot| state.is_at(*slot, side)) {
-        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    let mut users = state.devices.keys().filter(|slot| state.is_at(**slot, side)).peekable();
+    if users.peek().is_some() {
+        let stays = users.any(|user| !state.marked.contains(user));
+        return refuse(state, BTreeSet::from([if stays { Refusal::InUse } else { Refusal::Busy }]));
     }
     if state.side(side).leaving {
         // It was forced, and that has not come to its end: it is to be asked for again.
