@@ -350,3 +350,53 @@ fn i15_sharing_is_told_over_any_number_of_steps() {
     assert!(lots.iter().all(|first| *first == lots[0]), "{told:?}");
     assert_eq!(sharing(&*driver.smmu, &[device(1), device(2), device(3)]), [], "they do not meet, nor share");
 }
+
+#[test]
+fn i15_loosely_merged_entries_that_went_live_since_allot_are_not_packed_anew_either() {
+    let setup = Setup { unused: vec![stream(SMMU, 0x40, 0xf)], ..Setup::default() };
+    let driver = Driver::with(setup, Config::generic_v2());
+    driver.add(1, &[0x10, 0x11]);
+    driver.publish(2, &[0x11, 0x12, 0x13]);
+    assert_eq!(driver.allot(2), Ok(1), "one entry for both");
+    driver.opens(&[0x10, 0x11]);
+    driver.assign(1).unwrap();
+    driver.opens(&[0x12, 0x13]);
+    let writes = driver.writes(|| driver.enrol(2).unwrap());
+    assert!(!writes.iter().any(|name| name.starts_with("S2CR")), "a live entry moved: {writes:?}");
+    assert_eq!(driver.bench.dma(0x10), machine::Reached::Memory(BACKING));
+    driver.check();
+}
+
+#[test]
+fn i15_what_a_leaver_brought_is_captured_no_more_wherever_it_had_joined_others() {
+    for unused in [vec![], vec![stream(SMMU, 0x40, 0xf)]] {
+        let driver = Driver::with(Setup { unused, ..Setup::default() }, Config::generic_v2());
+        driver.add(1, &[0x10]);
+        driver.add(2, &[0x20]);
+        driver.add(4, &[0x30]);
+        // An entry with each of the three.
+        driver.add(3, &[0x10, 0x11, 0x20, 0x21, 0x30, 0x31]);
+        withdraw(&*driver.smmu, device(3), &[]).unwrap();
+        for (n, id) in [(1, 0x10), (2, 0x20), (4, 0x30)] {
+            driver.opens(&[id]);
+            driver.assign(n).unwrap();
+            assert_eq!(driver.bench.dma(id + 1), machine::Reached::Fault, "{id:#x}");
+        }
+        driver.check();
+    }
+}
+
+#[test]
+fn a3_what_was_allotted_to_one_that_has_left_is_not_written_for_the_next_of_its_number() {
+    let driver = Driver::new(Config { groups: 2, ..Config::generic_v2() });
+    driver.publish(1, &[0x10, 0x40]);
+    driver.allot(1).unwrap();
+    withdraw(&*driver.smmu, device(1), &[]).unwrap();
+    let mut late = driver.masters.borrow_mut().remove(&1).unwrap();
+    driver.publish(1, &[0x10]);
+    assert_eq!(driver.smmu.enrol(&mut late), Err(IommuError::Unknown));
+    drop(late);
+    driver.enrol(1).unwrap();
+    driver.add(2, &[0x20]);
+    driver.check();
+}

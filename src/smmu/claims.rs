@@ -20,7 +20,8 @@ use super::layout::{Freedom, Layout, Workshop};
 use super::levels;
 use super::mmio::Registers;
 use super::registers::{S2cr, gr0, smr};
-use super::stream_map::{Entry, EntryIndex, StreamMap, Use, each, one};
+use super::reserved;
+use super::stream_map::{Entry, EntryIndex, Set, StreamMap, Use, each, one};
 use crate::assign::{DeviceId, IommuError};
 use crate::few::Few;
 use crate::sync::Platform;
@@ -80,9 +81,9 @@ impl Draft {
 
     /// Whether it can be written: all that it rests on is as it was.
     pub(super) fn fits(&self, map: &StreamMap) -> bool {
-        if self.loose {
-            // Somebody may have come who has one of the IDs, and has no entry to be seen by.
-            return self.is_of(map);
+        // Somebody may have come who has one of the IDs that nobody had, and has no entry to be seen by.
+        if self.loose && !self.is_of(map) {
+            return false;
         }
         let Layout { dropped, widened, fresh, .. } = &self.workshop.layout;
         let going = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
@@ -97,6 +98,22 @@ impl Draft {
             && concerned().all(|used| self.serves(map, used))
             && self.devices.iter().all(|device| map.used_by(*device).is_some_and(|used| self.serves(map, used)))
     }
+}
+
+/// One of a group, and where it shows what it was promised.
+pub(super) type Mate = (DeviceId, Arc<Promised>);
+
+/// Somebody who is in fault and uses an entry of `left`, from which all entries of his group are taken.
+pub(super) fn next_mate(map: &StreamMap, left: &mut Set) -> Option<Mate> {
+    each(*left).find_map(|number| {
+        if *left & one(number) == 0 {
+            return None;
+        }
+        *left &= !map.connected(one(number));
+        let user = map.entry(number).filter(|entry| entry.assigned == 0).and_then(|entry| entry.user);
+        let used = user.filter(|user| !reserved::is_reserved(*user)).and_then(|user| map.used_by(user))?;
+        Some((used.device, used.promised.clone()))
+    })
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
@@ -174,6 +191,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     fn enrol_drafted(&self, map: &mut StreamMap, incoming: &Incoming) -> Option<Result<(), IommuError>> {
         match map.used_by(incoming.device) {
             None => return Some(Err(IommuError::Unknown)),
+            // It was withdrawn, and another one has been published under its number.
+            Some(used) if !Arc::ptr_eq(&used.promised, &incoming.promised) => return Some(Err(IommuError::Unknown)),
             Some(used) if used.entries.get() != 0 => return Some(Ok(())),
             Some(_) => {}
         }
@@ -181,36 +200,75 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         (draft.is_for(incoming.device) && draft.fits(map)).then(|| self.apply(map, draft))
     }
 
-    /// Brings the entries of a group in fault back to the least that capture exactly its IDs, after a member has left.
-    /// `seen`: the draft's workshop looked when that was. Where it is not possible they stay as they are: they capture
-    /// more, but nobody else's. Says whether something has changed, with `then` of what is there now.
-    pub(super) fn tidy<T>(
+    /// Packs anew what a device has left behind: of the groups in fault that use an entry in `left`, beginning with that of
+    /// `mate`. `spare`: the instance's room, if it was there, and whether it looked around `mate` when the device left. Calls
+    /// `then` with the map whenever something has changed.
+    pub(super) fn tidy(
         &self,
         held: &mut Held<'_, Unlocked>,
-        (member, shown): (DeviceId, &Arc<Promised>),
+        mut mate: Mate,
+        mut left: Set,
+        spare: Option<(Box<Draft>, bool)>,
+        then: &mut dyn FnMut(&StreamMap),
+    ) {
+        let mut made;
+        let (mut kept, mut seen) = spare.map_or((None, false), |(draft, seen)| (Some(draft), seen));
+        let draft = match kept.as_deref_mut() {
+            Some(draft) => draft,
+            None => match Draft::new(self.geometry.entries, 0) {
+                Ok(draft) => {
+                    made = draft;
+                    &mut made
+                }
+                Err(error) => return self.log_untidy(mate.0, error),
+            },
+        };
+        loop {
+            if let Err(error) = self.tidy_group(held, &mate, draft, core::mem::take(&mut seen), then) {
+                self.log_untidy(mate.0, error);
+            }
+            if left == 0 {
+                break;
+            }
+            let next = next_mate(&self.map.lock(held), &mut left);
+            let Some(next) = next else { break };
+            mate = next;
+        }
+        if let Some(draft) = kept {
+            self.give_spare(held, draft);
+        }
+    }
+
+    /// Brings the entries of a group in fault back to the least that capture exactly its IDs. Where it is not possible they
+    /// stay as they are: they capture more, but nobody else's. `seen`: the draft's workshop has looked.
+    fn tidy_group(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        (mate, shown): &Mate,
         draft: &mut Draft,
         mut seen: bool,
-        then: impl FnOnce(&StreamMap) -> T,
-    ) -> Option<T> {
-        let tidied = || loop {
+        then: &mut dyn FnMut(&StreamMap),
+    ) -> Result<(), IommuError> {
+        loop {
             if !core::mem::take(&mut seen) {
-                self.survey(held, &[member], &mut draft.workshop)?;
+                self.survey(held, &[*mate], &mut draft.workshop)?;
             }
-            self.draft(draft, &[member], shown, Freedom::Repack)?;
+            self.draft(draft, &[*mate], shown, Freedom::Repack)?;
             if draft.workshop.layout.is_empty() {
-                return Ok(None);
+                return Ok(());
             }
             let mut map = self.map.lock(held);
             if draft.is_of(&map) && draft.fits(&map) {
                 let applied = self.apply(&mut map, draft);
-                return Ok(Some((applied, then(&map))));
+                then(&map);
+                return applied;
             }
-        };
-        let tidied: Result<_, IommuError> = tidied();
-        if !matches!(tidied, Ok(None | Some((Ok(()), _)))) {
-            log::info!("{}: the entries of {member} still capture IDs of a device that has left", self.config.key);
         }
-        tidied.ok().flatten().map(|(_, then)| then)
+    }
+
+    fn log_untidy(&self, mate: DeviceId, error: IommuError) {
+        let iommu = self.config.key;
+        log::info!("{iommu}: the entries of {mate} may still capture IDs of a device that has left: {error}");
     }
 
     /// Carries a draft out that fits: its entries stand in the registers, in fault.
@@ -219,6 +277,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         // They count twice until the promise goes: too many, never too few.
         self.budget.take(fresh.len());
         let mut touched = dropped.iter().fold(0, |all, (number, _)| all | one(*number));
+        let mut came: Set = 0;
         // I-1: what goes is gone before anything comes. The group is in fault, so that unmatched streams lose nothing.
         for (number, _) in dropped {
             self.clear_entry(map, *number);
@@ -234,8 +293,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let Some(number) = number else { continue };
             map.set_cube(number, Some(cube));
             written &= self.write_new_entry(number, cube);
-            touched |= one(number);
+            came |= one(number);
         }
+        touched |= came;
         self.budget.give(dropped.len());
         let joins = |used: &Use| draft.is_for(used.device);
         touched |= map.uses().filter(|used| joins(used)).fold(0, |all, used| all | map.meeting_any(&used.streams));
@@ -251,9 +311,21 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if written {
             return Ok(());
         }
-        // An entry that does not hold what was written must not be believed in.
-        for device in &draft.devices {
-            self.unclaim(map, *device);
+        // An entry that does not hold what was written must not be believed in. Who was to use a new one has none from
+        // now on, as if added lazily; all of them are in fault.
+        for &(number, old, _) in widened {
+            map.set_cube(number, Some(old));
+            self.write_match(number, old);
+        }
+        let unsure = |map: &StreamMap| {
+            let is_unsure = |used: &&Use| {
+                let entries = used.entries.get();
+                entries != 0 && (draft.is_for(used.device) || entries & came != 0)
+            };
+            map.uses().find(is_unsure).map(|used| used.device)
+        };
+        while let Some(device) = unsure(map) {
+            self.unclaim(map, device);
         }
         Err(IommuError::WriteLost { register: "SMR or S2CR" })
     }
@@ -304,7 +376,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.registers.write_isolating(gr0::smr(number), value, value, u32::MAX)
     }
 
-    /// What an entry does, in one write (rule O5).
+    /// What an entry does, in one write: it is the old owner's, or the new one's, and never half of each.
     pub(super) fn write_s2cr(&self, number: EntryIndex, action: S2cr, valid: bool) -> bool {
         let (written, read) = (self.spelling.write(action, valid), self.spelling.read(action, valid));
         self.registers.write_isolating(gr0::s2cr(number), written, read, S2cr::COMPARED)

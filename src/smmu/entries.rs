@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::budget::Promised;
-use super::claims::Draft;
+use super::claims::{Draft, next_mate};
 use super::context::Bank;
 use super::cover::Cube;
 use super::cut::list_keepers;
@@ -147,7 +147,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut sharing = few::with_room(rest.len()).unwrap_or_default();
         let mut keepers = Few::new();
         let mut lacking = false;
-        let (gone, left, mut known) = loop {
+        let (gone, stays, mut known) = loop {
             let mut guard = self.masters.tree.lock(held);
             let (tree, held) = guard.split();
             let mut map_guard = self.map.lock(held);
@@ -167,31 +167,23 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             let lowest = super::master::lowest(&used.streams);
             let used = map.take_use(device);
-            let mut left = None;
-            for number in each(used.as_ref().map_or(0, |used| used.entries.get())) {
+            let mut left = used.as_ref().map_or(0, |used| used.entries.get());
+            for number in each(left) {
                 self.release(map, number);
-                let entry = map.entry(number);
-                left = left.or(entry.filter(|entry| entry.assigned == 0).and_then(|entry| entry.user));
             }
-            let left = left.filter(|mate| !reserved::is_reserved(*mate)).and_then(|mate| map.used_by(mate));
-            let left = left.map(|used| (used.device, used.promised.clone()));
-            let left = left.map(|(mate, shown)| {
-                let mut draft = self.take_spare(held);
-                let looked = draft.as_deref_mut().map(|draft| self.look(map, &[mate], &mut draft.workshop));
-                (mate, shown, draft, matches!(looked, Some(Ok(Ok(())))))
+            let stays = next_mate(map, &mut left).map(|mate| {
+                let spare = self.take_spare(held).map(|mut draft| {
+                    let looked = self.look(map, &[mate.0], &mut draft.workshop);
+                    (draft, matches!(looked, Ok(Ok(()))))
+                });
+                (mate, left, spare)
             });
             let known = list_sharing(map, rest, &mut sharing);
-            break ((tree.take(self.config.key, lowest, device), used), left, known);
+            break ((tree.take(self.config.key, lowest, device), used), stays, known);
         };
         drop(gone);
-        if let Some((mate, shown, draft, seen)) = left {
-            let then = |map: &StreamMap| known = list_sharing(map, rest, &mut sharing);
-            if let Some(mut draft) = draft {
-                self.tidy(held, (mate, &shown), &mut draft, seen, then);
-                self.give_spare(held, draft);
-            } else if let Ok(mut draft) = Draft::new(self.geometry.entries, 0) {
-                self.tidy(held, (mate, &shown), &mut draft, false, then);
-            }
+        if let Some((mate, left, spare)) = stays {
+            self.tidy(held, mate, left, spare, &mut |map| known = list_sharing(map, rest, &mut sharing));
         }
         keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
         sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);

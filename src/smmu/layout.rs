@@ -66,7 +66,7 @@ struct Survey {
     /// An entry of the group translates, or is about to.
     live: bool,
     free: usize,
-    /// The group's entries capture IDs that none of it has any more.
+    /// The group's entries capture IDs that none of it has any more, and that the integrator did not name as unused.
     surplus: bool,
 }
 
@@ -381,7 +381,8 @@ impl<'a> Drawing<'a> {
             parts = parts.saturating_add(1);
             self.cut(&mut surplus, part.iter().copied())?;
         }
-        survey.surplus = !surplus.is_empty() && self.rules.unused.is_empty();
+        self.cut(&mut surplus, self.rules.unused.iter().copied())?;
+        survey.surplus = !surplus.is_empty();
         Ok((least, parts))
     }
 
