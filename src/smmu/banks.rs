@@ -146,11 +146,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if bank.users > 0 || (bank.reserved > 0 && !waits_for_promise) {
             return false;
         }
-        bank.state = BankState::Draining(space.domain);
+        // M must not be cleared while an entry may name it (contract I-4), whoever was the last to leave.
+        let stuck = bank.stuck;
+        bank.state =
+            if stuck { BankState::Poisoned(space.domain, context::NEVER) } else { BankState::Draining(space.domain) };
         if !self.registers.has(Effects::SPLIT_64) {
             let parked = context::parked(self.config.empty_root.address);
             self.registers.write64(self.geometry.bank(index, cb::TTBR0), parked);
         }
-        true
+        !stuck
     }
 }

@@ -62,7 +62,7 @@ pub(super) enum BankState {
     Poisoned(DomainId, u64),
 }
 
-/// The number of a sync that never completes: an entry that does not take FAULT may name the bank for good.
+/// The number of a sync that never completes: of a bank that is not to be trusted before the next reset.
 pub(super) const NEVER: u64 = u64::MAX;
 
 /// A context bank as the driver believes it to be.
@@ -73,6 +73,8 @@ pub(super) struct Bank {
     pub(super) users: usize,
     /// M is 1 in the register.
     pub(super) on: bool,
+    /// An entry did not take FAULT, and may name it until the next reset (read-back mode only).
+    pub(super) stuck: bool,
     /// Of a reserved bank that nobody has switched off since its drain: whose it was, and the sync that has cleaned it.
     pub(super) left_on: Option<(DomainId, u64)>,
     /// Plans that will use it.
@@ -83,7 +85,7 @@ pub(super) struct Bank {
 
 impl Bank {
     pub(super) const FREE: Self =
-        Self { state: BankState::Free, users: 0, on: false, left_on: None, reserved: 0, promised: None };
+        Self { state: BankState::Free, users: 0, on: false, stuck: false, left_on: None, reserved: 0, promised: None };
 
     /// The domain that the bank belongs to, in whatever state.
     pub(super) const fn domain(&self) -> Option<DomainId> {

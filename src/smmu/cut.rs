@@ -34,14 +34,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn cut_devices(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
         let drain = self.cut_off(&mut self.map.lock(held), devices);
         let Some(drain) = drain else { return Ok(()) };
-        let confirmed = self.confirm(held, drain.cut, Patience::Waiting);
-        if confirmed.1.is_some() {
-            self.end_drain(&mut self.map.lock(held), drain.lead, confirmed.1);
-            return failure_of(&drain.cut, confirmed.0);
+        let (drained, poison) = self.confirm(held, drain.cut, Patience::Waiting);
+        if poison.is_some() {
+            self.end_drain(&mut self.map.lock(held), drain.lead, poison);
+        } else {
+            // From here on the drain is anybody's to end.
+            drain.drained.store(true, Ordering::Release);
         }
-        // From here on the drain is anybody's to end.
-        drain.drained.store(true, Ordering::Release);
-        Ok(())
+        failure_of(&drain.cut, drained)
     }
 
     /// Puts devices in fault, waits until they have drained, ends that, and tells who keeps an entry of theirs live.
@@ -96,17 +96,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn detach(&self, map: &mut StreamMap, device: DeviceId, cut: &mut Cut) {
         let Some(used) = map.used_by(device) else { return };
         let Some(bank) = used.bank.take() else { return };
+        let mut stuck = false;
         for number in each(used.entries.get()) {
             let pairs = map.pairs(device, number);
             let Some(entry) = map.entry_mut(number) else { continue };
             entry.assigned = entry.assigned.saturating_sub(pairs);
             if entry.assigned == 0 && entry.action != S2cr::Fault {
                 entry.action = S2cr::Fault;
-                cut.lost |= !self.write_s2cr(number, S2cr::Fault, true);
+                stuck |= !self.write_s2cr(number, S2cr::Fault, true);
                 cut.banks |= one(bank);
             }
         }
+        cut.lost |= stuck;
         if let Some(shadow) = map.bank_mut(bank) {
+            shadow.stuck |= stuck;
             shadow.users = shadow.users.saturating_sub(1);
             if shadow.users == 0 {
                 cut.banks |= one(bank);

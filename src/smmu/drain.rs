@@ -63,13 +63,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         cut: Cut,
         patience: Patience,
     ) -> (Result<(), SyncTimeout>, Option<Ticket>) {
-        let Cut { mut banks, retiring, lost } = cut;
+        let Cut { mut banks, retiring, .. } = cut;
         let mut all_off = retiring == 0 || !self.registers.has(Effects::SPLIT_64);
         loop {
             let ticket = self.post_vmids(held, banks);
             let drained = self.tlb.wait(held, &self.registers, ticket, self.config.bound(patience));
-            // An entry that did not take FAULT may name its bank for good.
-            let poison = if lost { Some(Ticket(context::NEVER)) } else { drained.err().map(|_| ticket) };
+            let poison = drained.err().map(|_| ticket);
             if poison.is_some() || all_off {
                 return (drained, poison);
             }

@@ -51,15 +51,21 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let mut map = self.map.lock(held);
             for index in 0..self.geometry.banks {
                 let Some(bank) = map.bank_mut(index) else { continue };
-                bank.on = false;
-                bank.left_on = None;
+                *bank = Bank { on: false, stuck: false, left_on: None, ..*bank };
             }
             // The reset has drained all. A bank that is promised goes on to that.
             self.end_all_announced(&mut map);
             for index in 0..self.geometry.banks {
                 let Some(bank) = map.bank_mut(index) else { continue };
                 match bank.state {
-                    BankState::Live(space) => self.program_bank(&mut map, index, &space)?,
+                    BankState::Live(space) => {
+                        let programmed = self.program_bank(&mut map, index, &space);
+                        if let Some(bank) = map.bank_mut(index) {
+                            // Also where it did not hold: its entries name it still, and the next resume tries again.
+                            bank.state = BankState::Live(space);
+                        }
+                        programmed?;
+                    }
                     BankState::Draining(_) | BankState::Poisoned(..) => {
                         *bank = Bank { state: BankState::Free, ..*bank }
                     }
