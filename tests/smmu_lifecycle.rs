@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use common::before::Before;
 use common::parts::{named, parts};
 use common::{Bench, PAGE, SMMU};
-use iommu_assign::assign::{Cause, FaultLine, IommuError, Left, StreamId};
+use iommu_assign::assign::{Cause, FaultLine, Iommu, IommuError, Left, StreamId};
 use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
@@ -386,4 +386,41 @@ fn i8_a_domain_ends_though_a_drain_is_not_confirmed_and_its_tables_are_held() {
     drop(bench.deassign(&device).unwrap());
     assert!(bench.service.retire_domain(&two.domain).unwrap().is_none(), "nothing is held");
     bench.audit();
+}
+
+/// An assign that found no power at its install left the device planned, for good.
+#[test]
+fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost() {
+    let mut bench = Bench::new();
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let part = named("generic v2");
+    let smmu = bench.smmu_through(part.config, setup, Config { banks: 1, ..part.model }, |registers| registers);
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let (first, second) = (bench.add("first", &[(0x10, 0)]), bench.add("second", &[(0x20, 0)]));
+    power.refuses.store(1, Ordering::SeqCst);
+    assert!(matches!(
+        bench.assign(&first, &one).unwrap_err().cause,
+        Cause::Iommu { error: IommuError::NoPower(_), .. }
+    ));
+    power.refuses.store(0, Ordering::SeqCst);
+    bench.assign(&first, &one).unwrap();
+    // The last device leaves while a plan keeps the bank; then that is given back.
+    for ends in [false, true] {
+        let planned = smmu.plan(&[second.id()], one.domain.space(), &mut |_| ()).unwrap();
+        drop(bench.deassign(&first).unwrap());
+        power.refuses.store(1, Ordering::SeqCst);
+        smmu.abandon(&[second.id()], planned);
+        power.refuses.store(0, Ordering::SeqCst);
+        if ends {
+            bench.service.destroy_domain(&one.domain).unwrap();
+            assert_eq!(bench.machine.smmu(SMMU, |smmu| smmu.peek32(smmu.bank(0, 0)) & 1), Some(0), "M");
+        } else {
+            bench.assign(&second, &two).unwrap();
+            drop(bench.deassign(&second).unwrap());
+            bench.assign(&first, &one).unwrap();
+        }
+        bench.audit();
+    }
+    bench.assign(&second, &two).unwrap();
 }

@@ -96,6 +96,11 @@ impl Bank {
         }
     }
 
+    /// Whether it translates for nobody, now or soon: what it was kept for was given back where no register could be touched.
+    pub(super) const fn is_idle(&self) -> bool {
+        matches!(self.state, BankState::Live(_)) && self.users == 0 && self.reserved == 0
+    }
+
     /// Whether it belongs to a space of the service's own.
     pub(super) fn is_own(&self) -> bool {
         self.domain().is_some_and(own_space::is_own)

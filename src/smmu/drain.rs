@@ -127,8 +127,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.retire_all(map, retiring, poison);
     }
 
-    /// Finishes drains that were not confirmed in their time, of the domains that `whose` accepts. What is missing is
-    /// posted, and waited for. Says whether a bank has become free.
+    /// Finishes drains that were not confirmed in their time, of the domains that `whose` accepts, and ends banks that are
+    /// idle. What is missing is posted, and waited for. Says whether a bank has become free.
     pub(super) fn finish_drains(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -141,6 +141,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             self.end_all_announced(&mut map);
             for index in 0..self.geometry.banks {
                 let Some(bank) = map.bank_mut(index) else { continue };
+                if bank.is_idle() && bank.domain().is_some_and(&whose) {
+                    left |= if self.park_if_unused(&mut map, index) { one(index) } else { 0 };
+                    continue;
+                }
                 let BankState::Poisoned(domain, sync) = bank.state else { continue };
                 if sync == context::NEVER || !whose(domain) {
                     continue;
@@ -183,7 +187,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Whether there is anything for [`finish_drains`](Self::finish_drains) to do.
     pub(super) fn owes_drains(&self, held: &mut Held<'_, Unlocked>) -> bool {
-        let owes = |bank: &Bank| matches!(bank.state, BankState::Poisoned(_, sync) if sync != context::NEVER);
+        let is_poisoned = |bank: &Bank| matches!(bank.state, BankState::Poisoned(_, sync) if sync != context::NEVER);
+        let owes = |bank: &Bank| bank.is_idle() || is_poisoned(bank);
         self.map.lock(held).find_bank(owes).is_some()
     }
 

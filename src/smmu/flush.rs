@@ -28,7 +28,7 @@ pub(super) const MOST_PAGES: u64 = 32;
 struct Cached {
     /// Banks that translate for it.
     live: Set,
-    /// Banks that did, and have not been drained for certain.
+    /// Banks that did, and have not been drained for certain, or not at all.
     leaving: Set,
 }
 
@@ -161,7 +161,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut cached = Cached::default();
         for (index, bank) in map.banks().filter(|(_, bank)| bank.domain() == Some(domain)) {
             match bank.state {
-                BankState::Live(_) => cached.live |= one(index),
+                BankState::Live(_) if !bank.is_idle() => cached.live |= one(index),
+                BankState::Live(_) => cached.leaving |= one(index),
                 BankState::Draining(_) | BankState::Poisoned(..) => cached.leaving |= one(index),
                 BankState::Free | BankState::Reserved(_) => {}
             }

@@ -124,6 +124,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(bank)
     }
 
+    /// Gives a plan back on paper. A bank that nobody has any more is idle then, and ends with the next drain that is
+    /// finished.
     fn unplan(&self, map: &mut StreamMap, devices: &[DeviceId], bank: BankIndex) {
         for used in devices.iter().filter_map(|device| map.used_by(*device)) {
             used.planned.set(false);
@@ -138,6 +140,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         {
             self.give_spare(held, draft);
         }
+    }
+
+    /// [`abandon_move`](Self::abandon_move) where there is no power.
+    pub(super) fn abandon_on_paper(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {
+        self.unplan(&mut self.map.lock(held), devices, bank_of(prepared));
     }
 
     pub(super) fn abandon_move(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId], prepared: &Prepared) {

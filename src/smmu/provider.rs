@@ -89,14 +89,17 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     }
 
     fn abandon(&self, devices: &[DeviceId], mut prepared: Prepared) {
-        let abandoned = self.powered(&mut Held::enter(), Purpose::Release, |held| {
+        let mut held = Held::enter();
+        let abandoned = self.powered(&mut held, Purpose::Release, |held| {
             self.abandon_move(held, devices, &prepared);
-            self.clear_plan(held, &mut prepared);
             Ok(())
         });
-        if let Err(error @ (IommuError::NoPower(_) | IommuError::Busy)) = abandoned {
-            log::warn!("{}: a plan could not be given back: {error}", self.config.key);
+        if let Err(IommuError::NoPower(_)) = abandoned
+            && let Ok(_inside) = self.enter(Purpose::Release)
+        {
+            self.abandon_on_paper(&mut held, devices, &prepared);
         }
+        self.clear_plan(&mut held, &mut prepared);
     }
 
     fn install(&self, devices: &[DeviceId], mut prepared: Prepared) -> Result<(), IommuError> {
