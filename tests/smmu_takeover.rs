@@ -208,3 +208,21 @@ fn s6_reserved_streams_that_cannot_be_translated_fail_the_probe() {
     assert!(matches!(refused, ProbeError::Reserved { .. }), "{refused}");
     assert_ne!(bench.machine.smmu(SMMU, |smmu| smmu.peek32(0) & 1), Some(0), "it is not enabled");
 }
+
+#[test]
+fn q17_a_stream_that_two_reservations_name_goes_on() {
+    for reserved_of_others in [DISPLAY, DISPLAY ^ 1] {
+        let bench = Bench::new();
+        let part = named("generic v2");
+        let model = Config { groups: 6, ..part.model };
+        let registers = firmware(&bench.machine, &part.config, &model, None);
+        let tables = picture(&bench.machine);
+        let mut setup = setup(&tables);
+        let again = vec![stream(SMMU, DISPLAY, 0), stream(SMMU, reserved_of_others, 0)];
+        setup.reserved.push(Reserved { streams: again, ..setup.reserved[0].clone() });
+        let smmu = Smmu::probe_with(part.config, setup, registers, bench.masters.clone()).unwrap();
+        assert_eq!(bench.dma(DISPLAY), Reached::Memory(PICTURE));
+        bench.service.register_iommu(Arc::new(smmu)).unwrap();
+        bench.audit();
+    }
+}

@@ -143,7 +143,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         for number in each(kept.entries) {
             let (_, cube) = matched(&part, self.spelling, number, self.registers.read32(gr0::s2cr(number)));
             let ours = map.used_by(device).is_some_and(|used| used.pairs_with(cube) > 0);
-            if !ours {
+            // Another reservation may name the stream too.
+            if !ours || map.cube(number).is_some() {
                 continue;
             }
             if map.meeting(cube) != 0 {
