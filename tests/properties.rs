@@ -141,11 +141,11 @@ fn sequences_of_a_fresh_seed_keep_the_contract() {
 mod found {
     use machine::op::Guest::{Green, Red};
     use machine::op::Op::{
-        Add, Assign, AssignGroup, Create, Deassign, Destroy, DmaSecond, Flush, Heal, LoseSync, Map, Register, Remove,
-        Stick, TestAssign, Unmap, Unregister,
+        Add, Assign, AssignGroup, Create, Deassign, Destroy, DmaSecond, Flush, ForceUnregister, Heal, LoseSync, Map,
+        Register, Remove, Stick, TestAssign, Unmap, Unregister,
     };
     use machine::op::Side::{A, B};
-    use machine::op::Slot::{Bridge, Far, Narrow, Usb, Wide};
+    use machine::op::Slot::{Bridge, Companion, Far, Narrow, Usb, Wide};
 
     use super::{Board, Op, world};
 
@@ -153,6 +153,15 @@ mod found {
         if let Err(violation) = world::run(board, script) {
             panic!("{violation}");
         }
+    }
+
+    /// The policy was asked about a device on an SMMU that had gone: no entry is shared with it.
+    #[test]
+    fn i11_c9_nobody_is_asked_about_a_device_on_an_instance_that_went() {
+        run(
+            Board::Roomy,
+            &[Create(Green), Add(Usb), Assign(Usb, Green), ForceUnregister(A), Register(A), Add(Companion)],
+        );
     }
 
     /// Two devices that do not meet used one entry, made for a third one that had left; the group was split, and an

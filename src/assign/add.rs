@@ -3,7 +3,7 @@
 use core::mem;
 
 use super::claim::{Claim, End, Members};
-use super::device::{Device, DeviceSpec, DeviceState, Place};
+use super::device::{Attachment, Device, DeviceSpec, DeviceState, Place};
 use super::error::{Cause, ConflictReason, Error, Left, Operation};
 use super::event::Event;
 use super::identity::{DeviceId, DomainId, Label};
@@ -221,8 +221,18 @@ impl<P: Platform> Service<P> {
         strays.extend(met().map(|(other, _)| &other.device).filter(|other| other.is_stray()).cloned());
         let owner = registry.registration(device).and_then(|record| registry.owner(record)).and_then(|(_, owner)| {
             let domain = registry.domain(owner)?.domain.label().clone();
+            // One that is still with an instance that went shares nothing with this one.
+            let is_here = |record: &DeviceRecord, iommu| {
+                let here = device.attachments().iter().find(|mine| mine.key == iommu);
+                let is_same = |here: &Attachment| {
+                    record.device.attachments().iter().any(|theirs| theirs.iommu.is_same(&here.iommu))
+                };
+                here.is_some_and(is_same)
+            };
             let is_owned = |record: &DeviceRecord| record.state.get() == DeviceState::Assigned(owner);
-            let live = met().find(|(other, _)| is_owned(other)).map(|(other, iommu)| (other.device.clone(), iommu));
+            let live = met()
+                .find(|(other, iommu)| is_owned(other) && is_here(other, *iommu))
+                .map(|(other, iommu)| (other.device.clone(), iommu));
             Some(Owner { owner, domain, live })
         });
         drop(registry);

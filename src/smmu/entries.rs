@@ -127,7 +127,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let live = if entry.assigned > 0 { keeps_live(number) } else { None };
             live.map(|used| used.device).or(entry.user)
         });
-        // A device without entries (not yet enrolled, or added lazily) is met by its streams.
+        // A device without entries (not yet enrolled, or added lazily) is met by its streams; so is one that the map does not
+        // know, which is with an instance that had this one's name before: the hardware is the same.
         let last = cubes.iter().map(|cube| cube.last()).max().unwrap_or(0);
         let bare = move |device: DeviceId| map.used_by(device).is_none_or(|used| used.entries.get() == 0);
         let by_stream = tree
@@ -202,8 +203,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
         }
         let wanted = [Cube::point(id)];
-        let tree = self.masters.tree.lock(held);
-        tree.up_to(self.config.key, StreamId::new(id)).find(|master| master.meets(&wanted)).map(|master| master.device)
+        let mut guard = self.masters.tree.lock(held);
+        let (tree, held) = guard.split();
+        let map = self.map.lock(held);
+        let owns = |master: &&Master| master.meets(&wanted) && map.used_by(master.device).is_some();
+        tree.up_to(self.config.key, StreamId::new(id)).find(owns).map(|master| master.device)
     }
 }
 

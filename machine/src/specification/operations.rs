@@ -121,11 +121,6 @@ fn add(state: &Specification, slot: Slot) -> Steps {
         reasons.insert(Refusal::GroupConflict);
     }
     let mut may_be_told = BTreeSet::new();
-    // One that is assigned but with an SMMU that went shares nothing; whether the policy is asked for it is left open.
-    let stranded = state.met(slot).into_iter().filter(|met| state.gone.iter().any(|gone| gone.devices.contains(met)));
-    if stranded.filter_map(|met| state.owner(met)).any(|owner| !owner.may_have(slot)) {
-        may_be_told.insert(Refusal::GroupConflict);
-    }
     let mut nexts = vec![state.clone()];
     for side in Side::ALL.into_iter().filter(|side| is_on(slot, *side)) {
         let ways = entries::after_add(state, slot, side);
