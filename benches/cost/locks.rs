@@ -207,6 +207,7 @@ fn operations(kind: Kind, each: &mut dyn FnMut(&'static str, &mut dyn FnMut())) 
     world.run("remove, assigned", |bench| bench.service.remove(device.key()).map(drop).unwrap());
     let again = world.measured_add(&[(SMMU, 0x10)], &both);
     world.run("remove", |bench| bench.service.remove(again.key()).map(drop).unwrap());
+    world.owned(&one);
     world.packed_anew(&one);
     world.lazy(&two);
     world.run("destroy domain", |bench| bench.service.destroy_domain(&spare.domain).unwrap());
@@ -257,6 +258,21 @@ impl World<'_> {
         deassign(&self.bench, stays);
         deassign(&self.bench, there);
         self.run("reassign, last to fresh", |bench| reassign(bench, one));
+    }
+
+    /// Adds to a group that has an owner: over a stream that is live, and over a bus that does not isolate.
+    fn owned(&mut self, one: &Guest) {
+        for (name, late, streams) in [("by stream", "shares", (SMMU, 0x50)), ("by bus", "beside", (SMMU, 0x51))] {
+            let on_bus = |spec| iommu_assign::assign::DeviceSpec { isolation: Some(7), ..spec };
+            let spec = on_bus(self.spec(name, &[(SMMU, 0x50)], &[one]));
+            let owned = self.bench.service.add(spec).unwrap();
+            self.bench.service.assign(&owned, &one.domain).unwrap();
+            let spec = on_bus(self.spec(late, &[streams], &[one]));
+            let new = self.bench.service.new_device(spec).unwrap();
+            let late = self.run("add, to an owned group", |bench| bench.service.add_new(new)).unwrap();
+            self.bench.service.remove(late.key()).unwrap();
+            self.bench.service.remove(owned.key()).unwrap();
+        }
     }
 
     /// Removals after which the rest of the group has other entries.

@@ -19,6 +19,7 @@ use super::spec::IommuKey;
 use super::stray::{move_stray, not_stray};
 use crate::few::{self, Few};
 use crate::sync::Platform;
+use crate::sync::atomic::Ordering;
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
@@ -80,7 +81,9 @@ impl<P: Platform> Service<P> {
         let label = device.label().clone();
         let refuse = |cause| Error::unchanged(Operation::Add, label.clone(), cause);
         self.arrivals.begin();
-        let entered = self.publish(held, &mut new).and_then(|meets| self.enter(held, above, &mut new, meets));
+        let moves = self.moves.load(Ordering::Acquire);
+        let published = self.publish(held, &mut new);
+        let entered = published.and_then(|meets| self.enter(held, above, &mut new, meets, moves));
         let (claim, owner, strays) = match entered {
             Ok(entered) => entered,
             Err(refusal) => {
@@ -161,13 +164,15 @@ impl<P: Platform> Service<P> {
     }
 
     /// Registers the device, in state `Adding`; claims its parent's group, and the groups that it meets, which become one
-    /// with its own. Returns who owns the group, if somebody does, and the strays that make way.
+    /// with its own. Returns who owns the group, if somebody does, and the strays that make way. `moves`: how many there had
+    /// been before its streams were published.
     fn enter(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: Claims<'_>,
         new: &mut NewDevice,
         mut meets: Few<Met>,
+        moves: u64,
     ) -> Result<(Claim, Option<Owner>, Few<Device>), Refusal> {
         let mut members = Members::with_room(few::USUAL).ok_or(Cause::OutOfMemory)?;
         let mut strays: Few<Device> = few::with_room(meets.len()).ok_or(Cause::OutOfMemory)?;
@@ -233,7 +238,9 @@ impl<P: Platform> Service<P> {
             let live = met()
                 .find(|(other, iommu)| is_owned(other) && is_here(other, *iommu))
                 .map(|(other, iommu)| (other.device.clone(), iommu));
-            Some(Owner { owner, domain, live })
+            let has_moved = members.devices().filter_map(|member| registry.registration(member));
+            let has_moved = has_moved.map(|member| member.moved.get()).any(|moved| moved > moves);
+            Some(Owner { owner, domain, live, has_moved: has_moved || !members.is_complete() })
         });
         drop(registry);
         drop(unused);
@@ -370,14 +377,14 @@ impl<P: Platform> Service<P> {
     /// Whose live entry the device would share, and where. Members that only their bus brings into the group share none.
     ///
     /// Of those that share an entry publishing named one, and the owner may have come to another since: where no owned
-    /// one was met, the IOMMUs are asked again, now that the group is claimed.
+    /// one was met, and that is so, the IOMMUs are asked again, now that the group is claimed.
     fn keeper(
         &self,
         held: &mut Held<'_, Unlocked>,
         device: &Device,
         owner: &Owner,
     ) -> Result<Option<(Device, IommuKey)>, Cause> {
-        if owner.live.is_some() {
+        if owner.live.is_some() || !owner.has_moved {
             return Ok(owner.live.clone());
         }
         for attachment in device.attachments() {
@@ -450,4 +457,6 @@ struct Owner {
     domain: Label,
     /// An assigned device that it met, and where: it keeps the entry live that the two would share.
     live: Option<(Device, IommuKey)>,
+    /// A member may have come to the owner since the device's streams were published.
+    has_moved: bool,
 }

@@ -24,6 +24,7 @@ use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
 use crate::few::{self, Few};
 use crate::sync::Platform;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::order::{Held, Unlocked};
 
 /// A claimed group, by one of its members.
@@ -139,10 +140,13 @@ impl<'a> End<'a> {
         End { subjects, state: Some(state), unhold: None }
     }
 
-    fn apply<P: Platform>(&self, registry: &Registry<P>) {
+    fn apply<P: Platform>(&self, registry: &Registry<P>, moves: &AtomicU64) {
         if let Some(state) = self.state {
+            let is_move = matches!(state, DeviceState::Assigned(_));
+            let moved = is_move.then(|| moves.fetch_add(1, Ordering::AcqRel).wrapping_add(1));
             for record in self.subjects.iter().filter_map(|device| registry.registration(device)) {
                 registry.set_state(record, state);
+                record.moved.set(moved.unwrap_or(record.moved.get()));
             }
         }
         if let Some(domain) = self.unhold {
@@ -245,7 +249,7 @@ impl<P: Platform> Service<P> {
             let mut registry = self.registry.lock(held);
             let unused = registry.unused();
             if let Some(end) = end.take() {
-                end.apply(&registry);
+                end.apply(&registry, &self.moves);
             }
             if let Some(cut) = &cut {
                 wakes |= cut.put_down(&mut registry, &mut open);

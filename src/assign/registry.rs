@@ -39,6 +39,8 @@ pub(super) struct DeviceRecord {
     gone: LinkedListLink,
     pub(super) device: Device,
     pub(super) state: Cell<DeviceState>,
+    /// Which of all moves to an owner its last one was.
+    pub(super) moved: Cell<u64>,
     /// The member in whose record the group's own data stand.
     pub(super) leader: Cell<DeviceKey>,
     /// Of a leader: how many members the group has.
@@ -164,6 +166,7 @@ impl DeviceRecord {
             gone: LinkedListLink::new(),
             device,
             state: Cell::new(DeviceState::Adding),
+            moved: Cell::new(0),
             leader: Cell::new(key),
             group_size: Cell::new(1),
             met: Cell::new(false),

@@ -42,6 +42,8 @@ pub struct Service<P: Platform> {
     pub(super) some_ended: Arc<AtomicBool>,
     /// Adds under way that the registry does not know yet.
     pub(super) arrivals: Arrivals,
+    /// How often devices have come to an owner.
+    pub(super) moves: AtomicU64,
     last_device: AtomicU64,
     pub(super) last_domain: AtomicU64,
     sharing: PhantomData<P::Sharing>,
@@ -136,6 +138,7 @@ impl<P: Platform> Service<P> {
             policy: Outside::new(policy),
             some_ended: Arc::new(AtomicBool::new(false)),
             arrivals: Arrivals::new(),
+            moves: AtomicU64::new(0),
             last_device: AtomicU64::new(0),
             last_domain: AtomicU64::new(0),
             sharing: PhantomData,
