@@ -2,8 +2,9 @@
 //!
 //! A device's way through it: [`new_master`](Iommu::new_master) makes what the driver keeps of it;
 //! [`publish`](Iommu::publish) makes its streams known and says whom they meet; [`allot`](Iommu::allot) keeps what the
-//! streams need; [`enrol`](Iommu::enrol) writes it, in fault; [`plan`](Iommu::plan) reserves all that a move into a domain can lack; [`install`](Iommu::install) moves;
-//! [`block`](Iommu::block) brings back to fault; [`withdraw`](Iommu::withdraw) takes everything back.
+//! streams need; [`enrol`](Iommu::enrol) writes it, in fault; [`plan`](Iommu::plan) reserves all that a move into a domain
+//! can lack; [`install`](Iommu::install) moves; [`block`](Iommu::block) brings back to fault, and [`cut`](Iommu::cut) too
+//! where the next call comes soon; [`withdraw`](Iommu::withdraw) takes everything back.
 //!
 //! # Locking
 //!
@@ -14,13 +15,14 @@ use alloc::boxed::Box;
 use core::any::Any;
 use core::fmt;
 
-use thiserror::Error;
-
 use super::fault::{FaultAnswer, FaultCounts, FaultLine, RawFault};
 use super::identity::{DeviceId, DomainId};
-use super::space::{AddressSpace, Incompatible, Stage2Limits};
+use super::space::{AddressSpace, Stage2Limits};
 use super::spec::{IommuKey, Stream, StreamId};
-use crate::sync::Waited;
+
+mod error;
+
+pub use error::{Difference, IommuError, Resource, Usage};
 
 /// A driver for one IOMMU instance.
 ///
@@ -53,8 +55,8 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`IommuError::Known`] when the device is published already, [`IommuError::Unknown`] for what another instance
-    /// made. Nothing has changed then.
+    /// [`IommuError::Known`] when the device is published already, or this was; [`IommuError::Unknown`] for what another
+    /// instance made, [`IommuError::OutOfMemory`], [`IommuError::ProviderGone`]. Nothing has changed then.
     fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError>;
 
     /// Keeps the entries that the device needs, without a register access. Returns how many it will use.
@@ -71,10 +73,11 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`IommuError::ProviderGone`], [`IommuError::NoPower`], [`IommuError::WriteLost`]. What
-    /// [`allot`](Self::allot) says only where it was not called before, or where a caller has changed the device's
+    /// [`IommuError::Unknown`] where the device was withdrawn, [`IommuError::ProviderGone`], [`IommuError::NoPower`],
+    /// [`IommuError::WriteLost`]. What [`allot`](Self::allot) says only where it was not called before, or where a caller has changed the device's
     /// group in between, or has brought IDs that the driver was told nobody has. Nothing is written then, but for
-    /// [`IommuError::WriteLost`], which leaves fault.
+    /// [`IommuError::WriteLost`]: the device, and of its group whoever was to share a new entry, has none then, and gets
+    /// it with the next move.
     fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError>;
 
     /// Tells which of `devices` use the same entries, over any number of steps: behind the first of each such lot, each
@@ -114,15 +117,17 @@ pub trait Iommu: Send + Sync + fmt::Debug {
         Ok(false)
     }
 
-    /// Gives back what `plan` reserved for `devices`.
+    /// Gives back what `plan` reserved for `devices`: without power too, then what needs registers is left to the next
+    /// [`reclaim`](Self::reclaim), [`flush`](Self::flush) or [`forget`](Self::forget).
     fn abandon(&self, devices: &[DeviceId], prepared: Prepared);
 
     /// Moves `devices`, which are in fault, into the space that was planned for them.
     ///
     /// # Errors
     ///
-    /// [`IommuError::SyncTimeout`] when the context that was to be reused did not drain: the devices stay in fault and
-    /// the plan is given back.
+    /// [`IommuError::SyncTimeout`] when the context that was to be reused did not drain, [`IommuError::Busy`] when somebody
+    /// has come in between whom the plan does not know, [`IommuError::NoPower`], [`IommuError::ProviderGone`],
+    /// [`IommuError::WriteLost`]: the devices stay in fault and the plan is given back.
     fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError>;
 
     /// Puts `devices` in fault, invalidates, and waits until what was in flight has left; retires contexts that have
@@ -134,7 +139,8 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// [`IommuError::SyncTimeout`]: the devices are in fault, but the hardware has not said that it drained; what it
-    /// may still use is poisoned (contract I-8). [`IommuError::OutOfMemory`]: all is done, but not all could be told.
+    /// may still use is poisoned (contract I-8). [`IommuError::WriteLost`]: an entry did not take fault.
+    /// [`IommuError::OutOfMemory`]: all is done, but not all could be told.
     fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError>;
 
     /// [`block`](Self::block), but that what the drain ends with (contexts that have become unused are retired) may be left
@@ -146,7 +152,7 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`IommuError::SyncTimeout`], as for `block`.
+    /// [`IommuError::SyncTimeout`], [`IommuError::WriteLost`], as for `block`.
     fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
         match self.block(devices, &mut |_| ()) {
             // Who keeps an entry live was not asked for.
@@ -429,129 +435,5 @@ pub mod own_space {
     #[must_use]
     pub const fn is_quiet(domain: DomainId) -> bool {
         domain.number() >= SCRATCH.number()
-    }
-}
-
-/// What an IOMMU can run out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Resource {
-    /// Stream-map entries.
-    StreamMapEntries,
-    /// Contexts for address spaces.
-    ContextBanks,
-    /// Tags for cached translations.
-    Vmids,
-}
-
-impl fmt::Display for Resource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::StreamMapEntries => "stream-map entries",
-            Self::ContextBanks => "context banks",
-            Self::Vmids => "VMIDs",
-        })
-    }
-}
-
-/// Why an IOMMU driver did not do what it was asked.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum IommuError {
-    /// Another caller is changing the same device.
-    #[error("another operation on the same device is running")]
-    Busy,
-    /// The domain's tables cannot be followed here.
-    #[error("the domain has {0}")]
-    Incompatible(Incompatible),
-    /// The hardware has no more of something.
-    #[error("{needed} more {resource} needed, {free} of {total} are free")]
-    Exhausted {
-        /// What ran out.
-        resource: Resource,
-        /// How many the operation lacks.
-        needed: usize,
-        /// How many are free.
-        free: usize,
-        /// How many there are.
-        total: usize,
-    },
-    /// The device is published already.
-    #[error("the device is registered here already")]
-    Known,
-    /// The instance has no power, and could not get it.
-    #[error("the IOMMU has no power: {0}")]
-    NoPower(&'static str),
-    /// The instance could not be brought back.
-    #[error("the IOMMU did not come back: {0}")]
-    NotResumed(&'static str),
-    /// The instance was taken out of service.
-    #[error("the IOMMU is gone")]
-    ProviderGone,
-    /// Memory could not be reserved.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// The hardware did not confirm an invalidation.
-    #[error("the IOMMU did not confirm an invalidation within {0}")]
-    SyncTimeout(Waited),
-    /// A stream ID or mask has bits that the hardware does not keep.
-    #[error("stream {stream} does not fit: the hardware keeps ID bits {id_bits:#x} and mask bits {mask_bits:#x}")]
-    TooWide {
-        /// The stream.
-        stream: Stream,
-        /// ID bits that can be written.
-        id_bits: u32,
-        /// Mask bits that can be written.
-        mask_bits: u32,
-    },
-    /// The device was never published, or was withdrawn.
-    #[error("the device is not registered here")]
-    Unknown,
-    /// The driver has no such function.
-    #[error("this IOMMU's driver cannot do that")]
-    Unsupported,
-    /// A register does not hold what was written to it (contract A-7; found in read-back mode).
-    #[error("a write to {register} did not hold")]
-    WriteLost {
-        /// The manual's name of the register.
-        register: &'static str,
-    },
-}
-
-/// One of something scarce that is in use, by whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// What it is one of.
-    pub resource: Resource,
-    /// Its number.
-    pub index: u8,
-    /// A device that uses it; reported once for each.
-    pub device: Option<DeviceId>,
-    /// The domain that it serves now.
-    pub domain: Option<DomainId>,
-}
-
-/// One thing that is not as the driver believes (contract A-10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// The instance.
-    pub iommu: IommuKey,
-    /// Which register or count, as the manual or the driver calls it.
-    pub what: &'static str,
-    /// Its index, where there are several.
-    pub index: usize,
-    /// What the driver believes.
-    pub expected: u64,
-    /// What was found.
-    pub found: u64,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}[{}]: expected {:#x}, found {:#x}",
-            self.iommu, self.what, self.index, self.expected, self.found
-        )
     }
 }

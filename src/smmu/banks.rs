@@ -138,7 +138,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Points a bank that nothing uses any more to the empty root, before its drain: whatever is still in flight finds
     /// nothing to refill the TLB from (contract I-7). Where that would take two writes, a bank that is off stands for the
-    /// empty root, which [`drain`](Self::drain) sees to. Returns whether it is being retired.
+    /// empty root, which [`drain`](Self::drain) sees to. Returns whether it is being retired: it is not where an entry may
+    /// name it still.
     pub(super) fn park_if_unused(&self, map: &mut StreamMap, index: BankIndex) -> bool {
         let Some(bank) = map.bank_mut(index) else { return false };
         let waits_for_promise = bank.promised.is_some();

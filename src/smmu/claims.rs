@@ -6,8 +6,8 @@
 //!
 //! # Locking
 //!
-//! `StreamMap`: once to publish and look, once to write. `Spare`, alone or inside it, to have the room for a layout that no
-//! device brings.
+//! `StreamMap`: once to write, and once to look, where whoever published or withdrew has not. `Spare`, alone or inside it, to
+//! have the room for a layout that no device brings.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct Draft {
     pub(super) workshop: Workshop,
     /// For whom; nobody: there is nothing in it.
     devices: Few<DeviceId>,
-    /// It captures IDs that nobody had then.
+    /// It may capture IDs that nobody had then.
     loose: bool,
     /// The free entries that it needs beside those that go.
     promise: Option<Promise>,

@@ -3,7 +3,8 @@
 //! # Locking
 //!
 //! `publish` and `withdraw` change the tree of masters and the stream map in one step: `Masters`, then `StreamMap`
-//! inside it.
+//! inside it; a withdrawal takes `Spare` inside both, where something stays. `find_owner` takes `StreamMap`, then `Masters`,
+//! one after the other.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

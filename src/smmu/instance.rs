@@ -34,8 +34,8 @@ use crate::sync::outside::Outside;
 ///
 /// # Locking
 ///
-/// `Masters` is shared by all instances; `StreamMap`, `Spare` and `TlbSync` are each instance's own. A stream map's lock is never
-/// held together with another's (contract C-13), and no lock is held while a status register is polled (C-14).
+/// `Masters` is shared by all instances; `StreamMap`, `Spare` and `TlbSync` are each instance's own. A stream map's lock is
+/// never held together with another's (contract C-13), and no lock is held while a status register is polled (C-14).
 pub struct Smmu<P: Platform, R: Registers> {
     pub(super) config: SmmuConfig,
     pub(super) geometry: Geometry,

@@ -3,7 +3,7 @@
 //! # Locking
 //!
 //! `StreamMap` for bookkeeping and register writes, `TlbSync` to post invalidations; never both, and neither while a
-//! status is polled (contract C-14).
+//! status is polled (contract C-14). A plan takes `Spare` inside the map, where a device has no entries yet.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -52,9 +52,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         context::check(&self.geometry, &self.table_limits(), self.config.empty_root.size, &space.stage2)
             .map_err(IommuError::Incompatible)?;
         let mut bare = few::with_room(devices.len()).ok_or(IommuError::OutOfMemory)?;
-        let mut shown;
+        let mut shown: Option<Arc<Promised>> = None;
         let (mut sharers, mut room) = (Few::new(), 0);
         let bank = loop {
+            // It may be the last one, which is not freed under the lock.
+            drop(shown.take());
             sharers.clear();
             sharers.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
             let mut map_guard = self.map.lock(held);

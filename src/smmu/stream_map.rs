@@ -86,7 +86,8 @@ pub(super) struct Use {
     pub(super) entries: Cell<Set>,
     /// Devices with one number here may share entries though their streams do not meet.
     pub(super) kin: Option<u64>,
-    /// How many entries it was promised beside.
+    /// How many entries it was promised beside. No other device has the same one, so that it tells a device from a later one
+    /// of its number.
     pub(super) promised: Arc<Promised>,
     /// The bank that translates for it.
     pub(super) bank: Cell<Option<BankIndex>>,
@@ -148,13 +149,15 @@ impl<'a> KeyAdapter<'a> for ByDevice {
     }
 }
 
-/// The stream map and the context banks of one instance: its shadow, which is the truth (rule O21).
+/// The stream map and the context banks of one instance: its shadow, which is the truth. What a register holds is lost with
+/// the power, and on some parts reads back as something else.
 pub(super) struct StreamMap {
     entries: Vec<Entry>,
     pub(super) banks: Vec<Bank>,
     index: Index,
     uses: RBTree<ByDevice>,
-    /// Changes whenever an entry starts or stops to match, or matches something else.
+    /// Changes whenever an entry starts or stops to match, or matches something else, when a device comes, and when one
+    /// begins to share. Who is in which bank, or about to be, does not change it.
     pub(super) generation: u64,
 }
 
