@@ -12,7 +12,8 @@
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),
 //!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
-//! 3. For each device: [`add`](assign::Service::add). PCI functions are found by [`pci::enumerate`], and their streams by
+//! 3. For each device: [`add`](assign::Service::add), or [`new_device`](assign::Service::new_device), which makes the memory,
+//!    and [`add_new`](assign::Service::add_new), which takes none. PCI functions are found by [`pci::enumerate`], and their streams by
 //!    [`pci::HostBridge::streams`].
 //! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign); after a
 //!    mapping was removed or narrowed, [`flush`](assign::Service::flush).

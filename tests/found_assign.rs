@@ -474,7 +474,7 @@ fn i11_a_new_device_joins_those_that_one_that_went_kept_together() {
 }
 
 #[test]
-fn a1_c9_what_an_instance_that_went_leaves_of_an_add() {
+fn c9_a_device_that_was_made_ready_for_an_instance_that_went_is_not_added_to_the_next() {
     for forced in [false, true] {
         let mut rig = Rig::new();
         let spec = rig.bench.spec("a", &[(0x10, 0)]);
@@ -549,4 +549,29 @@ fn c2_c15_a_domain_that_is_being_left_is_busy_and_not_in_use() {
     rig.service.reassign(&device, new).unwrap();
     assert_eq!(*seen.lock().unwrap(), [Cause::Busy { running: Operation::Reassign }]);
     rig.service.destroy_domain(old).unwrap();
+}
+
+#[test]
+fn i11_the_policy_is_asked_though_the_one_that_was_met_has_left_the_owner() {
+    for cut_inside in [false, true] {
+        let mut rig = Rig::asking(|_, request| request.device.label().to_string() != "c");
+        let [one, two] = ["a", "b"].map(|name| rig.add(name, &[(0x10, 0)]));
+        for device in [&one, &two] {
+            rig.service.assign(device, &rig.domains[0]).unwrap();
+        }
+        let inside = one.enter::<Host>().filter(|_| cut_inside);
+        let left = one.clone();
+        rig.driver.on(PUBLISH, move |service| {
+            if cut_inside {
+                service.remove(left.key()).unwrap_err();
+            } else {
+                drop(service.deassign(&left).unwrap());
+            }
+        });
+        let late = rig.bench.spec("c", &[(0x10, 0)]);
+        let error = rig.service.add(late).unwrap_err();
+        assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
+        assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)), "the other one keeps it live");
+        drop(inside);
+    }
 }

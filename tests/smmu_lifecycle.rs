@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use common::before::Before;
 use common::parts::{named, parts};
 use common::{Bench, PAGE, SMMU};
-use iommu_assign::assign::{Cause, FaultLine, Iommu, IommuError, Left, StreamId};
+use iommu_assign::assign::{Cause, FaultLine, Iommu, IommuError, IommuKey, Left, StreamId};
 use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
@@ -423,4 +423,33 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
         bench.audit();
     }
     bench.assign(&second, &two).unwrap();
+}
+
+#[test]
+fn a1_c9_an_add_that_one_instance_cannot_take_leaves_nothing_on_the_others() {
+    const SECOND: IommuKey = IommuKey::new(0x6000_0000);
+    for forced in [false, true] {
+        let mut bench = Bench::new();
+        let (first, _) = (bench.smmu(SMMU, Config::generic_v2()), bench.smmu(SECOND, Config::generic_v2()));
+        let mut spec = bench.spec("a", &[(0x10, 0)]);
+        spec.streams.push(common::stream(SECOND, 0x10, 0));
+        let new = bench.service.new_device(spec.clone()).unwrap();
+        let service = &bench.service;
+        if forced { service.force_unregister_iommu(SECOND) } else { service.unregister_iommu(SECOND) }.unwrap();
+        let error = service.add_new(new).unwrap_err();
+        assert_eq!(error.cause, Cause::ProviderMissing(SECOND), "forced {forced}");
+        assert_eq!(first.owner_of(StreamId::new(0x10)), None, "forced {forced}");
+        service.unregister_iommu(SMMU).unwrap();
+    }
+}
+
+#[test]
+fn c18_a_device_that_another_service_made_ready_is_not_added() {
+    let (mut one, other) = (Bench::v2(), Bench::v2());
+    let spec = one.spec("a", &[(0x10, 0)]);
+    let new = one.service.new_device(spec.clone()).unwrap();
+    let error = other.service.add_new(new).unwrap_err();
+    assert_eq!(error.cause, Cause::ProviderMissing(SMMU));
+    assert!(other.service.find(spec.key).is_none());
+    one.service.add(spec).unwrap();
 }

@@ -278,3 +278,38 @@ fn a8_i15_a_group_whose_sharing_cannot_be_listed_does_not_fall_apart() {
     drop(rig.service.deassign(&mates[0]).unwrap());
     assert_eq!(rig.groups(), 4, "what was in fault was packed all the same");
 }
+
+#[test]
+fn a8_a_device_that_was_made_ready_is_added_without_memory() {
+    let mut rig = Rig::new();
+    let free = rig.bench.spec("free", &[(0x40, 0)]);
+    let mates = [0x41, 0x41].map(|id| rig.bench.spec("mate", &[(id, 0)]));
+    let new = [free].into_iter().chain(mates).map(|spec| rig.service.new_device(spec).unwrap());
+    for new in new.collect::<Vec<_>>() {
+        let added = without_memory(|| rig.service.add_new(new));
+        assert!(added.is_ok_and(|device| rig.smmu.placement(device.id()) == Ok(None)));
+    }
+}
+
+#[test]
+fn a8_a2_an_add_that_meets_more_than_it_brings_room_for_needs_memory_and_changes_nothing_without() {
+    let mut bench = Bench::new();
+    let model = Config::generic_v2();
+    let through = |registers| Polled::new(registers, &model);
+    let smmu: Arc<dyn Iommu> = bench.smmu_through(described(SMMU, &model), Setup::default(), model.clone(), through);
+    let service: Service<Spin> = Service::new(Box::new(Anyone));
+    service.register_iommu(smmu.clone()).unwrap();
+    let all: Vec<(u32, u32)> = (0..MEMBERS).map(|n| (0x10 + n, 0)).collect();
+    for id in &all {
+        service.add(bench.spec("member", &[*id])).unwrap();
+    }
+    let spec = bench.spec("late", &all);
+    let new = service.new_device(spec.clone()).unwrap();
+    let (reads, writes, added) = bench.cost(|| without_memory(|| service.add_new(new)));
+    let error = added.unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::OutOfMemory, .. }), "{error}");
+    assert_eq!((reads, writes), (0, 0));
+    assert_eq!(error.left, Left::Unchanged);
+    assert!(service.find(spec.key).is_none());
+    service.add(spec).unwrap();
+}

@@ -49,16 +49,19 @@ impl<P: Platform> Service<P> {
         result
     }
 
-    /// [`add`](Self::add) of a device that was made ready: nothing is allocated for a device that meets up to eight others.
+    /// [`add`](Self::add) of a device that was made ready: nothing is allocated for a device that meets up to eight others,
+    /// and whose group has up to eight members.
     ///
     /// # Errors
     ///
     /// As for [`add`](Self::add), but for what [`new_device`](Self::new_device) has said already. [`Cause::ProviderMissing`]
-    /// where an IOMMU was unregistered since then: make it anew.
+    /// where an IOMMU was unregistered since then, also where one was registered under its name again, or where another
+    /// service made the device. It is gone after any error, a [`Cause::Busy`] too: make it anew.
     ///
     /// # Context
     ///
-    /// Waiting context. Contract A-8, C-2.
+    /// Waiting context; no lock is held over a callback, and none of the service's while the IOMMUs are asked. Contract A-8,
+    /// C-2, C-9.
     pub fn add_new(&self, new: NewDevice) -> Result<Device, Error> {
         self.add_new_within(Claims::NONE, new)
     }

@@ -148,7 +148,7 @@ impl<P: Platform> Within<'_, P> {
         self.service.add_within(self.above, spec)
     }
 
-    /// [`Service::add_new`], as [`add`](Self::add).
+    /// [`Service::add_new`]. Behind a parent of a group that an operation above has claimed, it works under that claim.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl<P: Platform> Within<'_, P> {
     ///
     /// # Context
     ///
-    /// A callback in waiting context.
+    /// A callback in waiting context. Contract C-4.
     pub fn add_new(&self, new: NewDevice) -> Result<Device, Error> {
         self.service.add_new_within(self.above, new)
     }
