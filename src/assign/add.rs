@@ -379,8 +379,8 @@ impl<P: Platform> Service<P> {
 
     /// Whose live entry the device would share, and where. Members that only their bus brings into the group share none.
     ///
-    /// Of those that share an entry publishing named one, and the owner may have come to another since: where no owned
-    /// one was met, and that is so, the IOMMUs are asked again, now that the group is claimed.
+    /// Of those that share an entry publishing named one. That may have left its owner since, or the owner come to another:
+    /// where no owned one was met, and a state has changed, the IOMMUs are asked again, now that the group is claimed.
     fn keeper(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -460,6 +460,6 @@ struct Owner {
     domain: Label,
     /// An assigned device that it met, and where: it keeps the entry live that the two would share.
     live: Option<(Device, IommuKey)>,
-    /// A member may have come to the owner since the device's streams were published.
+    /// A member may have come to the owner, or left it, since the device's streams were published.
     has_moved: bool,
 }

@@ -24,7 +24,7 @@ use super::removal::{Cut, Going, Outcome};
 use super::service::Service;
 use crate::few::{self, Few};
 use crate::sync::Platform;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::AtomicU64;
 use crate::sync::order::{Held, Unlocked};
 
 /// A claimed group, by one of its members.
@@ -142,11 +142,8 @@ impl<'a> End<'a> {
 
     fn apply<P: Platform>(&self, registry: &Registry<P>, moves: &AtomicU64) {
         if let Some(state) = self.state {
-            let is_move = matches!(state, DeviceState::Assigned(_));
-            let moved = is_move.then(|| moves.fetch_add(1, Ordering::AcqRel).wrapping_add(1));
             for record in self.subjects.iter().filter_map(|device| registry.registration(device)) {
-                registry.set_state(record, state);
-                record.moved.set(moved.unwrap_or(record.moved.get()));
+                registry.set_state(record, state, moves);
             }
         }
         if let Some(domain) = self.unhold {
@@ -252,7 +249,7 @@ impl<P: Platform> Service<P> {
                 end.apply(&registry, &self.moves);
             }
             if let Some(cut) = &cut {
-                wakes |= cut.put_down(&mut registry, &mut open);
+                wakes |= cut.put_down(&mut registry, &mut open, &self.moves);
             }
             let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_ref(), above, &mut wakes);
             let next = match next {

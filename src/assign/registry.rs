@@ -30,6 +30,7 @@ use super::iommu::Iommu;
 use super::source::{SourceRecord, Sources};
 use super::spec::IommuKey;
 use crate::sync::Platform;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
 use crate::sync::outside::Outside;
 
@@ -39,7 +40,7 @@ pub(super) struct DeviceRecord {
     gone: LinkedListLink,
     pub(super) device: Device,
     pub(super) state: Cell<DeviceState>,
-    /// Which of all moves to an owner its last one was.
+    /// Which of all changes of a state its last one was.
     pub(super) moved: Cell<u64>,
     /// The member in whose record the group's own data stand.
     pub(super) leader: Cell<DeviceKey>,
@@ -366,8 +367,9 @@ impl<P: Platform> Registry<P> {
         DeviceInfo { device: record.device.clone(), state, group: record.leader.get(), domain }
     }
 
-    /// Moves a device to `state` and keeps the domains' counts.
-    pub(super) fn set_state(&self, record: &DeviceRecord, state: DeviceState) {
+    /// Moves a device to `state`, the next of all `moves`, and keeps the domains' counts.
+    pub(super) fn set_state(&self, record: &DeviceRecord, state: DeviceState, moves: &AtomicU64) {
+        record.moved.set(moves.fetch_add(1, Ordering::AcqRel).wrapping_add(1));
         let before = record.state.replace(state);
         if let DeviceState::Assigned(id) = before
             && let Some(domain) = self.domain(id)

@@ -16,6 +16,7 @@ use super::nested::Claims;
 use super::registry::{DeviceRecord, Registry};
 use super::service::Service;
 use crate::few::{self, Few};
+use crate::sync::atomic::AtomicU64;
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
@@ -93,11 +94,16 @@ impl Going {
 
 impl Cut {
     /// The fourth step: what the registry makes of it. Says whether somebody may wait for that.
-    pub(super) fn put_down<P: Platform>(&self, registry: &mut Registry<P>, open: &mut Option<Open>) -> bool {
+    pub(super) fn put_down<P: Platform>(
+        &self,
+        registry: &mut Registry<P>,
+        open: &mut Option<Open>,
+        moves: &AtomicU64,
+    ) -> bool {
         let device = &self.going.device;
         let Some(record) = registry.registration(device) else { return false };
         if self.going.was_added {
-            registry.set_state(record, DeviceState::Blocked);
+            registry.set_state(record, DeviceState::Blocked, moves);
         }
         if !self.drained {
             record.cut.set(true);

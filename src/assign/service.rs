@@ -42,7 +42,7 @@ pub struct Service<P: Platform> {
     pub(super) some_ended: Arc<AtomicBool>,
     /// Adds under way that the registry does not know yet.
     pub(super) arrivals: Arrivals,
-    /// How often devices have come to an owner.
+    /// How often devices have changed their states.
     pub(super) moves: AtomicU64,
     last_device: AtomicU64,
     pub(super) last_domain: AtomicU64,
