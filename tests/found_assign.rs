@@ -19,9 +19,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use common::callbacks::{Asked, Hooks};
 use common::{Anyone, Bench, SMMU};
 use iommu_assign::assign::{
-    AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, FaultAnswer, FaultLine,
-    HookContext, Iommu, IommuError, IommuKey, NewMaster, Operation, PolicyRequest, Prepared, RawFault, Service,
-    Sharing, Stage2Limits, Stream, StreamId, Why, Withdrawn,
+    AddressSpace, Cause, Device, DeviceId, DeviceKey, DeviceSpec, Difference, Domain, DomainId, Event, EventSink,
+    FaultAnswer, FaultLine, HookContext, Iommu, IommuError, IommuKey, NewMaster, Operation, PolicyRequest, Prepared,
+    RawFault, Service, Sharing, Stage2Limits, Stream, StreamId, Why, Withdrawn,
 };
 use iommu_assign::smmu::Smmu;
 use iommu_assign::sync::{ManyCpus, Platform, Spin, TimedOut, Waiter};
@@ -574,4 +574,58 @@ fn i11_the_policy_is_asked_though_the_one_that_was_met_has_left_the_owner() {
         assert!(matches!(rig.bench.dma(0x10), Reached::Memory(_)), "the other one keeps it live");
         drop(inside);
     }
+}
+
+#[test]
+fn c2_c5_a_child_whose_add_may_still_fail_is_no_child_yet() {
+    let (seen, bridge) = (Arc::new(Mutex::new(Vec::new())), Arc::new(OnceLock::<DeviceKey>::new()));
+    let (noted, parent) = (seen.clone(), bridge.clone());
+    let mut rig = Rig::asking(move |service, request| {
+        let shares = matches!(request.why, Why::Shares { .. });
+        if shares {
+            noted.lock().unwrap().push(service.remove(*parent.get().unwrap()).unwrap_err().cause);
+        }
+        !shares
+    });
+    let parent = rig.add("a", &[(0x10, 0)]);
+    bridge.set(parent.key()).unwrap();
+    let owner = rig.add("b", &[(0x11, 0)]);
+    rig.service.assign(&owner, &rig.domains[0]).unwrap();
+    let child = rig.bench.spec("c", &[(0x11, 0)]);
+    let error = rig.service.add(DeviceSpec { parent: Some(parent.key()), ..child }).unwrap_err();
+    assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
+    assert_eq!(*seen.lock().unwrap(), [Cause::Busy { running: Operation::Add }], "it never had a child");
+    rig.service.remove(parent.key()).unwrap();
+}
+
+/// A listener that forces the SMMU out of service when it hears of a device.
+struct Forcing(Way);
+
+impl std::fmt::Debug for Forcing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Forcing")
+    }
+}
+
+impl EventSink for Forcing {
+    fn event(&self, event: &Event) {
+        if let (Event::Added { .. }, Some(service)) = (event, self.0.service()) {
+            service.force_unregister_iommu(SMMU).unwrap();
+        }
+    }
+}
+
+#[test]
+fn c9_c15_an_add_that_a_forced_unregister_has_overtaken_has_no_iommu() {
+    let mut bench = Bench::with_policy(Box::new(Anyone));
+    let smmu = bench.smmu(SMMU, Config::generic_v2());
+    let way = Way::new();
+    let service = Arc::new(Service::with_events(Box::new(Anyone), Box::new(Forcing(way.clone()))));
+    way.lead_to(&service);
+    service.register_iommu(smmu).unwrap();
+    let spec = bench.spec("a", &[(0x10, 0)]);
+    let key = spec.key;
+    let error = service.add(spec).unwrap_err();
+    assert_eq!(error.cause, Cause::ProviderMissing(SMMU), "nobody has seen it before its SMMU went");
+    assert!(service.find(key).is_none());
 }

@@ -130,12 +130,20 @@ impl<P: Platform> Service<P> {
             Outcome::Stays => Ok(device),
             Outcome::Removed(result) => {
                 let left = if result.is_ok() { Left::Unchanged } else { Left::Removed };
-                Err(Error { operation: Operation::Add, subject: label, cause: Cause::Removed, left })
+                let cause = self.missing(held, &device).map_or(Cause::Removed, Cause::ProviderMissing);
+                Err(Error { operation: Operation::Add, subject: label, cause, left })
             }
             Outcome::InUse(_) => {
                 Err(Error { operation: Operation::Add, subject: label, cause: Cause::Removed, left: Left::Going })
             }
         }
+    }
+
+    /// An IOMMU of the device that has gone, if one has.
+    fn missing(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> Option<IommuKey> {
+        let instances = self.instances.lock(held);
+        let is_gone = |at: &&Attachment| instances.find(at.key).is_none_or(|instance| !instance.is_same(&at.iommu));
+        device.attachments().iter().find(is_gone).map(|attachment| attachment.key)
     }
 
     /// Publishes the device's streams everywhere. From here on whoever has them too meets this one.

@@ -153,6 +153,11 @@ impl DeviceRecord {
         self.state.get() != DeviceState::Adding
     }
 
+    /// Whether it has streams on this very instance.
+    fn is_on(&self, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
+        self.device.attachments().iter().any(|attachment| attachment.iommu.is_same(iommu))
+    }
+
     /// A removal was asked for, and neither a child nor a call that is known to be in flight stands in its way.
     pub(super) fn may_go(&self) -> bool {
         let in_use = self.cut.get() && self.device.in_flight() > 0;
@@ -323,13 +328,22 @@ impl<P: Platform> Registry<P> {
         }
     }
 
-    /// How many devices stand directly behind `record`, but for those that are on their way out.
+    /// How many devices stand directly behind `record`, but for those that are on their way in or out.
     pub(super) fn staying_children(&self, record: &DeviceRecord) -> usize {
-        if record.children.get() == 0 {
-            return 0;
-        }
-        let key = Some(record.device.key());
-        self.devices.iter().filter(|child| child.device.parent() == key && !child.remove_pending.get()).count()
+        self.children(record).filter(|child| child.is_shown()).count()
+    }
+
+    /// A device that is being added directly behind `record`: its add may fail.
+    pub(super) fn coming_child(&self, record: &DeviceRecord) -> Option<&DeviceRecord> {
+        self.children(record).find(|child| !child.is_shown())
+    }
+
+    /// The devices directly behind `record`, but for those that are on their way out.
+    fn children(&self, record: &DeviceRecord) -> impl Iterator<Item = &DeviceRecord> {
+        let key = Some(record.device.key()).filter(|_| record.children.get() > 0);
+        let is_child =
+            move |child: &&DeviceRecord| key.is_some() && child.device.parent() == key && !child.remove_pending.get();
+        self.devices.iter().filter(is_child)
     }
 
     /// Why `domain`, to which devices are assigned, cannot end: it is in use, or busy where all of them are on their way out.
@@ -380,6 +394,13 @@ impl<P: Platform> Registry<P> {
             && let Some(domain) = self.domain(id)
         {
             domain.assigned.set(domain.assigned.get().saturating_add(1));
+        }
+    }
+
+    /// Marks what is being added with streams on an instance that has gone: it ends as removed.
+    pub(super) fn mark_arriving(&self, iommu: &Outside<Arc<dyn Iommu>>) {
+        for record in self.devices.iter().filter(|record| !record.is_shown() && record.is_on(iommu)) {
+            self.mark(record);
         }
     }
 
@@ -490,20 +511,19 @@ impl<P: Platform> Registry<P> {
         self.iommu(key).filter(|record| record.iommu.is_same(iommu))
     }
 
-    /// Why an instance cannot be unregistered, if it cannot: it is in use, or busy where all its devices are on their way
-    /// out. Strays go with it.
+    /// Why an instance cannot be unregistered, if it cannot: it is in use, or busy where all its devices are on their way in
+    /// or out. Strays go with it.
     pub(super) fn use_of_iommu(&self, record: &IommuRecord) -> Option<Cause> {
         if record.devices.get() == 0 {
             return None;
         }
-        let is_here = |attachment: &Attachment| attachment.iommu.is_same(&record.iommu);
-        let users =
-            self.devices.iter().filter(|user| !user.device.is_stray() && user.device.attachments().iter().any(is_here));
+        let users = self.devices.iter().filter(|user| !user.device.is_stray() && user.is_on(&record.iommu));
         let (mut devices, mut going) = (0_usize, None);
         for user in users {
-            if user.remove_pending.get() {
+            if user.remove_pending.get() || !user.is_shown() {
                 self.meet(user);
-                going = Some(Cause::Busy { running: Operation::Remove });
+                let running = if user.is_shown() { Operation::Remove } else { Operation::Add };
+                going = Some(Cause::Busy { running });
             } else {
                 devices = devices.saturating_add(1);
             }

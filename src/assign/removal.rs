@@ -129,10 +129,10 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it; [`Cause::StillInUse`] with
-    /// [`Left::Going`] while calls are inside the device ([`Device::enter`]): its DMA is cut, call again;
-    /// [`Cause::Iommu`] with [`Left::Removed`] when the device is gone but its IOMMU has not confirmed that its last DMA
-    /// drained.
+    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it, [`Cause::Busy`] while one is being added
+    /// there; [`Cause::StillInUse`] with [`Left::Going`] while calls are inside the device ([`Device::enter`]): its DMA is
+    /// cut, call again; [`Cause::Iommu`] with [`Left::Removed`] when the device is gone but its IOMMU has not confirmed that
+    /// its last DMA drained.
     ///
     /// # Context
     ///
@@ -191,6 +191,7 @@ impl<P: Platform> Service<P> {
                     return Ok(());
                 }
                 Ok(Removal::Pending) => Some(Cause::TimedOut { running: Operation::Remove }),
+                Err(Error { cause: Cause::Busy { running }, .. }) => Some(Cause::TimedOut { running }),
                 Err(Error { cause: Cause::StillInUse { calls }, .. }) => Some(Cause::StillInUse { calls }),
                 result => {
                     self.report(&result);
@@ -319,6 +320,9 @@ impl<P: Platform> Service<P> {
             let children = registry.staying_children(record);
             if children > 0 {
                 return Err(refuse(Cause::HasChildren { children }));
+            }
+            if let Some(coming) = registry.coming_child(record) {
+                return Err(refuse(above.busy(&registry, coming, Operation::Add)));
             }
             let under = above.hold(&registry, record) && !above.protects(&record.device);
             let running = registry.claimed(record).filter(|_| !under);

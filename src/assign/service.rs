@@ -256,6 +256,10 @@ impl<P: Platform> Service<P> {
             record.met.replace(false)
         });
         let buried = bury && registry.bury_iommu(key, iommu);
+        if buried {
+            // Nobody has seen them, so that they cannot have come before the instance went.
+            registry.mark_arriving(iommu);
+        }
         _instance = if buried { self.instances.lock(held).take(key) } else { None };
         (buried, was_met)
     }

@@ -103,12 +103,6 @@ pub(super) fn follow(states: &BTreeSet<Specification>, call: &Call) -> BTreeSet<
                 }
                 // A request names its device by key.
                 let absent = moved(call.op).is_some_and(|slot| !state.shown().contains_key(&slot));
-                // A child that was being added counted, though its add then failed.
-                let is_child =
-                    |op: &Op| matches!(op, Op::Add(child) if Op::Remove(child.parent().unwrap_or(*child)) == call.op);
-                if *told == Outcome::refused(Refusal::HasChildren) && call.beside.iter().any(is_child) {
-                    after.insert(state.clone());
-                }
                 if absent && *told == Outcome::refused(Refusal::NotFound) {
                     after.insert(state.clone());
                 }
