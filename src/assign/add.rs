@@ -129,7 +129,11 @@ impl<P: Platform> Service<P> {
         match outcome {
             Outcome::Stays => Ok(device),
             Outcome::Removed(result) => {
-                let left = if result.is_ok() { Left::Unchanged } else { Left::Removed };
+                // It never left fault: what an instance that went did not confirm is nothing.
+                let is_unconfirmed =
+                    |error: &Error| !matches!(error.cause, Cause::Iommu { error: IommuError::ProviderGone, .. });
+                let left =
+                    if result.is_err_and(|error| is_unconfirmed(&error)) { Left::Removed } else { Left::Unchanged };
                 let cause = self.missing(held, &device).map_or(Cause::Removed, Cause::ProviderMissing);
                 Err(Error { operation: Operation::Add, subject: label, cause, left })
             }
