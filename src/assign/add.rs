@@ -237,26 +237,9 @@ impl<P: Platform> Service<P> {
             }
             members.fill(&registry, record);
         }
-        let met = || meets.iter().filter_map(|met| Some((registry.device_by_id(met.device)?, met.iommu)));
-        strays.extend(met().map(|(other, _)| &other.device).filter(|other| other.is_stray()).cloned());
-        let owner = registry.registration(device).and_then(|record| registry.owner(record)).and_then(|(_, owner)| {
-            let domain = registry.domain(owner)?.domain.label().clone();
-            // One that is still with an instance that went shares nothing with this one.
-            let is_here = |record: &DeviceRecord, iommu| {
-                let here = device.attachments().iter().find(|mine| mine.key == iommu);
-                let is_same = |here: &Attachment| {
-                    record.device.attachments().iter().any(|theirs| theirs.iommu.is_same(&here.iommu))
-                };
-                here.is_some_and(is_same)
-            };
-            let is_owned = |record: &DeviceRecord| record.state.get() == DeviceState::Assigned(owner);
-            let live = met()
-                .find(|(other, iommu)| is_owned(other) && is_here(other, *iommu))
-                .map(|(other, iommu)| (other.device.clone(), iommu));
-            let has_moved = members.devices().filter_map(|member| registry.registration(member));
-            let has_moved = has_moved.map(|member| member.moved.get()).any(|moved| moved > moves);
-            Some(Owner { owner, domain, live, has_moved: has_moved || !members.is_complete() })
-        });
+        let met = meets.iter().filter_map(|met| registry.device_by_id(met.device));
+        strays.extend(met.map(|other| &other.device).filter(|other| other.is_stray()).cloned());
+        let owner = Owner::of(&registry, device, &meets, &members, moves);
         drop(registry);
         drop(unused);
         if was_met {
@@ -429,6 +412,32 @@ struct Admitted {
     depth: u16,
     /// To be claimed.
     parent: Option<Device>,
+}
+
+impl Owner {
+    /// Who owns the group that `device` has joined. `moves`: how many there had been before it was published.
+    fn of<P: Platform>(
+        registry: &Registry<P>,
+        device: &Device,
+        meets: &[Met],
+        members: &Members,
+        moves: u64,
+    ) -> Option<Self> {
+        let (_, owner) = registry.owner(registry.registration(device)?)?;
+        let domain = registry.domain(owner)?.domain.label().clone();
+        let keeps_live = |other: &DeviceRecord, iommu| {
+            // One that is still with an instance that went shares nothing with this one.
+            let here = device.attachments().iter().find(|mine| mine.key == iommu);
+            other.state.get() == DeviceState::Assigned(owner) && here.is_some_and(|here| other.is_on(&here.iommu))
+        };
+        let live = meets.iter().find_map(|met| {
+            let other = registry.device_by_id(met.device).filter(|other| keeps_live(other, met.iommu))?;
+            Some((other.device.clone(), met.iommu))
+        });
+        let mut records = members.devices().filter_map(|member| registry.registration(member));
+        let has_moved = !members.is_complete() || records.any(|member| member.moved.get() > moves);
+        Some(Self { owner, domain, live, has_moved })
+    }
 }
 
 /// Why a device is not admitted.

@@ -32,6 +32,7 @@ mod identity;
 mod instances;
 mod interrupt;
 mod iommu;
+mod leaving;
 pub(crate) mod levels;
 mod nested;
 mod new_device;
