@@ -281,6 +281,10 @@ impl World<'_> {
         let leaves = self.plain("leaves", &[(SMMU, 0x70), (SMMU, 0x71)], &[one]);
         self.run("remove, packed anew", |bench| bench.service.remove(leaves.key()).map(drop).unwrap());
         let leaves = self.plain("leaves", &[(SMMU, 0x70), (SMMU, 0x71)], &[one]);
+        // A group that falls into three: each gets an entry of its own.
+        let _parts = [0x90, 0x92, 0x95].map(|id| self.plain("part", &[(SMMU, id)], &[]));
+        let joined = self.plain("joined", &[0x90, 0x91, 0x92, 0x93, 0x94, 0x95].map(|id| (SMMU, id)), &[]);
+        self.run("remove, several parts left", |bench| bench.service.remove(joined.key()).map(drop).unwrap());
         // 0x70 is matched by the one entry of both.
         self.bench.oracle.allow(&"keeps".into(), &[(0x70, 1)], &[one.backing]);
         self.bench.service.assign(&leaves, &one.domain).unwrap();

@@ -100,20 +100,30 @@ impl Draft {
     }
 }
 
-/// One of a group, and where it shows what it was promised.
-pub(super) type Mate = (DeviceId, Arc<Promised>);
+/// One of each of several groups, and where the first shows what it was promised.
+pub(super) type Mates = (Few<DeviceId>, Arc<Promised>);
 
-/// Somebody who is in fault and uses an entry of `left`, from which all entries of his group are taken.
-pub(super) fn next_mate(map: &StreamMap, left: &mut Set) -> Option<Mate> {
-    each(*left).find_map(|number| {
-        if *left & one(number) == 0 {
-            return None;
+/// One each of the groups that use an entry of `left` and are in fault throughout, as many as stand in place; the entries of
+/// those that were looked at are taken from `left`.
+pub(super) fn next_mates(map: &StreamMap, left: &mut Set) -> Option<Mates> {
+    let (mut mates, mut shown) = (Few::new(), None);
+    for number in each(*left) {
+        if *left & one(number) == 0 || mates.len() == mates.inline_size() {
+            continue;
         }
-        *left &= !map.connected(one(number));
-        let user = map.entry(number).filter(|entry| entry.assigned == 0).and_then(|entry| entry.user);
-        let used = user.filter(|user| !reserved::is_reserved(*user)).and_then(|user| map.used_by(user))?;
-        Some((used.device, used.promised.clone()))
-    })
+        let group = map.connected(one(number));
+        *left &= !group;
+        let moves = |used: &Use| used.entries.get() & group != 0 && (used.bank.get().is_some() || used.planned.get());
+        let user = map.entry(number).and_then(|entry| entry.user).filter(|user| !reserved::is_reserved(*user));
+        let user = user.and_then(|user| map.used_by(user));
+        if let Some(used) = user
+            && !map.uses().any(moves)
+        {
+            mates.push(used.device);
+            shown.get_or_insert_with(|| used.promised.clone());
+        }
+    }
+    shown.map(|shown| (mates, shown))
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
@@ -200,13 +210,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         (draft.is_for(incoming.device) && draft.fits(map)).then(|| self.apply(map, draft))
     }
 
-    /// Packs anew what a device has left behind: of the groups in fault that use an entry in `left`, beginning with that of
-    /// `mate`. `spare`: the instance's room, if it was there, and whether it looked around `mate` when the device left. Calls
-    /// `then` with the map whenever something has changed.
+    /// Packs anew what a device has left behind: the groups of `mates`, and those in fault that use an entry in `left`.
+    /// `spare`: the instance's room, if it was there, and whether it looked around `mates` when the device left. Calls `then`
+    /// with the map whenever something has changed.
     pub(super) fn tidy(
         &self,
         held: &mut Held<'_, Unlocked>,
-        mut mate: Mate,
+        mut mates: Mates,
         mut left: Set,
         spare: Option<(Box<Draft>, bool)>,
         then: &mut dyn FnMut(&StreamMap),
@@ -220,40 +230,40 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                     made = draft;
                     &mut made
                 }
-                Err(error) => return self.log_untidy(mate.0, error),
+                Err(error) => return self.log_untidy(&mates, error),
             },
         };
         loop {
-            if let Err(error) = self.tidy_group(held, &mate, draft, core::mem::take(&mut seen), then) {
-                self.log_untidy(mate.0, error);
+            if let Err(error) = self.tidy_groups(held, &mates, draft, core::mem::take(&mut seen), then) {
+                self.log_untidy(&mates, error);
             }
             if left == 0 {
                 break;
             }
-            let next = next_mate(&self.map.lock(held), &mut left);
+            let next = next_mates(&self.map.lock(held), &mut left);
             let Some(next) = next else { break };
-            mate = next;
+            mates = next;
         }
         if let Some(draft) = kept {
             self.give_spare(held, draft);
         }
     }
 
-    /// Brings the entries of a group in fault back to the least that capture exactly its IDs. Where it is not possible they
+    /// Brings the entries of groups in fault back to the least that capture exactly their IDs. Where it is not possible they
     /// stay as they are: they capture more, but nobody else's. `seen`: the draft's workshop has looked.
-    fn tidy_group(
+    fn tidy_groups(
         &self,
         held: &mut Held<'_, Unlocked>,
-        (mate, shown): &Mate,
+        (mates, shown): &Mates,
         draft: &mut Draft,
         mut seen: bool,
         then: &mut dyn FnMut(&StreamMap),
     ) -> Result<(), IommuError> {
         loop {
             if !core::mem::take(&mut seen) {
-                self.survey(held, &[*mate], &mut draft.workshop)?;
+                self.survey(held, mates, &mut draft.workshop)?;
             }
-            self.draft(draft, &[*mate], shown, Freedom::Repack)?;
+            self.draft(draft, mates, shown, Freedom::Repack)?;
             if draft.workshop.layout.is_empty() {
                 return Ok(());
             }
@@ -266,8 +276,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    fn log_untidy(&self, mate: DeviceId, error: IommuError) {
-        let iommu = self.config.key;
+    fn log_untidy(&self, (mates, _): &Mates, error: IommuError) {
+        let (iommu, Some(mate)) = (self.config.key, mates.first()) else { return };
         log::info!("{iommu}: the entries of {mate} may still capture IDs of a device that has left: {error}");
     }
 

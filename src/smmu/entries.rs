@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::budget::Promised;
-use super::claims::{Draft, next_mate};
+use super::claims::{Draft, next_mates};
 use super::context::Bank;
 use super::cover::Cube;
 use super::cut::list_keepers;
@@ -173,19 +173,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             for number in each(left) {
                 self.release(map, number);
             }
-            let stays = next_mate(map, &mut left).map(|mate| {
+            let stays = next_mates(map, &mut left).map(|mates| {
                 let spare = self.take_spare(held).map(|mut draft| {
-                    let looked = self.look(map, &[mate.0], &mut draft.workshop);
+                    let looked = self.look(map, &mates.0, &mut draft.workshop);
                     (draft, matches!(looked, Ok(Ok(()))))
                 });
-                (mate, left, spare)
+                (mates, left, spare)
             });
             let known = list_sharing(map, rest, &mut sharing);
             break ((tree.take(self.config.key, lowest, device), used), stays, known);
         };
         drop(gone);
-        if let Some((mate, left, spare)) = stays {
-            self.tidy(held, mate, left, spare, &mut |map| known = list_sharing(map, rest, &mut sharing));
+        if let Some((mates, left, spare)) = stays {
+            self.tidy(held, mates, left, spare, &mut |map| known = list_sharing(map, rest, &mut sharing));
         }
         keepers.into_iter().map(Withdrawn::Keeper).for_each(&mut *tell);
         sharing.into_iter().map(Withdrawn::Sharing).for_each(tell);
