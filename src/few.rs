@@ -17,12 +17,3 @@ pub(crate) fn with_room<T>(count: usize) -> Option<Few<T>> {
     list.try_reserve_exact(count).ok()?;
     Some(list)
 }
-
-/// Puts one more at the end. Says whether there was memory for it.
-pub(crate) fn put<T>(list: &mut Few<T>, one: T) -> bool {
-    let has_room = list.try_reserve(1).is_ok();
-    if has_room {
-        list.push(one);
-    }
-    has_room
-}

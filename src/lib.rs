@@ -12,8 +12,7 @@
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),
 //!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
-//! 3. For each device: [`add`](assign::Service::add), or [`new_device`](assign::Service::new_device), which makes the memory,
-//!    and [`add_new`](assign::Service::add_new), which takes none. PCI functions are found by [`pci::enumerate`], and their streams by
+//! 3. For each device: [`add`](assign::Service::add). PCI functions are found by [`pci::enumerate`], and their streams by
 //!    [`pci::HostBridge::streams`].
 //! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign); after a
 //!    mapping was removed or narrowed, [`flush`](assign::Service::flush).
@@ -27,7 +26,7 @@
 //! 2. *Fault is the resting state.* A stream that was not told to translate faults; what fails ends in fault.
 //! 3. *Plan, commit, sync.* All that can fail comes before the first write; what is left is the hardware's failure, and
 //!    the result says what was left.
-//! 4. *An operation claims the group that it changes* and holds no lock while it works. Nothing that the library was
+//! 4. *An operation owns the group that it changes* and holds no lock while it works. Nothing that the library was
 //!    given is called under a lock; calling it so does not compile.
 //! 5. *The lock order is a type.* Against it does not compile either.
 //! 6. *The shadow is the truth*, the registers follow it, and an audit compares the two.

@@ -57,7 +57,7 @@ fn a1_an_add_that_the_second_smmu_cannot_take_writes_nothing_on_the_first() {
     let mut hog = bench.spec("hog", &[]);
     hog.streams.push(stream(SECOND, 1, 0));
     bench.service.add(hog).unwrap();
-    // A mate on the first, whose entries the newcomer would have packed anew.
+    // A mate on the first, one of whose entries the newcomer shares.
     bench.add("mate", &[(0x10, 0), (0x11, 0)]);
     let mut wide = bench.spec("wide", &[(0x11, 0), (0x12, 0), (0x13, 0), (0x40, 0)]);
     wide.streams.push(stream(SECOND, 2, 0));

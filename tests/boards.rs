@@ -151,10 +151,10 @@ fn a6_oddities_are_read_as_what_they_are() {
     let camera = device(&board, "/camera@1100000");
     assert_eq!(camera.streams, [stream(SMMU, 0x800, 0x400), stream(SMMU, 0x820, 0x400)]);
     assert_eq!(camera.specifiers[0].count, 4);
-    let meets = |one: &DtDevice, other: &DtDevice| {
-        one.streams.iter().any(|stream| other.streams.iter().any(|other| stream.meets(*other)))
+    let overlap = |one: &DtDevice, other: &DtDevice| {
+        one.streams.iter().any(|stream| other.streams.iter().any(|other| stream.overlaps(*other)))
     };
-    assert!(meets(camera, device(&board, "/camera-debug@1200000")));
+    assert!(overlap(camera, device(&board, "/camera-debug@1200000")));
     assert_eq!(device(&board, "/dma-controller@3600000").streams, [stream(TRIPLE, 1, 0x7f80)]);
 
     let not_enabled: Vec<&str> =

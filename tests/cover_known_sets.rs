@@ -1,8 +1,8 @@
 //! Sets of stream IDs that real boards have, and shapes that planners elsewhere get wrong.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
 
-use iommu_assign::smmu::cover::{CoverError, CoverOptions, Cube, IdSet, check, least_cover, loose_cover};
+use iommu_assign::smmu::cover::{CoverError, CoverOptions, Cube, check, least_cover};
 
 const V2: CoverOptions = CoverOptions::new(0x7fff, 0x7fff);
 
@@ -10,10 +10,15 @@ fn points(ids: impl IntoIterator<Item = u32>) -> Vec<Cube> {
     ids.into_iter().map(Cube::point).collect()
 }
 
-fn range(first: u32, length: u64) -> Vec<Cube> {
-    let mut set = IdSet::new();
-    set.insert_range(first, length).unwrap();
-    set.cubes().to_vec()
+/// The naturally aligned cubes of a range.
+fn range(first: u32, length: u32) -> Vec<Cube> {
+    let (mut at, end, mut cubes) = (first, first + length, Vec::new());
+    while at < end {
+        let bits = at.trailing_zeros().min((end - at).ilog2());
+        cubes.push(Cube::new(at, (1 << bits) - 1));
+        at += 1 << bits;
+    }
+    cubes
 }
 
 /// The number of entries, which must be proven least.
@@ -29,10 +34,23 @@ const VENUS: [u32; 20] = [
 ];
 
 #[test]
-fn msm8996_venus_needs_six_entries_and_one_when_loose() {
+fn msm8996_venus_needs_six_entries() {
     assert_eq!(least(&points(VENUS), &V2), 6);
-    let loose = loose_cover(&points(VENUS), &[Cube::new(0, 0x7fff)], &V2).unwrap();
-    assert_eq!((loose.cubes.as_slice(), loose.exact), ([Cube::new(0, 0x3f)].as_slice(), true));
+}
+
+/// Each part of a set had a budget of its own, so that a search in an add ran for two seconds.
+#[test]
+fn c14_one_budget_of_nodes_serves_all_parts_of_a_set() {
+    let exact = |ids: &[Cube], nodes| least_cover(ids, &CoverOptions { nodes, ..V2 }).unwrap().exact;
+    let scattered =
+        |seed: u32| (0..0x40).filter(|id| (((id + 1) * (seed | 1) * 0x9e37) >> 3) & 3 != 0).map(Cube::point).collect();
+    let mut hard = (1..).map(scattered).filter(|ids: &Vec<Cube>| !exact(ids, 20) && exact(ids, 300));
+    let one = hard.next().unwrap();
+    let enough = (20..300).find(|nodes| exact(&one, *nodes)).unwrap();
+    let parts: Vec<Cube> =
+        [0, 0x3000, 0x5000].iter().flat_map(|base| one.iter().map(move |id| Cube::point(base | id.id()))).collect();
+    assert!(!exact(&parts, enough) && !exact(&parts, 2 * enough));
+    assert!(exact(&parts, 3 * enough));
 }
 
 #[test]
@@ -95,9 +113,9 @@ fn pci_maps_are_ranges() {
 #[test]
 fn a_6_ids_and_masks_wider_than_the_hardware_are_refused() {
     let id = Cube::point(0x8000);
-    assert_eq!(least_cover(&[id], &V2), Err(CoverError::IdTooWide { cube: id, id_bits: 0x7fff }));
+    assert_eq!(least_cover(&[id], &V2), Err(CoverError::TooWide { cube: id, id_bits: 0x7fff }));
     let mask = Cube::new(0, 0x8001);
-    assert_eq!(least_cover(&[mask], &V2), Err(CoverError::MaskTooWide { cube: mask, id_bits: 0x7fff }));
+    assert_eq!(least_cover(&[mask], &V2), Err(CoverError::TooWide { cube: mask, id_bits: 0x7fff }));
     assert!(least_cover(&range(0, 0x10000), &V2).is_err(), "never truncated to 15 bits");
 }
 
@@ -107,7 +125,7 @@ fn bits_that_the_hardware_cannot_ignore_are_enumerated() {
     let cover = least_cover(&[Cube::new(0x100, 0x81)], &partial).unwrap();
     assert_eq!(cover.cubes, [Cube::new(0x100, 0x80), Cube::new(0x101, 0x80)]);
     assert_eq!(least(&range(0, 0x100), &partial), 128);
-    let too_many = least_cover(&range(0, 0x100), &partial.with_max_cubes(100));
+    let too_many = least_cover(&range(0, 0x100), &CoverOptions { max_cubes: 100, ..partial });
     assert_eq!(too_many, Err(CoverError::TooComplex { limit: 100 }));
     let none = CoverOptions::new(0x7fff, 0);
     assert_eq!(least(&points(0..16), &none), 16);
@@ -120,13 +138,13 @@ fn a_mask_that_cannot_end_is_refused_at_once() {
 }
 
 #[test]
-fn two_thousand_scattered_ids_end_in_a_valid_cover() {
+fn a_thousand_scattered_ids_end_in_a_valid_cover() {
     let mut state = 1u32;
-    let ids = points((0..2000).map(|_| {
+    let ids = points((0..1000).map(|_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 18
     }));
     let cover = least_cover(&ids, &CoverOptions::new(0xffff, 0xffff)).unwrap();
-    assert_eq!(check(&ids, &[], &cover.cubes), Ok(()));
-    assert!(cover.cubes.len() < 2000);
+    assert_eq!(check(&ids, &cover.cubes), Ok(()));
+    assert!(cover.cubes.len() < 1000);
 }

@@ -12,7 +12,7 @@
 
 mod common;
 
-use common::{Bench, PAGE, SMMU, stream};
+use common::{Bench, NOT_DRAINED, PAGE, SMMU, stream};
 use iommu_assign::assign::{Cause, ConflictReason, IommuError, Label, Left, StreamId};
 use iommu_assign::sync::Waited;
 use machine::Reached;
@@ -353,6 +353,5 @@ fn i14_a_reassign_that_fails_after_the_first_write_leaves_the_device_quarantined
     let error = bench.reassign(&device, &two).unwrap_err();
     assert_eq!(error.left, Left::Quarantined);
     assert_eq!(bench.dma(0x10), Reached::Fault);
-    let state = bench.service.find(device.key()).unwrap().state;
-    assert_eq!(state, iommu_assign::assign::DeviceState::Quarantined);
+    assert_eq!(bench.state(&device), NOT_DRAINED);
 }

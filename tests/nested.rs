@@ -16,90 +16,11 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::callbacks::{Asked, Hooks};
-use common::{Bench, SMMU};
-use iommu_assign::assign::{
-    Cause, Deassigned, Device, DeviceInfo, DeviceSpec, DeviceState, Domain, Error, HookContext, IommuError, Left,
-    Operation, PolicyRequest, Removal, Service,
-};
-use smmu_model::Config;
+use common::SMMU;
+use common::rig::cause;
+use iommu_assign::assign::{Cause, Deassigned, DeviceState, Error, IommuError, Left, Operation, Removal};
 
-type Host = common::waiting::Host<0>;
-type Way = common::callbacks::Way<Host>;
-
-/// A service that waits, over a modelled SMMU, and what its callbacks have to say.
-struct Rig {
-    bench: Bench,
-    service: Arc<Service<Host>>,
-    way: Way,
-    domains: [Domain<Host>; 2],
-}
-
-impl Rig {
-    fn new() -> Self {
-        Self::asking(|_, _| true)
-    }
-
-    fn asking(ask: impl Fn(&Service<Host>, &PolicyRequest<'_>) -> bool + Send + Sync + 'static) -> Self {
-        let mut bench = Bench::new();
-        let smmu = bench.smmu(SMMU, Config::generic_v2());
-        let way = Way::new();
-        let service = Arc::new(Service::new(Box::new(Asked::new(&way, ask))));
-        way.lead_to(&service);
-        service.register_iommu(smmu).unwrap();
-        let (one, two) = (bench.guest("one"), bench.guest("two"));
-        let domains = [("one", &one), ("two", &two)]
-            .map(|(name, guest)| service.create_domain(name.into(), guest.domain.space().stage2).unwrap());
-        // What this is about is who may do what when; that nothing leaks in between is the other suites'.
-        for name in ["first", "second", "mate", "child", "bridge", "third"] {
-            let streams: Vec<(u32, u32)> = (0x10..0x16).map(|id| (id, 0)).collect();
-            bench.oracle.allow(&name.into(), &streams, &[one.backing, two.backing]);
-        }
-        Self { bench, service, way, domains }
-    }
-
-    fn spec(&mut self, name: &str, stream: u32) -> DeviceSpec {
-        self.bench.spec(name, &[(stream, 0)])
-    }
-
-    fn add(&self, spec: DeviceSpec) -> Device {
-        self.service.add(spec).unwrap()
-    }
-
-    /// What makes a group with its mate by their bus alone, so that they share no entry; and the mate.
-    fn on_one_bus(&mut self) -> (DeviceSpec, Device) {
-        let (first, mate) = (self.spec("first", 0x10), self.spec("mate", 0x11));
-        let [first, mate] = [first, mate].map(|spec| DeviceSpec { isolation: Some(7), ..spec });
-        let mate = self.add(mate);
-        (first, mate)
-    }
-
-    /// `spec`, whose reset does this, with what came of it.
-    fn hooked<T: Send + 'static>(
-        &self,
-        spec: DeviceSpec,
-        act: impl Fn(&Service<Host>, &HookContext<'_>) -> T + Send + Sync + 'static,
-    ) -> (DeviceSpec, Arc<Mutex<Vec<T>>>) {
-        let seen: Arc<Mutex<Vec<T>>> = Arc::default();
-        let record = seen.clone();
-        let way = self.way.clone();
-        let hooks = Hooks::new().reset(move |context| {
-            let came = act(&way.service().unwrap(), context);
-            record.lock().unwrap().push(came);
-            Ok(())
-        });
-        (DeviceSpec { hooks: Arc::new(hooks), ..spec }, seen)
-    }
-
-    fn state(&self, device: &Device) -> Option<DeviceState> {
-        let info: Option<DeviceInfo> = self.service.find(device.key());
-        info.map(|info| info.state)
-    }
-}
-
-fn cause<T: std::fmt::Debug>(result: &Result<T, Error>) -> &Cause {
-    &result.as_ref().unwrap_err().cause
-}
+type Rig = common::rig::Rig<common::waiting::Host<0>>;
 
 fn soon() -> Option<Instant> {
     Some(Instant::now() + Duration::from_secs(20))
@@ -114,10 +35,10 @@ fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
     let offered = child.clone();
     let (bridge, seen) = rig.hooked(bridge, move |service, context| {
         let outside = service.add(offered.clone()).map(|device| device.key());
-        let inside = service.within(context.claims).add(offered.clone()).map(|device| device.key());
+        let inside = service.within(context.chain).add(offered.clone()).map(|device| device.key());
         (outside, inside)
     });
-    let bridge = rig.add(bridge);
+    let bridge = rig.service.add(bridge).unwrap();
     rig.service.assign(&bridge, &rig.domains[0]).unwrap();
     rig.service.reassign(&bridge, &rig.domains[1]).unwrap();
     let seen = seen.lock().unwrap();
@@ -131,14 +52,14 @@ fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
         "C-5: the parent counts it"
     );
     rig.service.remove_tree(bridge.key()).unwrap();
-    rig.bench.audit();
+    rig.audit();
 }
 
 #[test]
 fn c4_an_add_outside_lets_its_parents_claim_go_whether_it_succeeds_or_fails() {
     let mut rig = Rig::new();
     let bridge = rig.spec("bridge", 0x10);
-    let bridge = rig.add(bridge);
+    let bridge = rig.service.add(bridge).unwrap();
     let mut child = rig.spec("child", 0x11);
     child.parent = Some(bridge.key());
     let mut bad = child.clone();
@@ -148,24 +69,24 @@ fn c4_an_add_outside_lets_its_parents_claim_go_whether_it_succeeds_or_fails() {
     // A child of the parent's own group: the claims become one, and are let go once.
     let mut alias = rig.spec("child", 0x10);
     alias.parent = Some(bridge.key());
-    let alias = rig.add(alias);
-    let child = rig.add(child);
+    let alias = rig.service.add(alias).unwrap();
+    let child = rig.service.add(child).unwrap();
     drop(rig.service.deassign(&bridge).unwrap());
     for device in [child, alias, bridge] {
         assert_eq!(rig.service.remove(device.key()), Ok(Removal::Done));
     }
-    rig.bench.audit();
+    rig.audit();
 }
 
 #[test]
 fn c4_what_waits_in_a_circle_hears_would_deadlock_and_nothing_happens() {
     let mut rig = Rig::new();
     let (first, second, third) = (rig.spec("first", 0x10), rig.spec("second", 0x11), rig.spec("third", 0x12));
-    let (first, third) = (rig.add(first), rig.add(third));
+    let (first, third) = (rig.service.add(first).unwrap(), rig.service.add(third).unwrap());
     let domain = rig.domains[0].clone();
     let (before, after, target) = (first.clone(), third.clone(), domain.clone());
     let (second, seen) = rig.hooked(second, move |service, context| {
-        let within = service.within(context.claims);
+        let within = service.within(context.chain);
         let own = within.wait(soon(), |s| s.assign(context.device, &target));
         let own_try = within.assign(context.device, &target);
         // Nobody has claimed these: there is nothing to wait for, whatever their place in the order.
@@ -173,7 +94,7 @@ fn c4_what_waits_in_a_circle_hears_would_deadlock_and_nothing_happens() {
         let later = within.wait(soon(), |s| s.assign(&after, &target));
         [own, own_try, earlier, later]
     });
-    let second = rig.add(second);
+    let second = rig.service.add(second).unwrap();
     rig.service.assign(&second, &domain).unwrap();
     drop(rig.service.deassign(&second).unwrap());
     let seen = seen.lock().unwrap();
@@ -207,9 +128,9 @@ fn c4_c5_two_hooks_that_wait_for_each_other_both_end() {
             once.call_once(|| ());
             together.wait();
             let other = service.find(other).unwrap().device;
-            service.within(context.claims).wait(soon(), |s| s.deassign(&other))
+            service.within(context.chain).wait(soon(), |s| s.deassign(&other))
         });
-        devices.push(rig.add(spec));
+        devices.push(rig.service.add(spec).unwrap());
         records.push(seen);
     }
     for device in &devices {
@@ -232,11 +153,12 @@ fn c4_c5_two_hooks_that_wait_for_each_other_both_end() {
 #[test]
 fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_owners() {
     let mut rig = Rig::new();
-    let (first, mate) = rig.on_one_bus();
+    let [first, mate] = rig.on_one_bus();
+    let mate = rig.service.add(mate).unwrap();
     let [one, two] = rig.domains.clone();
     let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
     let (first, seen) = rig.hooked(first, move |service, context| {
-        let within = service.within(context.claims);
+        let within = service.within(context.chain);
         let out = within.deassign(&inner).map(drop);
         let elsewhere = within.assign(&inner, &there);
         let back = within.assign(&inner, &here);
@@ -245,7 +167,7 @@ fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_ow
         let own = within.remove(context.device.key());
         (out, elsewhere, back, again, gone, own)
     });
-    let first = rig.add(first);
+    let first = rig.service.add(first).unwrap();
     rig.service.assign_group(&first, &one).unwrap();
     let error = rig.service.deassign(&first).unwrap_err();
     assert_eq!((error.cause, error.left), (Cause::Removed, Left::Removed), "its own removal came with its end");
@@ -255,21 +177,22 @@ fn c4_a_group_that_is_claimed_above_can_be_worked_in_but_not_be_split_between_ow
     assert!(matches!(cause(elsewhere), Cause::GroupConflict { .. }), "{elsewhere:?}");
     assert_eq!((gone, own), (&Ok(Removal::Done), &Ok(Removal::Pending)));
     assert_eq!(rig.service.devices().count(), 0);
-    rig.bench.audit();
+    rig.audit();
 }
 
 #[test]
 fn c4_i11_a_mate_does_not_go_where_the_operation_above_does_not() {
     let mut rig = Rig::new();
-    let (first, mate) = rig.on_one_bus();
+    let [first, mate] = rig.on_one_bus();
+    let mate = rig.service.add(mate).unwrap();
     let [one, two] = rig.domains.clone();
     let (inner, here, there) = (mate.clone(), one.clone(), two.clone());
     let (first, seen) = rig.hooked(first, move |service, context| {
-        let within = service.within(context.claims);
+        let within = service.within(context.chain);
         // The registry still has the first device with its old owner; it is on its way to the new one.
         [within.assign(&inner, &here), within.assign(&inner, &there)]
     });
-    let first = rig.add(first);
+    let first = rig.service.add(first).unwrap();
     rig.service.assign(&first, &one).unwrap();
     rig.service.reassign(&first, &two).unwrap();
     for refused in &seen.lock().unwrap()[0] {
@@ -294,13 +217,13 @@ fn c4_a_nested_wait_for_a_later_group_sleeps_until_that_is_free() {
     });
     let (first, seen) = rig.hooked(first, move |service, context| {
         let other = service.find(second_key).unwrap().device;
-        let within = service.within(context.claims);
+        let within = service.within(context.chain);
         let tried = within.reassign(&other, &target);
         release.wait();
         let waited = within.remove_and_wait(other.key(), soon());
         (tried, waited)
     });
-    let (first, second) = (rig.add(first), rig.add(second));
+    let (first, second) = (rig.service.add(first).unwrap(), rig.service.add(second).unwrap());
     for device in [&first, &second] {
         rig.service.assign(device, &rig.domains[0]).unwrap();
     }
@@ -323,21 +246,21 @@ fn c4_a_removal_from_the_policy_leaves_its_mark_and_does_not_wait() {
     let seen: Arc<Mutex<Vec<Result<Removal, Error>>>> = Arc::default();
     let record = seen.clone();
     let mut rig = Rig::asking(move |service, request| {
-        let (within, key) = (service.within(request.claims), request.device.key());
+        let (within, key) = (service.within(request.chain), request.device.key());
         record.lock().unwrap().push(within.remove(key));
         let waited = within.remove_and_wait(key, soon()).map(|()| Removal::Done);
         record.lock().unwrap().push(waited);
         true
     });
     let spec = rig.spec("first", 0x10);
-    let device = rig.add(spec);
+    let device = rig.service.add(spec).unwrap();
     let error = rig.service.assign(&device, &rig.domains[0]).unwrap_err();
     assert_eq!((error.cause, error.left), (Cause::Removed, Left::Removed));
     let seen = seen.lock().unwrap();
     assert_eq!(seen[0], Ok(Removal::Pending));
     assert_eq!(*cause(&seen[1]), Cause::WouldDeadlock { running: Operation::Assign });
     assert!(rig.service.find(device.key()).is_none());
-    rig.bench.audit();
+    rig.audit();
 }
 
 #[test]
@@ -347,7 +270,7 @@ fn c9_a4_a_domain_ends_though_an_assign_to_it_met_the_end_of_its_iommu() {
         true
     });
     let spec = rig.spec("first", 0x10);
-    let device = rig.add(spec);
+    let device = rig.service.add(spec).unwrap();
     let refused = rig.service.assign(&device, &rig.domains[0]);
     let gone = Cause::Iommu { iommu: SMMU, error: IommuError::ProviderGone };
     assert_eq!(*cause(&refused), gone);

@@ -317,8 +317,9 @@ fn c11_a_handler_that_calls_what_is_for_waiting_context_is_caught_on_a_single_cp
     let (inner, caught) = (board.clone(), Rc::new(Cell::new(0)));
     let count = caught.clone();
     HANDLER.set(Some(Rc::new(move || {
-        use iommu_assign::assign::Iommu;
-        let flushed = catch_unwind(AssertUnwindSafe(|| inner.smmu.flush(inner.domains[0].id())));
+        use iommu_assign::assign::{Iommu, Patience};
+        let flush = || inner.smmu.flush(inner.domains[0].id(), None, Patience::Waiting);
+        let flushed = catch_unwind(AssertUnwindSafe(flush));
         count.set(count.get() + usize::from(flushed.is_err()));
     })));
     board.story();

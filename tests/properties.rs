@@ -28,7 +28,7 @@ type Make = fn(Slot, Guest, u8) -> Op;
 
 /// How often each operation comes: mostly what brings a machine somewhere, rarely what breaks it. The simplest come
 /// first, for a sequence shrinks towards them.
-const KINDS: [(u32, Make); 33] = [
+const KINDS: [(u32, Make); 35] = [
     (12, |slot, _, _| Op::Add(slot)),
     (8, |_, guest, _| Op::Create(guest)),
     (14, |slot, guest, _| Op::Assign(slot, guest)),
@@ -62,6 +62,8 @@ const KINDS: [(u32, Make); 33] = [
     (1, |_, _, choice| Op::LoseSync(side(choice))),
     (2, |_, _, choice| Op::Heal(side(choice))),
     (1, |slot, _, _| Op::BreakHook(slot)),
+    (1, |_, _, choice| Op::CutPower(side(choice))),
+    (3, |_, _, choice| Op::RestorePower(side(choice))),
 ];
 
 const fn ask(slot: Slot, guest: Guest, choice: u8) -> Ask {
@@ -141,11 +143,11 @@ fn sequences_of_a_fresh_seed_keep_the_contract() {
 mod found {
     use machine::op::Guest::{Green, Red};
     use machine::op::Op::{
-        Add, Assign, AssignGroup, Create, Deassign, Destroy, DmaSecond, Flush, ForceUnregister, Heal, LoseSync, Map,
-        Register, Remove, Stick, TestAssign, Unmap, Unregister,
+        Add, Assign, AssignGroup, Create, CutPower, Deassign, Destroy, Dma, DmaSecond, Flush, ForceUnregister,
+        HandleGlobal, Heal, LoseSync, Map, Register, Remove, Stick, TestAssign, Unmap, Unregister,
     };
     use machine::op::Side::{A, B};
-    use machine::op::Slot::{Bridge, Companion, Far, Narrow, Usb, Wide};
+    use machine::op::Slot::{Both, Bridge, Companion, Far, Late, Mate, Narrow, Nic, Usb, Wide};
 
     use super::{Board, Op, world};
 
@@ -250,5 +252,51 @@ mod found {
     #[test]
     fn a10_the_audit_reads_split_registers_in_halves() {
         run(Board::Split, &[Create(Red), Add(Bridge), Assign(Bridge, Red)]);
+    }
+
+    /// A device stays registered with the instance that went. At the instance that came after it nothing has its streams: the
+    /// record of a fault there names no device.
+    #[test]
+    fn a12_c9_a_fault_at_a_new_instance_names_no_device_of_the_one_that_went() {
+        run(Board::Small, &[Add(Nic), ForceUnregister(A), Register(A), Dma(Nic, 0), HandleGlobal(A)]);
+        run(Board::Mmu500, &[Add(Nic), ForceUnregister(A), Register(A), Dma(Nic, 0), HandleGlobal(A)]);
+    }
+
+    /// A quarantined device that shares an entry is cleansed along with the one that is assigned. It had a second IOMMU, which
+    /// had gone: no assign of the other succeeded any more.
+    #[test]
+    fn i14_c9_a_mate_with_an_iommu_that_went_is_cleansed_along() {
+        let script = [Add(Both), Create(Red), Assign(Both, Red), ForceUnregister(A), Add(Mate), Deassign(Both)];
+        run(Board::Small, &[&script[..], &[Assign(Mate, Red)]].concat());
+    }
+
+    /// A member that is on its way out counted as one that a group's assign could move, and the answer was that the device,
+    /// which is registered and assigned, was removed.
+    #[test]
+    fn a2_a_member_that_is_going_is_not_what_a_group_operation_is_about() {
+        let script =
+            [LoseSync(B), Create(Red), Add(Mate), Assign(Mate, Red), Remove(Mate), Add(Both), Assign(Both, Red)];
+        run(Board::Small, &[&script[..], &[AssignGroup(Both, Red)]].concat());
+    }
+
+    /// An assign found out that there was no power when its plan was made: the device, which nothing had touched, was
+    /// quarantined.
+    #[test]
+    fn a1_an_assign_without_power_changes_nothing() {
+        run(Board::Small, &[Add(Nic), Create(Red), CutPower(A), Assign(Nic, Red)]);
+    }
+
+    /// An add could not be undone for want of the power that it had failed for, and left a device that was going. With two
+    /// IOMMUs the first was written before the second was found without power.
+    #[test]
+    fn a1_an_add_without_power_changes_nothing() {
+        run(Board::Small, &[Add(Nic), CutPower(A), Add(Late)]);
+        run(Board::Small, &[CutPower(B), Add(Both)]);
+    }
+
+    /// A device in fault was forgotten by its first IOMMU before the second was found without power, and stayed registered.
+    #[test]
+    fn c8_a_removal_without_power_at_one_iommu_is_not_begun_at_the_other() {
+        run(Board::Mmu401, &[Add(Both), CutPower(B), Dma(Both, 2), Remove(Both), HandleGlobal(A)]);
     }
 }

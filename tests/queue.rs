@@ -455,7 +455,7 @@ fn c12_c4_a_hook_that_would_wait_for_the_worker_hears_that_it_would_deadlock() {
     let spec = hooked(1, move |context| {
         let board = inner.upgrade().unwrap();
         let nested = board.submit(Request::Remove(key(1)));
-        let answer = nested.wait_within(context.claims).map(Result::is_ok);
+        let answer = nested.wait_within(context.chain).map(Result::is_ok);
         record.lock().unwrap().push((answer, board.queue.worker().is_none()));
         nested.detach();
     });

@@ -1,4 +1,5 @@
-//! Banks that are retired on hardware that walks ahead, and drains that are not confirmed (contract I-7, I-8).
+//! The one path of a context bank: reserved, live, draining, and free, poisoned, or the next domain's (contract I-6, I-7, I-8). With
+//! hardware that walks ahead, syncs that are lost, and callers that come in between.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,15 +13,21 @@
 
 mod common;
 
-use common::before::Before;
-use common::parts::{Part, named, parts};
-use common::stopping::{Held, STLBGSTATUS, Stop};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{Bench, Guest, PAGE, SMMU, block, described, stream};
-use iommu_assign::assign::{Cause, Device, DeviceState, Error, Iommu, IommuError, Left};
+use common::before::Before;
+use common::callbacks::{Asked, Hooks, Way};
+use common::driver::{Driver, exhausted, lose_power, timed_out as slow, watch_again};
+use common::parts::{Part, named, parts};
+use common::stopping::{Held, STLBGSTATUS, Stop};
+use common::{Anyone, Bench, Guest, NOT_DRAINED, NOT_RESET, PAGE, SMMU, described, stream};
+use iommu_assign::assign::{
+    Cause, Device, DeviceSpec, DeviceState, Domain, Error, IommuError, IommuPower, Left, Quarantine, Removal, Resource,
+    Service, Streams,
+};
 use iommu_assign::smmu::{Reserved, Setup, Smmu, SmmuConfig};
+use iommu_assign::sync::Spin;
 use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
 use smmu_model::{Config, Injection, SyncDelay, SyncRegister};
 
@@ -74,6 +81,11 @@ fn lose_syncs(bench: &Bench, syncs: u32) {
     bench.machine.smmu(SMMU, |smmu| (1..=syncs).for_each(|sync| smmu.inject(Injection::SyncTimesOut(sync))));
 }
 
+/// What was lost goes on.
+fn release(bench: &Bench) {
+    bench.machine.smmu(SMMU, smmu_model::Smmu::release_syncs);
+}
+
 fn timed_out(error: &Error) -> bool {
     matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. })
 }
@@ -95,7 +107,7 @@ fn i7_what_a_bank_walks_ahead_until_it_is_off_is_not_left_to_the_next_owner() {
 }
 
 #[test]
-fn i7_i8_a_sync_of_somebody_else_does_not_clean_a_bank_that_went_on_walking() {
+fn i7_i8_a_sync_of_another_caller_does_not_clean_a_bank_that_went_on_walking() {
     for lost in [1, 2] {
         for part in parts().into_iter().filter(|part| part.model.banks > 1) {
             let name = part.name;
@@ -106,13 +118,15 @@ fn i7_i8_a_sync_of_somebody_else_does_not_clean_a_bank_that_went_on_walking() {
             bench.assign(&mate, &two).unwrap();
             lose_syncs(&bench, lost);
             let drained = bench.deassign(&device);
-            // Where nothing but one sync drains a bank, the second loss meets somebody else.
+            // Where nothing but one sync drains a bank, the second loss meets another caller.
             assert!(timed_out(&drained.unwrap_err()), "{name}");
             for _ in 0..lost {
+                release(&bench);
                 let _ = bench.service.flush(&two.domain);
             }
+            release(&bench);
             bench.service.flush(&two.domain).unwrap();
-            // Whoever gets the bank that `one` had, with its VMID, gets nothing of `one`.
+            // The next domain in the bank that `one` had, with its VMID, gets nothing of `one`.
             if bench.assign(&device, &three).is_ok() {
                 assert_eq!(bench.dma(0x10), Reached::Memory(three.backing), "{name}");
             }
@@ -159,6 +173,7 @@ fn a4_an_assign_succeeds_at_once_when_every_bank_was_poisoned_and_the_smmu_works
         for device in devices {
             lose_syncs(&bench, 1);
             assert!(timed_out(&bench.deassign(device).unwrap_err()), "{name}");
+            release(&bench);
         }
         let device = &devices[0];
         bench.service.test_assign(device, &last.domain).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -173,8 +188,12 @@ fn a4_i8_an_assign_that_finds_the_smmu_still_stuck_says_so_and_changes_nothing()
     let (mut bench, device, two) = poisoned(one_bank());
     let (reads, writes, refused) = bench.cost(|| bench.service.assign(&device, &two.domain).unwrap_err());
     assert!(timed_out(&refused), "{refused}");
-    assert_eq!((refused.left, reads, writes), (Left::Unchanged, 100, 2), "TLBIVMID, sTLBGSYNC, and the bound on polls");
-    assert_eq!(bench.service.find(device.key()).unwrap().state, DeviceState::Quarantined);
+    assert_eq!(
+        (refused.left, reads, writes),
+        (Left::Unchanged, 101, 0),
+        "a look at the sync in flight, and the bound on polls"
+    );
+    assert_eq!(bench.state(&device), NOT_DRAINED);
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.assign(&device, &two).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Memory(two.backing));
@@ -195,12 +214,12 @@ fn a5_an_ordinary_exhaustion_costs_no_register_access() {
 }
 
 #[test]
-fn a4_what_a_retry_costs_is_one_drain_more() {
+fn a4_a_retry_costs_a_look_at_the_sync_that_was_lost_and_what_retires_the_bank() {
     let (bench, device, two) = poisoned(one_bank());
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.oracle.allow(device.label(), &[(0x10, 0)], &[two.backing]);
     let (reads, writes, ()) = bench.cost(|| bench.service.assign(&device, &two.domain).unwrap());
-    assert_eq!((reads, writes), (1, 3 + 7), "TLBIVMID, sTLBGSYNC, SCTLR; then n+6 W as ever");
+    assert_eq!((reads, writes), (2, 1 + 7), "STATUS, SCTLR = 0, FSR; then n+6 W as ever");
 }
 
 #[test]
@@ -233,74 +252,6 @@ fn i7_q17_what_firmwares_banks_walk_ahead_until_they_are_off_is_not_left_to_the_
     }
 }
 
-/// A bank was promised to the move that was to empty it, the move failed, and before the promise was taken back another
-/// plan took the bank: it was never free again.
-#[test]
-fn a3_a4_a_bank_that_was_promised_and_then_poisoned_is_not_lost() {
-    let mut bench = Bench::new();
-    let model = Config { banks: 2, stage2_banks: 0, ..Config::generic_v2() };
-    let smmu = bench.smmu(SMMU, model);
-    let guests = ["one", "two", "three", "four"].map(|name| bench.guest(name));
-    let devices = [(0x10, "moves"), (0x20, "stays"), (0x40, "comes")].map(|(id, name)| bench.add(name, &[(id, 0)]));
-    let [moves, stays, comes] = [0, 1, 2].map(|n: usize| [devices[n].id()]);
-    let space = |n: usize| *guests[n].domain.space();
-    let everywhere: Vec<u64> = guests.iter().map(|guest| guest.backing).collect();
-    for (device, id) in devices.iter().zip([0x10, 0x20, 0x40]) {
-        bench.oracle.allow(device.label(), &[(id, 0)], &everywhere);
-    }
-    let plan = |devices: &[iommu_assign::assign::DeviceId], n| smmu.plan(devices, &space(n), &mut |_| ());
-    for (device, n) in [(&moves, 0), (&stays, 1)] {
-        smmu.install(device, plan(device, n).unwrap()).unwrap();
-    }
-    let promised = plan(&moves, 2).unwrap();
-    lose_syncs(&bench, 1);
-    assert!(matches!(block(&*smmu, &moves), Err(IommuError::SyncTimeout(_))));
-    // Somebody else's sync completes, and somebody else plans.
-    smmu.flush(guests[1].domain.id()).unwrap();
-    let planned = plan(&comes, 3);
-    smmu.abandon(&moves, promised);
-    let planned = planned.or_else(|_| plan(&comes, 3)).unwrap();
-    smmu.install(&comes, planned).unwrap();
-    assert_eq!(block(&*smmu, &comes), Ok(vec![]));
-    smmu.install(&moves, plan(&moves, 3).unwrap()).unwrap();
-    assert_eq!(bench.dma(0x10), Reached::Memory(guests[3].backing));
-}
-
-/// Its tables went to somebody else while a bank with their root was on, whose drain an assign of another domain was
-/// finishing just then.
-#[test]
-fn i8_a_domain_does_not_end_while_a_bank_may_still_walk_its_tables() {
-    let (mut bench, part, stop) = (Bench::new(), named("ap806"), Stop::nowhere());
-    let model = Config { banks: 1, ..part.model };
-    let held = stop.clone();
-    bench.smmu_through(part.config, Setup::default(), model, |registers| Held::new(registers, held));
-    let (one, two) = (bench.guest("one"), bench.guest("two"));
-    let device = bench.add("dma", &[(0x10, 0)]);
-    bench.assign(&device, &one).unwrap();
-    lose_syncs(&bench, 1);
-    assert!(timed_out(&bench.deassign(&device).unwrap_err()));
-    bench.oracle.allow(device.label(), &[(0x10, 0)], &[two.backing]);
-    let root = one.tables.stage2().root.value();
-    let walks = |smmu: &smmu_model::Smmu| {
-        let ttbr0 = smmu.bank(0, 0x20);
-        smmu.peek32(smmu.bank(0, 0)) & 1 != 0 && u64::from(smmu.peek32(ttbr0)) == root & 0xffff_ffff
-    };
-    let service = &bench.service;
-    let (mut ended, mut walked) = (Ok(()), Some(false));
-    thread::scope(|scope| {
-        stop.at(STLBGSTATUS);
-        scope.spawn(|| service.assign(&device, &two.domain));
-        stop.meet();
-        ended = service.destroy_domain(&one.domain);
-        walked = bench.machine.smmu(SMMU, |smmu| walks(smmu));
-        stop.meet();
-    });
-    assert_eq!(walked, Some(true));
-    assert!(timed_out(&ended.unwrap_err()));
-    assert_eq!(bench.dma(0x10), Reached::Memory(two.backing));
-    bench.service.destroy_domain(&one.domain).unwrap();
-}
-
 /// Where the root of a bank cannot be replaced, an entry that does not take FAULT keeps its stream in the guest's memory.
 #[test]
 fn i8_a7_a_domain_whose_bank_an_entry_still_names_keeps_its_tables() {
@@ -319,9 +270,9 @@ fn i8_a7_a_domain_whose_bank_an_entry_still_names_keeps_its_tables() {
 }
 
 /// The tables of a domain that had ended were redeemed through the driver of an SMMU that was not in service any more: it
-/// switched off the bank that the new driver had given to somebody else, whose DMA then passed untranslated.
+/// switched off the bank that the new driver had given to another, whose DMA then passed untranslated.
 #[test]
-fn i8_c9_an_smmu_goes_when_the_drains_of_ended_domains_are_confirmed_too() {
+fn i8_c9_tables_that_are_redeemed_after_their_smmu_has_gone_touch_no_register_of_its_successor() {
     let mut bench = Bench::new();
     let model = Config::generic_v2();
     bench.smmu(SMMU, model.clone());
@@ -331,9 +282,10 @@ fn i8_c9_an_smmu_goes_when_the_drains_of_ended_domains_are_confirmed_too() {
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     bench.remove(&device).unwrap_err();
     let held = bench.service.retire_domain(&one.domain).unwrap().expect("its drain is not confirmed");
-    assert!(timed_out(&bench.service.unregister_iommu(SMMU).unwrap_err()));
+    assert_eq!(bench.service.unregister_iommu(SMMU).unwrap_err().cause, Cause::InUse { devices: 1 });
+    assert!(timed_out(&bench.service.force_unregister_iommu(SMMU).unwrap_err()));
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
-    bench.service.unregister_iommu(SMMU).unwrap();
+    bench.service.force_unregister_iommu(SMMU).unwrap();
     // The same hardware, and a new driver.
     bench.smmu(SMMU, model);
     let device = bench.add("next", &[(0x10, 0)]);
@@ -342,4 +294,475 @@ fn i8_c9_an_smmu_goes_when_the_drains_of_ended_domains_are_confirmed_too() {
     held.redeem().unwrap();
     assert_eq!(bench.machine.counters(SMMU), before);
     assert_eq!(bench.dma(0x10), Reached::Memory(two.backing));
+}
+
+// --- the driver alone: what comes in between ---
+
+const BANKS: Resource = Resource::ContextBanks;
+const IDS: [u32; 3] = [0x10, 0x21, 0x42];
+
+/// Whatever a part has, two banks, and an entry for each of three devices.
+fn two_banks(part: &Part) -> Config {
+    let (groups, stage2_banks) = (part.model.groups.max(3), part.model.stage2_banks.min(1));
+    Config { banks: 2, groups, stage2_banks, ..part.model.clone() }
+}
+
+/// Devices 1 and 2 are in guests 0 and 1, which have a bank each; device 3 is in fault.
+fn two_guests(part: &Part) -> Driver {
+    let driver = Driver::with(part.config.clone(), Setup::default(), two_banks(part));
+    settle(&driver);
+    driver
+}
+
+fn settle<R: iommu_assign::smmu::Registers + 'static>(driver: &Driver<R>) {
+    (1..).zip(IDS).for_each(|(n, id)| driver.add(n, &[id]));
+    driver.assign(&[1], 0).unwrap();
+    driver.assign(&[2], 1).unwrap();
+}
+
+const BUSY: Result<(), IommuError> = Err(IommuError::Busy);
+
+#[test]
+fn a1_c15_a_bank_that_is_kept_for_another_domain_takes_no_third_device_for_either() {
+    for part in parts() {
+        let (name, driver) = (part.name, two_guests(&part));
+        // The bank that this move frees counts.
+        let (reads, writes, planned) = driver.bench.cost(|| driver.plan(&[1], 2));
+        assert_eq!((reads, writes, planned), (0, 0, Ok(())), "{name}");
+        for guest in [0, 2] {
+            assert_eq!(driver.plan(&[3], guest), BUSY, "{name}: to guest {guest}");
+        }
+        assert!(exhausted(&driver.plan(&[3], 3), BANKS), "{name}");
+        assert_eq!(driver.install(&[1]), BUSY, "{name}: it was not blocked");
+        assert_eq!(driver.forget(2), Err(IommuError::InUse), "{name}");
+        // Given back: the bank is what it was.
+        driver.abandon(&[1]);
+        driver.plan(&[3], 0).unwrap();
+        assert!(exhausted(&driver.plan(&[1], 2), BANKS), "{name}: another is on its way to it");
+        driver.install(&[3]).unwrap();
+        assert!(exhausted(&driver.plan(&[1], 2), BANKS), "{name}: it would not be free");
+        driver.block(&[3]).unwrap();
+        driver.plan(&[1], 2).unwrap();
+        assert_eq!(driver.block(&[1]), Ok(Streams::Fault), "{name}");
+        // It is the new domain's now, before anything is installed: others may join, and none takes it.
+        assert!(exhausted(&driver.plan(&[3], 3), BANKS), "{name}");
+        driver.plan(&[3], 2).unwrap();
+        driver.install(&[1]).unwrap();
+        driver.install(&[3]).unwrap();
+        assert_eq!(IDS.map(|id| driver.reaches(id)), [Some(2), Some(1), Some(2)], "{name}");
+        // Of two that move, one was not blocked: the bank is the old domain's still.
+        driver.plan(&[1, 3], 0).unwrap();
+        driver.block(&[1]).unwrap();
+        assert_eq!(driver.install(&[1]), BUSY, "{name}");
+        assert_eq!(IDS.map(|id| driver.reaches(id)), [None, Some(1), Some(2)], "{name}");
+        driver.block(&[3]).unwrap();
+        driver.install(&[1, 3]).unwrap();
+        assert_eq!(IDS.map(|id| driver.reaches(id)), [Some(0), Some(1), Some(0)], "{name}");
+        driver.check();
+    }
+}
+
+#[test]
+fn i7_a_bank_is_free_when_its_drain_is_confirmed_whatever_else_is_planned() {
+    for part in parts() {
+        let (name, driver) = (part.name, two_guests(&part));
+        // The guest that it goes to has a bank: the one that it leaves is free.
+        driver.plan(&[1], 1).unwrap();
+        driver.block(&[1]).unwrap();
+        driver.check();
+        driver.assign(&[3], 2).unwrap();
+        driver.install(&[1]).unwrap();
+        assert_eq!(IDS.map(|id| driver.reaches(id)), [Some(1), Some(1), Some(2)], "{name}");
+        driver.check();
+    }
+}
+
+#[test]
+fn a3_i7_a_bank_that_a_plan_alone_keeps_live_is_retired_when_the_plan_is_given_back() {
+    for lost in [false, true] {
+        let driver = two_guests(&named("generic v2"));
+        driver.plan(&[3], 0).unwrap();
+        assert_eq!(driver.block(&[1]), Ok(Streams::Fault));
+        assert_eq!(driver.banks(), [0, 1], "it is kept for the plan");
+        if lost {
+            driver.lose_syncs(1);
+        }
+        driver.abandon(&[3]);
+        assert_eq!(driver.banks(), if lost { vec![0, 1] } else { vec![1] });
+        assert_eq!(slow(&driver.forget(0)), lost);
+        driver.recover();
+        driver.assign(&[3], 2).unwrap();
+        driver.check();
+    }
+}
+
+#[test]
+fn c15_i7_a_bank_whose_drain_is_waited_for_is_busy_and_nothing_says_ok_over_it() {
+    for name in ["generic v2", "ap806", "mmu-401 small"] {
+        let (part, stop) = (named(name), Stop::nowhere());
+        let config = SmmuConfig { polls: 1000, ..part.config.clone() };
+        let driver =
+            Driver::through(config, Setup::default(), two_banks(&part), |registers| Held::new(registers, stop.clone()));
+        settle(&driver);
+        let mut seen = Vec::new();
+        let mut blocked = None;
+        thread::scope(|scope| {
+            stop.at(STLBGSTATUS);
+            scope.spawn(|| blocked = Some(driver.block(&[1])));
+            stop.meet();
+            seen.push(("another device to that domain", driver.plan(&[3], 0)));
+            seen.push(("the device to another domain", driver.plan(&[1], 1)));
+            seen.push(("a second block", driver.block(&[1]).map(drop)));
+            seen.push(("a withdrawal", driver.withdraw(1).map(drop)));
+            seen.push(("the domain's end", driver.forget(0)));
+            seen.push(("the instance's end", driver.smmu.retire()));
+            seen.push(("a third domain", driver.plan(&[3], 2)));
+            stop.meet();
+        });
+        assert_eq!(blocked, Some(Ok(Streams::Fault)), "{name}");
+        for (what, result) in seen {
+            let expected = match what {
+                "the domain's end" => slow(&result),
+                "a third domain" => exhausted(&result, BANKS),
+                _ => result == BUSY,
+            };
+            assert!(expected, "{name}: {what} said {result:?}");
+        }
+        driver.assign(&[3], 2).unwrap();
+        driver.withdraw(1).unwrap();
+        driver.forget(0).unwrap();
+        driver.check();
+    }
+}
+
+#[test]
+fn i6_i8_a_drain_that_was_not_confirmed_is_owed_until_what_comes_next_has_finished_it() {
+    type Next = (&'static str, fn(&Driver) -> Result<(), IommuError>);
+    let nexts: [Next; 6] = [
+        ("block", |driver| driver.block(&[1]).map(drop)),
+        ("a plan for another domain", |driver| driver.plan(&[1], 1)),
+        ("a plan for the same domain", |driver| driver.plan(&[1], 0)),
+        ("withdraw", |driver| driver.withdraw(1).map(drop)),
+        ("forget", |driver| driver.forget(0)),
+        ("retire", |driver| driver.smmu.retire()),
+    ];
+    for part in parts() {
+        for (what, next) in nexts {
+            // Where one of two that leave the bank is last, and where another stays in it.
+            for stays in [false, true] {
+                let (name, driver) = (part.name, two_guests(&part));
+                if stays {
+                    driver.assign(&[3], 0).unwrap();
+                }
+                driver.lose_syncs(1);
+                assert!(slow(&driver.block(&[1])), "{name}");
+                assert_eq!(driver.reaches(IDS[0]), None, "{name}");
+                let told = next(&driver);
+                if stays && ["forget", "retire"].contains(&what) {
+                    // The domain is in use, and the instance's end is about banks: its devices have gone before.
+                    assert!(told == Err(IommuError::InUse) || what == "retire", "{name}, {what}: {told:?}");
+                    continue;
+                }
+                assert!(slow(&told), "{name}, {what}, {stays}: {told:?}");
+                if !stays {
+                    let other = driver.plan(&[3], 3);
+                    assert!(slow(&other), "{name}: the bank is poisoned: {other:?}");
+                }
+                driver.recover();
+                assert_eq!(next(&driver), Ok(()), "{name}, {what}, {stays}");
+                if what != "retire" {
+                    driver.check();
+                    driver.abandon(&[1]);
+                    let banks = if stays { vec![0, 1] } else { vec![1] };
+                    assert_eq!(driver.banks(), banks, "{name}, {what}: nothing is lost");
+                    driver.forget(2).unwrap();
+                    driver.check();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn i6_a_device_that_left_before_owes_the_drain_of_an_entry_that_its_mate_kept_until_now() {
+    let driver = Driver::new(Config::generic_v2());
+    driver.add(1, &[0x10]);
+    driver.add(2, &[0x10]);
+    driver.assign(&[1, 2], 0).unwrap();
+    assert_eq!(driver.block(&[1]), Ok(Streams::Live));
+    driver.lose_syncs(1);
+    assert!(slow(&driver.block(&[1, 2])));
+    for n in [1, 2] {
+        assert!(slow(&driver.withdraw(n)), "{n}");
+        assert!(slow(&driver.plan(&[n], 1)), "{n}");
+    }
+    driver.recover();
+    driver.withdraw(1).unwrap();
+    driver.withdraw(2).unwrap();
+    driver.check();
+}
+
+#[test]
+fn i8_the_end_of_a_domain_waits_for_the_second_sync_of_a_part_that_splits_64_bit_writes() {
+    let part = named("ap806");
+    let driver = two_guests(&part);
+    driver.inject(Injection::SyncTimesOut(2));
+    assert!(slow(&driver.block(&[1])));
+    // M is 0 behind the first sync, but what was walked up to there is cached still.
+    assert!(slow(&driver.forget(0)), "its tables may be read");
+    assert!(slow(&driver.block(&[1])));
+    assert!(slow(&driver.withdraw(1)));
+    assert!(slow(&driver.smmu.retire()));
+    driver.recover();
+    driver.forget(0).unwrap();
+    driver.block(&[1]).unwrap();
+    driver.withdraw(1).unwrap();
+    driver.assign(&[3], 2).unwrap();
+    driver.check();
+    // Through the service, and where the second sync is lost by the end of the domain itself.
+    let mut bench = eager(named("ap806"));
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &one).unwrap();
+    lose_syncs(&bench, 1);
+    assert!(timed_out(&bench.deassign(&device).unwrap_err()));
+    bench.machine.smmu(SMMU, smmu_model::Smmu::release_syncs);
+    lose_syncs(&bench, 1);
+    assert!(timed_out(&bench.service.destroy_domain(&one.domain).unwrap_err()));
+    bench.machine.smmu(SMMU, smmu_model::Smmu::release_syncs);
+    bench.service.destroy_domain(&one.domain).unwrap();
+    bench.assign(&device, &two).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn i6_nothing_says_ok_over_a_drain_that_is_owed_through_the_service_on_every_part() {
+    for part in parts() {
+        let name = part.name;
+        let mut bench = Bench::new();
+        bench.part(part);
+        let (one, two) = (bench.guest("one"), bench.guest("two"));
+        let device = bench.add("dma", &[(0x10, 0)]);
+        bench.assign(&device, &one).unwrap();
+        lose_syncs(&bench, 1);
+        let error = bench.deassign(&device).unwrap_err();
+        assert!(timed_out(&error) && error.left == Left::Quarantined, "{name}: {error}");
+        assert_eq!(bench.state(&device), NOT_DRAINED, "{name}");
+        let service = &bench.service;
+        for place in [Quarantine::Faults, Quarantine::Silence(two.domain.space().stage2)] {
+            let error = service.quarantine(&device, place).unwrap_err();
+            assert!(timed_out(&error) && error.left == Left::Quarantined, "{name}: {error}");
+        }
+        assert!(timed_out(&service.assign(&device, &two.domain).unwrap_err()), "{name}");
+        assert!(timed_out(&service.assign(&device, &one.domain).unwrap_err()), "{name}");
+        assert!(timed_out(&service.destroy_domain(&one.domain).unwrap_err()), "{name}");
+        assert_eq!(bench.state(&device), NOT_DRAINED, "{name}");
+        let error = service.remove(device.key()).unwrap_err();
+        assert!(timed_out(&error) && error.left == Left::Going, "{name}: {error}");
+        assert_eq!(bench.state(&device), DeviceState::Going, "{name}");
+        assert_eq!(service.assign(&device, &two.domain).unwrap_err().cause, Cause::Gone, "{name}");
+        assert!(timed_out(&service.remove(device.key()).unwrap_err()), "{name}");
+        bench.machine.smmu(SMMU, smmu_model::Smmu::release_syncs);
+        assert_eq!(service.remove(device.key()), Ok(Removal::Done), "{name}");
+        service.destroy_domain(&one.domain).unwrap();
+        service.unregister_iommu(SMMU).unwrap();
+    }
+}
+
+#[test]
+fn i14_a_quarantined_device_is_drained_and_reset_by_the_assign_that_comes_next() {
+    let (mut bench, resets) = (Bench::v2(), Arc::new(Mutex::new(0)));
+    let count = resets.clone();
+    let hooks = Hooks::new().reset(move |_| {
+        *count.lock().unwrap() += 1;
+        Ok(())
+    });
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let spec = bench.spec("dma", &[(0x10, 0)]);
+    let device = bench.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
+    bench.assign(&device, &one).unwrap();
+    lose_syncs(&bench, 1);
+    bench.deassign(&device).unwrap_err();
+    assert_eq!((*resets.lock().unwrap(), bench.state(&device)), (0, NOT_DRAINED), "no hook before the drain");
+    bench.machine.smmu(SMMU, smmu_model::Smmu::release_syncs);
+    bench.assign(&device, &two).unwrap();
+    assert_eq!(*resets.lock().unwrap(), 1);
+    bench.service.quarantine(&device, Quarantine::Faults).unwrap();
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[one.backing]);
+    assert_eq!((*resets.lock().unwrap(), bench.state(&device)), (1, NOT_RESET));
+    bench.service.assign(&device, &one.domain).unwrap();
+    assert_eq!(*resets.lock().unwrap(), 2);
+    bench.audit();
+}
+
+#[test]
+fn a3_a4_a_bank_that_was_promised_and_then_poisoned_is_not_lost() {
+    let driver = two_guests(&named("generic v2"));
+    driver.plan(&[1], 2).unwrap();
+    driver.lose_syncs(1);
+    assert!(slow(&driver.block(&[1])));
+    driver.recover();
+    // The sync of another completes, and another plans.
+    driver.flush(1, None).unwrap();
+    let planned = driver.plan(&[3], 3);
+    driver.abandon(&[1]);
+    planned.or_else(|_| driver.plan(&[3], 3)).unwrap();
+    driver.install(&[3]).unwrap();
+    assert_eq!(driver.block(&[3]), Ok(Streams::Fault));
+    driver.assign(&[1], 3).unwrap();
+    assert_eq!(driver.reaches(IDS[0]), Some(3));
+    driver.check();
+}
+
+#[test]
+fn i14_a_promise_survives_a_drain_that_another_finishes() {
+    for part in parts() {
+        let (name, driver) = (part.name, two_guests(&part));
+        driver.plan(&[1], 2).unwrap();
+        driver.lose_syncs(1);
+        assert!(slow(&driver.block(&[1])), "{name}");
+        driver.recover();
+        // It finishes the drain, and finds that the bank is promised all the same.
+        assert!(exhausted(&driver.plan(&[3], 3), BANKS), "{name}");
+        driver.block(&[1]).unwrap();
+        driver.install(&[1]).unwrap();
+        assert_eq!(driver.reaches(IDS[0]), Some(2), "{name}");
+        driver.check();
+    }
+}
+
+#[test]
+fn s5_a_suspend_between_a_block_and_its_install_takes_nothing_from_either() {
+    for part in [named("generic v2"), named("ap806"), named("mmu-401 small")] {
+        let (name, driver) = (part.name, two_guests(&part));
+        driver.plan(&[1], 2).unwrap();
+        driver.block(&[1]).unwrap();
+        driver.smmu.suspend().unwrap();
+        lose_power(&driver.bench, &two_banks(&part), 7);
+        assert!(exhausted(&driver.plan(&[3], 3), BANKS), "{name}");
+        driver.smmu.resume().unwrap();
+        watch_again(&driver.bench);
+        assert_eq!(driver.reaches(IDS[0]), None, "{name}");
+        driver.install(&[1]).unwrap();
+        assert_eq!(IDS.map(|id| driver.reaches(id)), [Some(2), Some(1), None], "{name}");
+        driver.check();
+    }
+}
+
+// --- through the service, from a hook that runs between a block and its install ---
+
+/// A service over an SMMU with two banks, and devices that may reach all its guests.
+struct Rig {
+    bench: Bench,
+    service: Arc<Service<Spin>>,
+    way: Way<Spin>,
+    domains: [Domain<Spin>; 3],
+    backing: [u64; 3],
+}
+
+impl Rig {
+    fn new(part: &Part) -> Self {
+        let mut bench = Bench::with_policy(Box::new(Anyone));
+        let smmu = bench.smmu_as(part.config.clone(), two_banks(part));
+        let way = Way::new();
+        let service = Arc::new(Service::new(Box::new(Asked::new(&way, |_, _| true))));
+        way.lead_to(&service);
+        service.register_iommu(smmu).unwrap();
+        let guests = ["one", "two", "three"].map(|name| (name, bench.guest(name)));
+        let backing = [0, 1, 2].map(|n: usize| guests[n].1.backing);
+        let domains =
+            guests.map(|(name, guest)| service.create_domain(name.into(), guest.domain.space().stage2).unwrap());
+        for (name, id) in [("moves", IDS[0]), ("stays", IDS[1]), ("comes", IDS[2])] {
+            bench.oracle.allow(&name.into(), &[(id, 0)], &backing);
+        }
+        Self { bench, service, way, domains, backing }
+    }
+
+    fn add(&mut self, name: &str, id: u32) -> Device {
+        let spec = self.bench.spec(name, &[(id, 0)]);
+        self.service.add(spec).unwrap()
+    }
+
+    /// A device whose reset does this, once.
+    fn hooked(&mut self, name: &str, id: u32, act: impl FnOnce(&Service<Spin>) + Send + 'static) -> Device {
+        let (way, act) = (self.way.clone(), Mutex::new(Some(act)));
+        let hooks = Hooks::new().reset(move |_| {
+            if let Some(act) = act.lock().unwrap().take() {
+                act(&way.service().unwrap());
+            }
+            Ok(())
+        });
+        let spec = self.bench.spec(name, &[(id, 0)]);
+        self.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap()
+    }
+
+    fn reaches(&self, id: u32, domain: usize) -> bool {
+        self.bench.dma(id) == Reached::Memory(self.backing[domain])
+    }
+
+    fn audit(&self) {
+        let mut findings = Vec::new();
+        self.service.audit(&mut |finding| findings.push(finding.to_string()));
+        assert_eq!(findings, [""; 0]);
+    }
+}
+
+#[test]
+fn i14_a_bank_is_free_while_the_hooks_of_a_reassign_run() {
+    for part in parts() {
+        let mut rig = Rig::new(&part);
+        let (stays, comes) = (rig.add("stays", IDS[1]), rig.add("comes", IDS[2]));
+        let [one, two, three] = rig.domains.clone();
+        let (came, third) = (comes.clone(), three.clone());
+        let moves = rig.hooked("moves", IDS[0], move |service| service.assign(&came, &third).unwrap());
+        rig.service.assign(&moves, &one).unwrap();
+        rig.service.assign(&stays, &two).unwrap();
+        rig.service.reassign(&moves, &two).unwrap();
+        assert!(rig.reaches(IDS[0], 1) && rig.reaches(IDS[1], 1) && rig.reaches(IDS[2], 2), "{}", part.name);
+        rig.audit();
+        drop(rig.service.deassign(&comes).unwrap());
+        rig.service.assign(&comes, &one).unwrap();
+        assert!(rig.reaches(IDS[2], 0), "{}", part.name);
+    }
+}
+
+#[test]
+fn c9_i14_an_smmu_that_goes_while_the_hooks_of_a_reassign_run_leaves_its_device_in_fault() {
+    let mut rig = Rig::new(&named("generic v2"));
+    let [one, two, _] = rig.domains.clone();
+    let moves = rig.hooked("moves", IDS[0], |service| service.force_unregister_iommu(SMMU).unwrap());
+    rig.service.assign(&moves, &one).unwrap();
+    let error = rig.service.reassign(&moves, &two).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::ProviderGone, .. }), "{error}");
+    assert_eq!(error.left, Left::Quarantined);
+    assert_eq!(rig.bench.dma(IDS[0]), Reached::Fault);
+    rig.service.destroy_domain(&one).unwrap();
+}
+
+#[test]
+fn c8_i10_a_domain_ends_and_its_bank_is_free_though_a_removal_found_a_call_inside() {
+    for part in parts() {
+        let name = part.name;
+        let mut rig = Rig::new(&part);
+        let (moves, comes, stays) = (rig.add("moves", IDS[0]), rig.add("comes", IDS[2]), rig.add("stays", IDS[1]));
+        let [one, two, three] = rig.domains.clone();
+        rig.service.assign(&moves, &one).unwrap();
+        rig.service.assign(&stays, &two).unwrap();
+        let inside = moves.enter::<Spin>().unwrap();
+        let error = rig.service.remove(moves.key()).unwrap_err();
+        assert_eq!((error.cause, error.left), (Cause::StillInUse { calls: 1 }, Left::Going), "{name}");
+        assert_eq!(rig.bench.dma(IDS[0]), Reached::Fault, "{name}");
+        assert_eq!(rig.service.find(moves.key()).map(|info| info.state), Some(DeviceState::Going), "{name}");
+        rig.audit();
+        rig.service.destroy_domain(&one).unwrap();
+        rig.service.assign(&comes, &three).unwrap();
+        assert!(rig.reaches(IDS[2], 2), "{name}");
+        drop(inside);
+        assert_eq!(rig.service.remove(moves.key()), Ok(Removal::Done), "{name}");
+        rig.audit();
+        for device in [&comes, &stays] {
+            rig.service.remove(device.key()).unwrap();
+        }
+        rig.service.unregister_iommu(SMMU).unwrap();
+    }
 }

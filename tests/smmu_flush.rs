@@ -12,12 +12,13 @@
 
 mod common;
 
+use common::driver::{Driver, domain};
 use common::parts::parts;
 use common::{Bench, Guest, PAGE, SMMU};
-use iommu_assign::assign::{Cause, Changed, FlushRange, IommuError, StreamId};
+use iommu_assign::assign::{Cause, Changed, FlushRange, Iommu, IommuError, Patience, StreamId};
 use iommu_assign::sync::Waited;
 use machine::Reached;
-use smmu_model::{Architecture, Config, Injection, SyncDelay, SyncRegister};
+use smmu_model::{Architecture, Config, Hazard, Injection, SyncDelay, SyncRegister};
 
 const LEAF: u64 = 0x1000;
 
@@ -87,7 +88,7 @@ fn i9_freed_tables_are_not_walked_any_more() {
     let mut guest = touched(&mut bench, 2);
     guest.tables.unmap(PAGE);
     guest.tables.unmap(PAGE + LEAF);
-    // Their memory goes to somebody else.
+    // Their memory is used for something else.
     guest.tables.scribble();
     bench.service.flush_range(&guest.domain, &range(PAGE, 2, Changed::TablesFreed)).unwrap();
     assert_eq!(at(&bench, 0), Reached::Fault);
@@ -142,4 +143,51 @@ fn a_block_is_one_invalidation() {
     let (_, writes, flushed) = bench.cost(|| bench.service.flush_range(&guest.domain, &block));
     flushed.unwrap();
     assert_eq!(writes, 3, "two blocks are touched, and a sync");
+}
+
+/// An impatient flush that gave up let the next sync start over the one in flight, and a patient waiter starved.
+#[test]
+fn c14_a_flush_that_gives_up_starts_no_sync_over_the_one_in_flight_and_a_patient_one_ends() {
+    let model = Config { sync_delay: SyncDelay::Polls(60), ..Config::generic_v2() };
+    let config = iommu_assign::smmu::SmmuConfig { atomic_polls: 7, ..common::described(SMMU, &model) };
+    let driver = Driver::with(config, Default::default(), model);
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    for round in 0..5 {
+        let impatient = || driver.smmu.flush(domain(0), None, Patience::Atomic);
+        for _ in 0..3 {
+            assert!(matches!(impatient(), Err(IommuError::SyncTimeout(_))), "round {round}");
+        }
+        // Two syncs at most: the one in flight, and the next.
+        let (reads, writes, flushed) = driver.bench.cost(|| driver.flush(0, None));
+        assert_eq!(
+            flushed,
+            Err(IommuError::SyncTimeout(Waited { polls: 100, time: None })),
+            "60 + 60 polls are needed"
+        );
+        assert_eq!((reads, writes), (100, 2), "TLBIVMID, and the next sync when the first is complete");
+        assert_eq!(driver.flush(0, None).map_err(|_| ()), Ok(()), "round {round}");
+    }
+    let hazards = driver.bench.machine.smmu(SMMU, |smmu| smmu.hazards().to_vec()).unwrap();
+    assert!(!hazards.contains(&Hazard::SyncOverlap), "{hazards:?}");
+}
+
+#[test]
+fn i9_a_flush_covers_banks_that_drain_and_costs_nothing_where_the_domain_has_none() {
+    let driver = Driver::new(Config { sync_delay: SyncDelay::Polls(0), ..Config::generic_v2() });
+    driver.add(1, &[0x10]);
+    let cost = |expected| {
+        let (reads, writes, flushed) = driver.bench.cost(|| driver.flush(0, None));
+        assert_eq!((reads, writes, flushed.is_ok()), expected);
+    };
+    cost((0, 0, true));
+    driver.assign(&[1], 0).unwrap();
+    cost((1, 2, true));
+    // A bank whose drain was not confirmed may still be walked.
+    driver.lose_syncs(1);
+    driver.block(&[1]).unwrap_err();
+    cost((100, 1, false));
+    driver.recover();
+    driver.block(&[1]).unwrap();
+    cost((0, 0, true));
 }

@@ -37,7 +37,7 @@ fn bench(polls: u32) -> (Bench, Arc<Stop>) {
 }
 
 const BUSY: Cause = Cause::Iommu { iommu: SMMU, error: IommuError::Busy };
-/// Long enough that nobody reaches it here: about a minute of looks.
+/// A bound that no wait here reaches: about a minute of looks.
 const PATIENT: u32 = 200_000_000;
 
 fn a_moment() {
@@ -73,7 +73,7 @@ fn c1_s5_suspend_keeps_new_calls_out_and_waits_for_those_inside() {
         seen = (suspended.load(Ordering::SeqCst), later.load(Ordering::SeqCst), touched);
         stop.meet();
     });
-    assert_eq!(seen, (false, false, false), "both wait for the one inside, and no register is touched");
+    assert_eq!(seen, (false, false, false), "both wait for the call inside, and no register is touched");
     assert_eq!((suspension, flush), (Ok(()), Ok(())));
     bench.service.resume_iommu(SMMU).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
@@ -105,7 +105,7 @@ fn c1_a_stream_of_callers_does_not_keep_suspend_out() {
 }
 
 #[test]
-fn c1_c9_who_waits_in_vain_gives_up_within_the_bound_and_opens_again() {
+fn c1_c9_a_change_that_waits_in_vain_gives_up_within_its_bound_and_a_begun_end_lets_nothing_in() {
     let (mut bench, stop) = bench(1000);
     let guest = bench.guest("guest");
     let device = bench.add("dma", &[(0x10, 0)]);
@@ -173,7 +173,7 @@ fn c1_c9_an_end_does_not_overtake_a_resume() {
         stop.meet();
     });
     assert_eq!((resumed, end.map_err(|error| error.cause)), (Ok(()), Err(BUSY)));
-    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "it came back, whoever asked for its end meanwhile");
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "it came back, though its end was asked for meanwhile");
     bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
     service.force_unregister_iommu(SMMU).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Fault);
@@ -203,7 +203,7 @@ fn c1_c9_an_end_is_not_done_before_another_one_that_has_begun() {
 /// A deassign that waited for a resume as long as it may gave up: the device was quarantined for the service, and in the
 /// domain for the SMMU, which came back. The domain was destroyed, and its tables were walked.
 #[test]
-fn c1_i6_i10_what_gives_back_waits_until_a_change_has_ended() {
+fn c1_i6_i10_a_deassign_or_removal_waits_until_a_resume_has_ended() {
     let (mut bench, stop) = bench(1000);
     let guest = bench.guest("guest");
     let devices = ["one", "two"].into_iter().zip(1..).map(|(name, n)| bench.add(name, &[(n << 4, 0)]));

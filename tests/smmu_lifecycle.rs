@@ -16,9 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use common::before::Before;
+use common::driver::{Driver, exhausted, lose_power, timed_out, watch_again};
 use common::parts::{named, parts};
+use common::presets::{accesses, names};
 use common::{Bench, PAGE, SMMU};
-use iommu_assign::assign::{Cause, FaultLine, Iommu, IommuError, IommuKey, Left, StreamId};
+use iommu_assign::assign::{Cause, DeviceState, FaultLine, Iommu, IommuError, IommuPower, Left, Removal, StreamId};
 use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
@@ -86,29 +88,81 @@ fn q21_s5_every_access_lies_between_get_and_put() {
     assert_eq!(power.users.load(Ordering::SeqCst), 0);
 }
 
-/// Where a cut finds no power the device is quarantined for the service, and in the domain for the SMMU. The domain was
-/// destroyed with a bank that translated for it.
-#[test]
-fn i10_a_domain_that_ends_takes_along_what_could_not_be_cut() {
-    let mut bench = Bench::new();
-    let power = Arc::new(Counted::default());
+/// A bench whose power fails when the test says so.
+fn failing_power() -> (Bench, Arc<Counted>) {
+    let (bench, power, part) = (Bench::new(), Arc::new(Counted::default()), named("generic v2"));
     let setup = Setup { power: power.clone(), ..Setup::default() };
-    let part = named("generic v2");
     bench.smmu_through(part.config, setup, part.model, |registers| registers);
-    let guest = bench.guest("guest");
-    let (one, two) = (bench.add("one", &[(0x10, 0)]), bench.add("two", &[(0x20, 0)]));
-    bench.assign(&one, &guest).unwrap();
-    bench.assign(&two, &guest).unwrap();
+    (bench, power)
+}
+
+const NO_POWER: Cause = Cause::Iommu { iommu: SMMU, error: IommuError::NoPower("the supply is broken") };
+
+#[test]
+fn a1_i6_a_deassign_or_reassign_without_power_changes_nothing() {
+    let (mut bench, power) = failing_power();
+    let (one, two) = (bench.guest("one"), bench.guest("two"));
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &one).unwrap();
     power.refuses.store(1, Ordering::SeqCst);
-    let refused = Cause::Iommu { iommu: SMMU, error: IommuError::NoPower("the supply is broken") };
-    assert_eq!(bench.service.deassign(&one).unwrap_err().cause, refused);
-    assert_eq!(bench.service.remove(two.key()).unwrap_err().cause, refused);
-    assert_eq!(bench.service.destroy_domain(&guest.domain).unwrap_err().cause, refused);
+    for error in [bench.deassign(&device).unwrap_err(), bench.reassign(&device, &two).unwrap_err()] {
+        assert_eq!((error.cause, error.left), (NO_POWER, Left::Unchanged));
+    }
+    assert_eq!(bench.state(&device), DeviceState::Assigned(one.domain.id()));
+    assert_eq!(bench.dma(0x10), Reached::Memory(one.backing));
+    assert_eq!(bench.service.destroy_domain(&one.domain).unwrap_err().cause, Cause::InUse { devices: 1 });
     power.refuses.store(0, Ordering::SeqCst);
+    bench.audit();
+    bench.reassign(&device, &two).unwrap();
+    drop(bench.deassign(&device).unwrap());
+    bench.service.destroy_domain(&one.domain).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn a1_an_add_without_power_changes_nothing_and_can_be_repeated() {
+    let (mut bench, power) = failing_power();
+    bench.add("mate", &[(0x10, 1)]);
+    for streams in [&[(0x30, 0)][..], &[(0x10, 0)], &[(0x11, 0), (0x40, 0)]] {
+        let spec = bench.spec("dma", streams);
+        power.refuses.store(1, Ordering::SeqCst);
+        let error = bench.service.add(spec.clone()).unwrap_err();
+        assert_eq!((error.cause, error.left), (NO_POWER, Left::Unchanged), "{streams:x?}");
+        assert!(bench.service.find(spec.key).is_none());
+        power.refuses.store(0, Ordering::SeqCst);
+        bench.audit();
+        let device = bench.service.add(spec).unwrap();
+        bench.audit();
+        assert_eq!(bench.service.remove(device.key()), Ok(Removal::Done));
+        bench.audit();
+    }
+}
+
+#[test]
+fn c8_i10_a_removal_without_power_forgets_nothing_that_translates_still() {
+    let (mut bench, power) = failing_power();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    power.refuses.store(1, Ordering::SeqCst);
+    let error = bench.remove(&device).unwrap_err();
+    assert_eq!((error.cause, error.left), (NO_POWER, Left::GoingLive));
+    assert_eq!(bench.state(&device), DeviceState::Going);
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "as the error says");
+    assert_eq!(bench.service.deassign(&device).unwrap_err().cause, Cause::Gone);
+    assert_eq!(bench.service.destroy_domain(&guest.domain).unwrap_err().cause, Cause::InUse { devices: 1 });
+    let spec = bench.spec("next", &[(0x10, 0)]);
+    let error = bench.service.add(spec.clone()).unwrap_err();
+    assert_eq!((error.cause, error.left), (NO_POWER, Left::Unchanged));
+    power.refuses.store(0, Ordering::SeqCst);
+    // A device with the same stream joins the group that is live: it is not taken for blocked alone.
+    bench.oracle.allow(&"next".into(), &[(0x10, 0)], &[guest.backing]);
+    let next = bench.service.add(spec).unwrap();
+    let group = |key| bench.service.find(key).unwrap().group;
+    assert_eq!(group(next.key()), group(device.key()));
+    assert_eq!(bench.service.remove(device.key()), Ok(Removal::Done));
+    assert_eq!(bench.dma(0x10), Reached::Fault);
     bench.service.destroy_domain(&guest.domain).unwrap();
-    bench.oracle.allow(one.label(), &[(0x10, 0)], &[]);
-    bench.oracle.allow(two.label(), &[(0x20, 0)], &[]);
-    assert_eq!([0x10, 0x20].map(|id| bench.dma(id)), [Reached::Fault; 2]);
     bench.audit();
 }
 
@@ -144,13 +198,6 @@ fn s5_without_power_there_is_no_probe() {
     assert_eq!(refused, ProbeError::NoPower { iommu: SMMU, reason: "the supply is broken" });
 }
 
-/// What power loss leaves: a part out of reset, with other UNKNOWN values. Until it is enabled again nothing is promised
-/// of it, so that the oracle looks away.
-fn lose_power(bench: &Bench, model: &Config, seed: u64) {
-    bench.machine.observe(SMMU, Box::new(|_, _| ()));
-    bench.machine.smmu(SMMU, |smmu| *smmu = smmu_model::Smmu::new(model.clone().seed(seed)));
-}
-
 #[test]
 fn s5_resume_brings_back_what_the_shadow_says_on_every_part() {
     for part in parts() {
@@ -174,8 +221,7 @@ fn s5_resume_brings_back_what_the_shadow_says_on_every_part() {
         let moved = if single { &one } else { &two };
         bench.oracle.allow(moves.label(), &[(0x20, 0)], &[moved.backing]);
         bench.service.resume_iommu(SMMU).unwrap_or_else(|error| panic!("{name}: {error}"));
-        bench.oracle.watch(&bench.machine, SMMU, PAGE);
-        bench.oracle.look_now(&bench.machine, SMMU, PAGE);
+        watch_again(&bench);
         assert_eq!(bench.dma(0x11), Reached::Memory(one.backing), "{name}");
         assert_eq!(bench.dma(0x20), Reached::Memory(moved.backing), "{name}");
         assert_eq!(bench.dma(0x30), Reached::Fault, "{name}");
@@ -199,10 +245,61 @@ fn s5_a_resume_that_fails_leaves_it_suspended() {
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     let timeout = Cause::Iommu { iommu: SMMU, error: IommuError::SyncTimeout(Waited { polls: 100, time: None }) };
     assert_eq!(bench.service.resume_iommu(SMMU), Err(timeout));
+    let (reads, writes, flushed) = bench.cost(|| bench.service.flush(&guest.domain));
+    assert_eq!((reads, writes, flushed), (0, 0, Ok(())), "its registers are not touched");
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.service.resume_iommu(SMMU).unwrap();
     assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
     bench.audit();
+}
+
+#[test]
+fn i8_poison_is_forgotten_by_a_resume_that_reset_the_hardware_and_not_by_one_that_failed() {
+    let model = Config { banks: 1, stage2_banks: 0, ..Config::generic_v2() };
+    let driver = Driver::new(model.clone());
+    driver.add(1, &[0x10]);
+    driver.add(2, &[0x20]);
+    driver.assign(&[1], 0).unwrap();
+    driver.inject(Injection::StatusNeverClears(SyncRegister::Global));
+    assert!(timed_out(&driver.block(&[1])));
+    driver.smmu.suspend().unwrap();
+    assert!(timed_out(&driver.smmu.resume()));
+    assert_eq!(driver.banks(), [0], "nothing has drained it");
+    lose_power(&driver.bench, &model, 5);
+    driver.smmu.resume().unwrap();
+    watch_again(&driver.bench);
+    assert_eq!(driver.banks(), [0; 0]);
+    driver.assign(&[2], 1).unwrap();
+    driver.block(&[2]).unwrap();
+    driver.assign(&[1], 2).unwrap();
+    assert_eq!(driver.reaches(0x10), Some(2));
+    driver.check();
+}
+
+#[test]
+fn i4_a7_a_bank_that_an_entry_may_name_is_trusted_again_only_after_a_resume() {
+    let part = named("generic v2");
+    let model = Config { banks: 2, stage2_banks: 0, ..part.model };
+    let driver = Driver::with(SmmuConfig { read_back: true, ..part.config }, Setup::default(), model.clone());
+    (1..).zip([0x10, 0x20, 0x40]).for_each(|(n, id)| driver.add(n, &[id]));
+    driver.assign(&[1], 0).unwrap();
+    driver.inject(Injection::WriteDoesNotStick(0xc00));
+    assert!(matches!(driver.block(&[1]), Err(IommuError::WriteLost { .. })));
+    driver.recover();
+    driver.assign(&[2], 1).unwrap();
+    let banks = iommu_assign::assign::Resource::ContextBanks;
+    assert!(exhausted(&driver.plan(&[3], 2), banks), "the first bank stays on");
+    driver.smmu.suspend().unwrap();
+    lose_power(&driver.bench, &model, 9);
+    driver.smmu.resume().unwrap();
+    watch_again(&driver.bench);
+    driver.assign(&[3], 2).unwrap();
+    assert_eq!([0x10, 0x20, 0x40].map(|id| driver.reaches(id)), [None, Some(1), Some(2)]);
+    // Its next retirement is an ordinary one.
+    driver.block(&[3]).unwrap();
+    driver.assign(&[1], 3).unwrap();
+    assert_eq!(driver.reaches(0x10), Some(3));
+    driver.check();
 }
 
 #[test]
@@ -219,7 +316,7 @@ fn i8_a_bank_that_was_poisoned_is_clean_after_resume() {
     bench.service.suspend_iommu(SMMU).unwrap();
     lose_power(&bench, &model, 5);
     bench.service.resume_iommu(SMMU).unwrap();
-    bench.oracle.watch(&bench.machine, SMMU, PAGE);
+    watch_again(&bench);
     bench.assign(&other, &two).unwrap();
     bench.assign(&device, &two).unwrap();
     bench.audit();
@@ -273,6 +370,79 @@ fn c9_a_forced_unregister_that_does_not_drain_lets_nothing_in_and_can_be_repeate
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.service.force_unregister_iommu(SMMU).unwrap();
     assert_eq!(bench.service.force_unregister_iommu(SMMU).unwrap_err().cause, Cause::NotFound);
+}
+
+#[test]
+fn c9_a_forced_unregister_of_a_suspended_instance_brings_it_back_to_put_it_in_fault_on_every_part() {
+    for part in parts() {
+        for off in [false, true] {
+            let (name, model) = (part.name, part.model.clone());
+            let mut bench = Bench::new();
+            bench.smmu_as(part.config.clone(), model.clone());
+            let guest = bench.guest("guest");
+            let device = bench.add("dma", &[(0x10, 0)]);
+            bench.assign(&device, &guest).unwrap();
+            bench.service.suspend_iommu(SMMU).unwrap();
+            bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
+            // The power was taken away or not: streams translate still, or pass through a part out of reset.
+            bench.machine.observe(SMMU, Box::new(|_, _| ()));
+            if off {
+                lose_power(&bench, &model, 11);
+            }
+            bench.service.force_unregister_iommu(SMMU).unwrap_or_else(|error| panic!("{name}: {error}"));
+            for id in 0..0x40 {
+                assert_eq!(bench.dma(id), Reached::Fault, "{name}, off: {off}");
+            }
+            let before = bench.machine.counters(SMMU);
+            assert_eq!(bench.service.remove(device.key()).unwrap_err().left, Left::Removed, "{name}");
+            bench.service.destroy_domain(&guest.domain).unwrap();
+            assert_eq!(bench.machine.counters(SMMU), before, "{name}");
+        }
+    }
+}
+
+#[test]
+fn c9_a_forced_unregister_of_a_suspended_instance_that_does_not_come_back_says_so_and_can_be_repeated() {
+    let (mut bench, power) = failing_power();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    bench.service.suspend_iommu(SMMU).unwrap();
+    power.refuses.store(1, Ordering::SeqCst);
+    assert_eq!(bench.service.force_unregister_iommu(SMMU).unwrap_err().cause, NO_POWER);
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "as the error says");
+    power.refuses.store(0, Ordering::SeqCst);
+    bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    let error = bench.service.force_unregister_iommu(SMMU).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }), "{error}");
+    bench.machine.smmu(SMMU, |smmu| {
+        smmu.clear_injections();
+        // sCR0 takes no write, and the reset value lets everything pass.
+        *smmu = smmu_model::Smmu::new(named("generic v2").model.seed(3));
+        smmu.inject(Injection::WriteDoesNotStick(0));
+    });
+    bench.machine.observe(SMMU, Box::new(|_, _| ()));
+    let error = bench.service.force_unregister_iommu(SMMU).unwrap_err();
+    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::NotResumed(_), .. }), "{error}");
+    bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    bench.service.force_unregister_iommu(SMMU).unwrap();
+    bench.oracle.allow(device.label(), &[(0x10, 0)], &[]);
+    assert_eq!(bench.dma(0x10), Reached::Fault);
+    assert_eq!(power.users.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn s8_a_crash_invalidates_behind_the_last_entry_and_starts_one_sync() {
+    let mut bench = Bench::v2();
+    let guest = bench.guest("guest");
+    let device = bench.add("dma", &[(0x10, 0)]);
+    bench.assign(&device, &guest).unwrap();
+    let groups = Config::generic_v2().groups;
+    let trace = accesses(&mut bench, |bench| bench.service.iommu(SMMU).unwrap().crash().unwrap());
+    let names = names(&trace);
+    let (entries, rest) = names.split_at(groups.into());
+    assert!(entries.iter().all(|name| name.starts_with("S2CR")), "{entries:?}");
+    assert_eq!(rest[..3], ["TLBIALLNSNH", "sTLBGSYNC", "sTLBGSTATUS"]);
 }
 
 #[test]
@@ -407,10 +577,10 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
     bench.assign(&first, &one).unwrap();
     // The last device leaves while a plan keeps the bank; then that is given back.
     for ends in [false, true] {
-        let planned = smmu.plan(&[second.id()], one.domain.space(), &mut |_| ()).unwrap();
+        smmu.plan(&[second.id()], one.domain.space(), &|_| true).unwrap();
         drop(bench.deassign(&first).unwrap());
         power.refuses.store(1, Ordering::SeqCst);
-        smmu.abandon(&[second.id()], planned);
+        smmu.abandon(&[second.id()]);
         power.refuses.store(0, Ordering::SeqCst);
         if ends {
             bench.service.destroy_domain(&one.domain).unwrap();
@@ -423,33 +593,4 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
         bench.audit();
     }
     bench.assign(&second, &two).unwrap();
-}
-
-#[test]
-fn a1_c9_an_add_that_one_instance_cannot_take_leaves_nothing_on_the_others() {
-    const SECOND: IommuKey = IommuKey::new(0x6000_0000);
-    for forced in [false, true] {
-        let mut bench = Bench::new();
-        let (first, _) = (bench.smmu(SMMU, Config::generic_v2()), bench.smmu(SECOND, Config::generic_v2()));
-        let mut spec = bench.spec("a", &[(0x10, 0)]);
-        spec.streams.push(common::stream(SECOND, 0x10, 0));
-        let new = bench.service.new_device(spec.clone()).unwrap();
-        let service = &bench.service;
-        if forced { service.force_unregister_iommu(SECOND) } else { service.unregister_iommu(SECOND) }.unwrap();
-        let error = service.add_new(new).unwrap_err();
-        assert_eq!(error.cause, Cause::ProviderMissing(SECOND), "forced {forced}");
-        assert_eq!(first.owner_of(StreamId::new(0x10)), None, "forced {forced}");
-        service.unregister_iommu(SMMU).unwrap();
-    }
-}
-
-#[test]
-fn c18_a_device_that_another_service_made_ready_is_not_added() {
-    let (mut one, other) = (Bench::v2(), Bench::v2());
-    let spec = one.spec("a", &[(0x10, 0)]);
-    let new = one.service.new_device(spec.clone()).unwrap();
-    let error = other.service.add_new(new).unwrap_err();
-    assert_eq!(error.cause, Cause::ProviderMissing(SMMU));
-    assert!(other.service.find(spec.key).is_none());
-    one.service.add(spec).unwrap();
 }

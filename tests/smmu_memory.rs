@@ -1,5 +1,4 @@
-//! Lists that find no memory: the answer is an error, not a short list, and what should have been done is done (contract
-//! A-8, I-6, I-15).
+//! Where there is no memory: what takes some says so and changes nothing, and what gives back takes none (contract ).
 
 #![allow(
     clippy::unwrap_used,
@@ -15,18 +14,14 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::driver::{Driver, device};
 use common::everything::{Polled, elsewhere};
-use common::{Anyone, Bench, SMMU, described};
+use common::{Bench, Guest, SMMU, described};
 use iommu_assign::assign::{
-    AddressSpace, Cause, Device, DeviceId, DeviceState, Difference, Domain, DomainId, FaultAnswer, FaultLine, Iommu,
-    IommuError, IommuKey, Left, NewMaster, Prepared, RawFault, Removal, Service, Sharing, Stage2Limits, Stream,
-    StreamId, Withdrawn,
+    Cause, Device, DeviceState, Iommu, IommuError, IommuPower, Left, Quarantine, Removal, Streams,
 };
 use iommu_assign::smmu::Setup;
-use iommu_assign::sync::Spin;
 use machine::Reached;
 use smmu_model::Config;
 
@@ -64,252 +59,130 @@ fn without_memory<T>(act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// More devices than a list has room for in place, behind one entry: the last one's streams bring them together.
+fn driver(model: Config) -> Driver<Polled> {
+    let config = described(SMMU, &model);
+    Driver::through(config, Setup::default(), model.clone(), |registers| Polled::new(registers, &model))
+}
+
+#[test]
+fn a8_after_make_master_a_devices_life_takes_no_memory() {
+    let driver = driver(Config::generic_v2());
+    let ids = [0x10, 0x11, 0x23, 0x40, 0x81];
+    let streams: Vec<_> = ids.iter().map(|id| common::stream(SMMU, *id, 0)).collect();
+    let pairs = ids.map(|id| (id, 0));
+    (1..=2).for_each(|n| driver.opens(n, &pairs, &[0, 1, 2, 3]));
+    let (one, two) = ([device(1)], [device(2)]);
+    let made = |n| driver.smmu.make_master(device(n), &streams, n == 2).unwrap();
+    let (first, second) = (made(1), made(2));
+    let spaces = [0, 1].map(|guest| driver.space(guest));
+    let smmu = &driver.smmu;
+    without_memory(|| {
+        smmu.publish(first).unwrap();
+        smmu.reserve(one[0], &|_| true).unwrap();
+        smmu.enrol(one[0]).unwrap();
+        smmu.plan(&one, &spaces[0], &|_| true).unwrap();
+        smmu.abandon(&one);
+        smmu.plan(&one, &spaces[0], &|_| true).unwrap();
+        smmu.install(&one).unwrap();
+        smmu.publish(second).unwrap();
+        assert_eq!(smmu.overlapping(two[0], None), Some(one[0]));
+        assert_eq!(smmu.reserve(two[0], &|_| true), Ok(Streams::Live));
+        smmu.enrol(two[0]).unwrap();
+        smmu.flush(spaces[0].domain, None, iommu_assign::assign::Patience::Waiting).unwrap();
+        smmu.suspend().unwrap();
+        smmu.resume().unwrap();
+        // A reassign.
+        smmu.plan(&one, &spaces[1], &|_| true).unwrap();
+        smmu.block(&one).unwrap();
+        smmu.install(&one).unwrap();
+        smmu.plan(&two, &spaces[1], &|_| true).unwrap();
+        smmu.install(&two).unwrap();
+        assert_eq!(smmu.block(&one), Ok(Streams::Live));
+        assert_eq!(smmu.block(&two), Ok(Streams::Fault));
+        smmu.forget(spaces[1].domain).unwrap();
+        smmu.withdraw(one[0]).unwrap();
+        smmu.withdraw(two[0]).unwrap();
+        smmu.retire().unwrap();
+    });
+}
+
+#[test]
+fn a8_a1_a_repack_without_memory_says_so_and_changes_nothing() {
+    let driver = driver(Config { groups: 2, ..Config::generic_v2() });
+    driver.add(1, &[0x10, 0x13]);
+    driver.publish(2, &[0x11, 0x12], false);
+    let before = driver.bench.machine.counters(SMMU);
+    let ids = [device(2)];
+    let reserved = without_memory(|| driver.smmu.reserve(ids[0], &|_| true));
+    assert_eq!(reserved, Err(IommuError::OutOfMemory));
+    assert_eq!(driver.bench.machine.counters(SMMU), before);
+    driver.check();
+    driver.reserve(2).unwrap();
+    driver.enrol(2).unwrap();
+    assert!(driver.smmu.shares(device(1), device(2)));
+    driver.check();
+}
+
+/// More devices than a list has room for in place, behind one entry: the first one's streams bring them together.
 const MEMBERS: u32 = 12;
 
-struct Rig {
-    bench: Bench,
-    smmu: Arc<dyn Iommu>,
-    service: Service<Spin>,
-    domain: Domain<Spin>,
-    backing: u64,
-    /// The last of them has the streams of all.
-    devices: Vec<Device>,
-    driver: Arc<Starved>,
-}
-
-impl Rig {
-    fn new() -> Self {
-        let mut bench = Bench::new();
-        let model = Config::generic_v2();
-        let through = |registers| Polled::new(registers, &model);
-        let smmu: Arc<dyn Iommu> =
-            bench.smmu_through(described(SMMU, &model), Setup::default(), model.clone(), through);
-        let service = Service::new(Box::new(Anyone));
-        let driver = Arc::new(Starved { inner: smmu.clone(), is_starved: AtomicBool::new(false) });
-        service.register_iommu(driver.clone()).unwrap();
-        let guest = bench.guest("guest");
-        let domain = service.create_domain("guest".into(), guest.domain.space().stage2).unwrap();
-        let ids = 0x10..0x10 + MEMBERS - 1;
-        let all: Vec<(u32, u32)> = ids.clone().map(|id| (id, 0)).collect();
-        let one = ids.map(|id| vec![(id, 0)]);
-        let specs: Vec<_> = one.chain([all.clone()]).map(|streams| bench.spec("member", &streams)).collect();
-        bench.oracle.allow(&"member".into(), &all, &[guest.backing]);
-        let devices = specs.into_iter().map(|spec| service.add(spec).unwrap()).collect();
-        Self { bench, smmu, service, domain, backing: guest.backing, devices, driver }
-    }
-
-    fn ids(&self) -> Vec<DeviceId> {
-        self.devices.iter().map(Device::id).collect()
-    }
-
-    fn groups(&self) -> usize {
-        let mut groups: Vec<_> = self.service.devices().map(|info| info.group).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups.len()
-    }
-}
-
-/// A driver that finds no memory where it lists who shares and who keeps, while that is asked for.
-struct Starved {
-    inner: Arc<dyn Iommu>,
-    is_starved: AtomicBool,
-}
-
-impl Starved {
-    fn run<T>(&self, act: impl FnOnce() -> T) -> T {
-        if self.is_starved.load(Ordering::Relaxed) { without_memory(act) } else { act() }
-    }
-}
-
-impl std::fmt::Debug for Starved {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Starved")
-    }
-}
-
-impl Iommu for Starved {
-    fn key(&self) -> IommuKey {
-        self.inner.key()
-    }
-
-    fn limits(&self) -> Stage2Limits {
-        self.inner.limits()
-    }
-
-    fn new_master(&self, device: DeviceId, streams: &[Stream], kin: Option<u64>) -> Result<NewMaster, IommuError> {
-        self.inner.new_master(device, streams, kin)
-    }
-
-    fn publish(&self, master: &mut NewMaster, met: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
-        self.inner.publish(master, met)
-    }
-
-    fn allot(&self, master: &mut NewMaster) -> Result<usize, IommuError> {
-        self.inner.allot(master)
-    }
-
-    fn enrol(&self, master: &mut NewMaster) -> Result<(), IommuError> {
-        self.inner.enrol(master)
-    }
-
-    fn sharing(&self, devices: &[DeviceId], tell: &mut dyn FnMut(Sharing)) -> Result<(), IommuError> {
-        self.run(|| self.inner.sharing(devices, tell))
-    }
-
-    fn plan(
-        &self,
-        devices: &[DeviceId],
-        space: &AddressSpace,
-        along: &mut dyn FnMut(Sharing),
-    ) -> Result<Prepared, IommuError> {
-        self.inner.plan(devices, space, along)
-    }
-
-    fn abandon(&self, devices: &[DeviceId], prepared: Prepared) {
-        self.inner.abandon(devices, prepared);
-    }
-
-    fn install(&self, devices: &[DeviceId], prepared: Prepared) -> Result<(), IommuError> {
-        self.inner.install(devices, prepared)
-    }
-
-    fn block(&self, devices: &[DeviceId], tell: &mut dyn FnMut(DeviceId)) -> Result<(), IommuError> {
-        self.run(|| self.inner.block(devices, tell))
-    }
-
-    fn cut(&self, devices: &[DeviceId]) -> Result<(), IommuError> {
-        self.run(|| self.inner.cut(devices))
-    }
-
-    fn withdraw(&self, device: DeviceId, rest: &[DeviceId], tell: &mut dyn FnMut(Withdrawn)) -> Result<(), IommuError> {
-        self.run(|| self.inner.withdraw(device, rest, tell))
-    }
-
-    fn flush(&self, domain: DomainId) -> Result<(), IommuError> {
-        self.inner.flush(domain)
-    }
-
-    fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
-        self.inner.take_faults(line, report)
-    }
-
-    fn owner_of(&self, stream: StreamId) -> Option<DeviceId> {
-        self.inner.owner_of(stream)
-    }
-
-    fn audit(&self, report: &mut dyn FnMut(Difference)) {
-        self.inner.audit(report);
-    }
-
-    fn placement(&self, device: DeviceId) -> Result<Option<DomainId>, IommuError> {
-        self.inner.placement(device)
-    }
-}
-
-#[test]
-fn a8_i6_a_block_that_cannot_list_who_keeps_an_entry_says_so() {
-    let rig = Rig::new();
-    for device in &rig.devices {
-        rig.service.assign(device, &rig.domain).unwrap();
-    }
-    let last = rig.ids()[MEMBERS as usize - 1];
-    let mut told = 0;
-    let blocked = without_memory(|| rig.smmu.block(&[last], &mut |_| told += 1));
-    assert_eq!(blocked, Err(IommuError::OutOfMemory));
-    assert_eq!(rig.smmu.placement(last), Ok(None), "it is in fault all the same");
-    assert_eq!(told, 0, "nobody takes a part for all");
-    assert_eq!(rig.smmu.block(&[last], &mut |_| told += 1), Ok(()));
-    assert_eq!(told, MEMBERS - 1);
-}
-
-#[test]
-fn a8_i15_sharing_that_cannot_be_listed_is_an_error() {
-    let rig = Rig::new();
-    let ids = rig.ids();
-    let mut told = 0;
-    assert_eq!(without_memory(|| rig.smmu.sharing(&ids, &mut |_| told += 1)), Err(IommuError::OutOfMemory));
-    assert_eq!(told, 0);
-    rig.smmu.sharing(&ids, &mut |_| told += 1).unwrap();
-    assert_eq!(told, MEMBERS - 1);
-}
-
-#[test]
-fn a8_i6_a_deassign_that_cannot_say_who_keeps_an_entry_leaves_quarantine() {
-    let rig = Rig::new();
-    for device in &rig.devices {
-        rig.service.assign(device, &rig.domain).unwrap();
-    }
-    let last = rig.devices.last().unwrap();
-    rig.driver.is_starved.store(true, Ordering::Relaxed);
-    let error = rig.service.deassign(last).unwrap_err();
-    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::OutOfMemory, .. }), "{error}");
-    assert_eq!(error.left, Left::Quarantined);
-    assert_eq!(rig.service.find(last.key()).map(|info| info.state), Some(DeviceState::Quarantined));
-    assert_eq!(rig.bench.dma(0x10), Reached::Memory(rig.backing), "which is what could not be said");
-}
-
-#[test]
-fn a8_c8_a_removal_that_cannot_say_who_keeps_an_entry_is_done_and_says_so() {
-    let rig = Rig::new();
-    let (last, mates) = rig.devices.split_last().unwrap();
-    for device in mates {
-        rig.service.assign(device, &rig.domain).unwrap();
-    }
-    rig.driver.is_starved.store(true, Ordering::Relaxed);
-    let error = rig.service.remove(last.key()).unwrap_err();
-    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::OutOfMemory, .. }), "{error}");
-    assert_eq!(error.left, Left::Removed);
-    assert_eq!(rig.smmu.placement(last.id()), Err(IommuError::Unknown));
-}
-
-#[test]
-fn a8_i15_a_group_whose_sharing_cannot_be_listed_does_not_fall_apart() {
-    let rig = Rig::new();
-    let (last, mates) = rig.devices.split_last().unwrap();
-    rig.service.assign(&mates[0], &rig.domain).unwrap();
-    rig.driver.is_starved.store(true, Ordering::Relaxed);
-    let kept = Removal::StillReachable(vec![mates[0].label().clone()]);
-    assert_eq!(rig.service.remove(last.key()), Ok(kept));
-    assert_eq!(rig.groups(), 1, "four entries would be in eleven groups");
-    // Memory is back: whoever ends the next claim on the group makes it what it is.
-    rig.driver.is_starved.store(false, Ordering::Relaxed);
-    drop(rig.service.deassign(&mates[0]).unwrap());
-    assert_eq!(rig.groups(), 4, "what was in fault was packed all the same");
-}
-
-#[test]
-fn a8_a_device_that_was_made_ready_is_added_without_memory() {
-    let mut rig = Rig::new();
-    let free = rig.bench.spec("free", &[(0x40, 0)]);
-    let mates = [0x41, 0x41].map(|id| rig.bench.spec("mate", &[(id, 0)]));
-    let new = [free].into_iter().chain(mates).map(|spec| rig.service.new_device(spec).unwrap());
-    for new in new.collect::<Vec<_>>() {
-        let added = without_memory(|| rig.service.add_new(new));
-        assert!(added.is_ok_and(|device| rig.smmu.placement(device.id()) == Ok(None)));
-    }
-}
-
-#[test]
-fn a8_a2_an_add_that_meets_more_than_it_brings_room_for_needs_memory_and_changes_nothing_without() {
+fn group() -> (Bench, Vec<Device>, Guest) {
     let mut bench = Bench::new();
     let model = Config::generic_v2();
-    let through = |registers| Polled::new(registers, &model);
-    let smmu: Arc<dyn Iommu> = bench.smmu_through(described(SMMU, &model), Setup::default(), model.clone(), through);
-    let service: Service<Spin> = Service::new(Box::new(Anyone));
-    service.register_iommu(smmu.clone()).unwrap();
-    let all: Vec<(u32, u32)> = (0..MEMBERS).map(|n| (0x10 + n, 0)).collect();
-    for id in &all {
-        service.add(bench.spec("member", &[*id])).unwrap();
+    bench.smmu_through(described(SMMU, &model), Setup::default(), model.clone(), |registers| {
+        Polled::new(registers, &model)
+    });
+    let guest = bench.guest("guest");
+    let all: Vec<(u32, u32)> = (0x10..0x10 + MEMBERS - 1).map(|id| (id, 0)).collect();
+    let streams = std::iter::once(all.clone()).chain(all.iter().map(|one| vec![*one]));
+    let devices = streams.enumerate().map(|(n, streams)| bench.add(&format!("member {n}"), &streams)).collect();
+    bench.oracle.allow(&"all".into(), &all, &[guest.backing]);
+    (bench, devices, guest)
+}
+
+#[test]
+fn a8_a1_a_deassign_that_cannot_list_what_stays_reachable_changes_nothing() {
+    let (bench, devices, guest) = group();
+    for device in &devices {
+        bench.service.assign(device, &guest.domain).unwrap();
     }
-    let spec = bench.spec("late", &all);
-    let new = service.new_device(spec.clone()).unwrap();
-    let (reads, writes, added) = bench.cost(|| without_memory(|| service.add_new(new)));
-    let error = added.unwrap_err();
-    assert!(matches!(error.cause, Cause::Iommu { error: IommuError::OutOfMemory, .. }), "{error}");
-    assert_eq!((reads, writes), (0, 0));
-    assert_eq!(error.left, Left::Unchanged);
-    assert!(service.find(spec.key).is_none());
-    service.add(spec).unwrap();
+    let last = &devices[MEMBERS as usize - 1];
+    let (reads, writes, error) = bench.cost(|| without_memory(|| bench.service.deassign(last)).unwrap_err());
+    assert_eq!((error.cause, error.left), (Cause::OutOfMemory, Left::Unchanged));
+    assert_eq!((reads, writes, bench.state(last)), (0, 0, DeviceState::Assigned(guest.domain.id())));
+    assert_eq!(bench.service.deassign(last).unwrap().still_reachable.len(), 1, "the one that has the stream too");
+    bench.audit();
+}
+
+#[test]
+fn a8_a4_a_removal_that_cannot_list_what_stays_reachable_can_be_repeated() {
+    let (bench, devices, guest) = group();
+    for device in &devices {
+        bench.service.assign(device, &guest.domain).unwrap();
+    }
+    let error = without_memory(|| bench.service.remove(devices[0].key())).unwrap_err();
+    assert_eq!((error.cause, error.left), (Cause::OutOfMemory, Left::GoingLive));
+    assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing), "as the error says");
+    let Ok(Removal::StillReachable(mates)) = bench.service.remove(devices[0].key()) else {
+        panic!("mates keep entries")
+    };
+    assert_eq!(mates.len(), MEMBERS as usize - 1);
+    bench.audit();
+}
+
+#[test]
+fn a8_what_gives_back_one_device_takes_no_memory() {
+    let (mut bench, _, _) = group();
+    let guest = bench.guest("other");
+    let device = bench.add("alone", &[(0x40, 0)]);
+    bench.oracle.allow(device.label(), &[(0x40, 0)], &[guest.backing]);
+    let service = &bench.service;
+    service.assign(&device, &guest.domain).unwrap();
+    without_memory(|| drop(service.deassign(&device).unwrap()));
+    without_memory(|| service.assign(&device, &guest.domain)).unwrap();
+    without_memory(|| service.flush(&guest.domain)).unwrap();
+    without_memory(|| service.quarantine(&device, Quarantine::Faults)).unwrap();
+    assert_eq!(without_memory(|| service.remove(device.key())), Ok(Removal::Done));
+    without_memory(|| service.destroy_domain(&guest.domain)).unwrap();
+    bench.audit();
 }

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use common::parts::{named, parts};
 use common::{Bench, EMPTY, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
-    Access, Cause, Changed, FaultLine, FlushRange, Granule, Incompatible, Iommu, IommuError, IommuKey, Patience,
-    PhysicalAddress, Stage2, StreamId, TableMemory,
+    Access, Cause, Changed, FaultLine, FlushRange, Granule, Incompatible, Iommu, IommuError, IommuFaults, IommuKey,
+    Patience, PhysicalAddress, Stage2, StreamId, TableMemory,
 };
 use iommu_assign::smmu::{
     Architecture, Chip, Effects, Implementation, Lockstep, Masters, ProbeError, Registers, Remedy, Setup, Smmu,
@@ -34,7 +34,7 @@ const SECOND: IommuKey = IommuKey::new(0x6000_0000);
 /// What docs/quirks.md must say.
 fn page() -> String {
     let mut page = String::from(
-        "# Quirks\n\nMade from the table in `src/smmu/quirks.rs`; a test in `tests/smmu_quirks.rs` compares the two, and \
+        "# Quirks\n\nMade from the table in `src/smmu/hardware/quirks.rs`; a test in `tests/smmu_quirks.rs` compares the two, and \
          the functions `q1_` to `q26_` in that file, in `smmu_takeover.rs` and in `smmu_lifecycle.rs` show the rows on the model.\n\n\
          *Done*: on the parts that the row names, found by firmware's compatible, its flags and IDR7. *Always*: on every \
          part. *Not concerned*: nothing is done, for the reason given.\n\n\
@@ -334,7 +334,7 @@ fn q10_no_blocks_and_freed_tables_go_by_vmid() {
     guest.tables.scribble();
     let range = FlushRange { start: PAGE, size: 0x1000, leaf: 0x1000, changed: Changed::TablesFreed };
     bench.machine.smmu(SMMU, smmu_model::Smmu::start_trace);
-    smmu.flush_range(guest.domain.id(), &range, Patience::Waiting).unwrap();
+    smmu.flush(guest.domain.id(), Some(&range), Patience::Waiting).unwrap();
     let trace = bench.machine.smmu(SMMU, smmu_model::Smmu::take_trace).unwrap();
     assert!(trace.iter().any(|access| access.name == "TLBIVMID"), "{trace:?}");
     assert_eq!(bench.dma(0x10), Reached::Fault);
@@ -381,7 +381,7 @@ fn q14_operations_are_never_started_with_zero() {
     // Page 0 would be an operand of 0.
     let range = FlushRange { start: 0, size: 0x2000, leaf: 0x1000, changed: Changed::Leaf };
     bench.machine.smmu(SMMU, smmu_model::Smmu::start_trace);
-    smmu.flush_range(guest.domain.id(), &range, Patience::Waiting).unwrap();
+    smmu.flush(guest.domain.id(), Some(&range), Patience::Waiting).unwrap();
     let trace = bench.machine.smmu(SMMU, smmu_model::Smmu::take_trace).unwrap();
     assert!(trace.iter().all(|access| access.direction == Direction::Read || access.value != 0), "{trace:?}");
     let hazards = bench.machine.smmu(SMMU, |smmu| smmu.hazards().to_vec()).unwrap();
@@ -531,7 +531,7 @@ fn effects_are_asked_for_not_implementations() {
 #[test]
 fn a_lockstep_of_none_is_not_there() {
     let none: Lockstep<machine::ModelRegisters, 0> = Lockstep::new([]);
-    assert_eq!((none.read32(0), none.members()), (u32::MAX, 0));
+    assert_eq!((none.read32(0), none.member(0).is_none()), (u32::MAX, true));
     let config = SmmuConfig::new(SMMU, 0x2_0000, Architecture::V2, EMPTY);
     let refused = Smmu::<Spin, _>::probe(config, none, Arc::new(Masters::new())).unwrap_err();
     assert_eq!(refused, ProbeError::NotThere(SMMU));

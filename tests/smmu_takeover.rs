@@ -12,8 +12,10 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use common::before::Before;
 use common::parts::named;
 use common::{Bench, PAGE, SMMU, described, stream};
 use iommu_assign::smmu::{ProbeError, Reserved, Setup, Smmu, SmmuConfig};
@@ -74,6 +76,17 @@ fn reaches(smmu: &smmu_model::Smmu, memory: &Memory, id: u32) -> Vec<u64> {
     .collect()
 }
 
+/// The same for what is sent now.
+fn reaches_new(smmu: &smmu_model::Smmu, memory: &Memory, id: u32) -> Vec<u64> {
+    let all = smmu.reach(memory, id as u16, PAGE, Access::Write).into_iter();
+    let new = all.filter(|one| one.source == smmu_model::Source::New);
+    new.filter_map(|one| match one.verdict {
+        Verdict::Reaches { physical, .. } => Some(physical),
+        _ => None,
+    })
+    .collect()
+}
+
 #[test]
 fn q17_a_reserved_stream_of_a_live_unit_never_stops_and_everything_else_faults() {
     for bank in [None, Some(0), Some(4)] {
@@ -114,6 +127,73 @@ fn q17_a_reserved_stream_of_a_live_unit_never_stops_and_everything_else_faults()
         drop(bench.deassign(&display).unwrap());
         assert_eq!(bench.dma(DISPLAY), Reached::Fault);
         bench.audit();
+    }
+}
+
+/// The bank that the stream goes to had the VMID of firmware's bank, or firmware's bank was switched off with transactions
+/// steered to it: they went on through firmware's tables, or untranslated.
+#[test]
+fn q17_i4_s3_a_busy_streams_move_from_firmwares_bank_mixes_no_vmid_and_lets_nothing_pass_untranslated() {
+    const BOOT: u64 = 0x3_0000_0000;
+    for bank in [0, 4] {
+        for vmid in 1..=8 {
+            let bench = Bench::new();
+            let model = Config::generic_v2();
+            let config = described(SMMU, &model);
+            let registers = firmware(&bench.machine, &config, &model, Some(bank));
+            let mut boot = Stage2Tables::new(&bench.machine, 0xa000_0000, 40, 40);
+            boot.map(PAGE, BOOT, true);
+            bench.machine.smmu(SMMU, |smmu| {
+                smmu.write32(smmu.cba2r(bank), 1);
+                smmu.write32(smmu.cbar(bank), vmid);
+                smmu.write32(smmu.bank(bank, 0x30), 2 << 16 | 2 << 12 | 1 << 6 | 24);
+                smmu.write64(smmu.bank(bank, 0x20), boot.stage2().root.value());
+                smmu.write32(smmu.bank(bank, 0), 1);
+            });
+            assert_eq!(bench.dma(DISPLAY), Reached::Memory(BOOT), "as firmware left it");
+            // Before each access to a register the display sends something, and something else is on its way.
+            let (machine, accesses) = (bench.machine.clone(), AtomicU32::new(0));
+            let sends = move || {
+                let write = || smmu_model::Transaction::write(DISPLAY as u16, PAGE, &[1]);
+                machine.with_memory(SMMU, |smmu, memory| {
+                    smmu.dma(memory, write());
+                    // Slowly, so that registers change under it at every stage.
+                    let slow = accesses.fetch_add(1, Ordering::Relaxed) % (vmid * 3 + 1) != 0;
+                    match smmu.in_flight().first().map(smmu_model::InFlight::id) {
+                        Some(_) if slow => {}
+                        Some(id) => drop(smmu.step(memory, id)),
+                        None => {
+                            let id = smmu.accept(write());
+                            smmu.step(memory, id);
+                        }
+                    }
+                });
+            };
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let log = seen.clone();
+            let look = move |smmu: &smmu_model::Smmu, memory: &Memory| {
+                let entry = smmu.matching_entries(DISPLAY as u16)[0];
+                let firmwares = smmu.peek32(smmu.s2cr(entry)) & 0xff == u32::from(bank);
+                let untranslated = |one: &smmu_model::Reach| match one.verdict {
+                    Verdict::Reaches { path, .. } => path.is_untranslated(),
+                    _ => false,
+                };
+                let passes = smmu.reach_of_all_in_flight(memory).iter().any(untranslated);
+                log.lock().unwrap().push((firmwares, passes, reaches_new(smmu, memory, DISPLAY)));
+            };
+            bench.machine.observe(SMMU, Box::new(look));
+            let tables = picture(&bench.machine);
+            let busy = Before::new(registers, sends);
+            let smmu = Smmu::probe_with(config, setup(&tables), busy, bench.masters.clone()).unwrap();
+            let seen = std::mem::take(&mut *seen.lock().unwrap());
+            for (firmwares, passes, reached) in seen {
+                let only = if firmwares { BOOT } else { PICTURE };
+                let right = !reached.is_empty() && reached.iter().all(|at| *at == only);
+                assert!(right && !passes, "bank {bank}, VMID {vmid}, {firmwares}, {passes}: {reached:x?}");
+            }
+            bench.service.register_iommu(Arc::new(smmu)).unwrap();
+            bench.audit();
+        }
     }
 }
 

@@ -1,92 +1,68 @@
-//! `instructions OPERATION TIMES`: runs through the life of a device so many times, and one operation of it through
-//! [`measured`], which an instruction counter switches on. Without arguments it names the operations.
+//! `instructions CASE`: builds the world of one case, then runs a device through its life there [`LIVES`] times.
 //!
-//! Registers are plain memory here, so that what is counted is the library's own work.
+//! Every operation runs inside [`measured`]. An instruction counter collects there only, and writes one file each time
+//! that function is left. For each such file there is one line of output: the operation, its allocations, the bytes that
+//! were live at most, and the bytes that it kept, with tabs between them. Lines that begin with `#` tell of heap that
+//! belongs to no operation. Without arguments it names the cases.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(clippy::arithmetic_side_effects, reason = "small numbers, on the host")]
+
+mod memory;
+mod plain;
 
 use std::error::Error;
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use iommu_assign::assign::{
-    Changed, DeviceKey, DeviceSpec, Domain, FaultLine, FlushRange, Granule, IommuHandle, IommuKey, Label,
-    PhysicalAddress, Policy, PolicyRequest, Service, Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
+    Changed, Device, DeviceKey, DeviceSpec, Domain, FaultLine, FlushRange, Granule, IommuKey, Label, PhysicalAddress,
+    Policy, PolicyRequest, Service, Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
 };
-use iommu_assign::smmu::{Architecture, EmptyRoot, FaultLimits, Masters, Registers, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Architecture, EmptyRoot, FaultLimits, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
-use smmu_model::Config;
+use memory::Mark;
+use plain::{ENTRIES, Plain, SIZE};
+use smmu_model::{Config, PageSize};
 
-const OPERATIONS: &[&str] = &[
-    "add",
-    "find",
-    "assign, fresh bank",
-    "flush of one page",
-    "flush of a domain",
-    "fault intake",
-    "reassign, last to fresh",
-    "deassign, last",
-    "remove",
+/// Lives that are measured, after one that is not: it fills what is made at a first use.
+const LIVES: u32 = 4;
+
+/// What is there before the device that is measured, and what that device is.
+struct Case {
+    name: &'static str,
+    smmus: u32,
+    /// Devices that are there, dealt out to the SMMUs in turn, each with a stream ID of its own.
+    devices: u32,
+    /// Of the devices on one SMMU, each so-manieth is assigned.
+    assigned: u32,
+    /// The domains that they are assigned to, in turn: as many banks on an SMMU at most.
+    domains: u32,
+    streams: u32,
+    /// Devices that share the measured device's stream, one of which is assigned beside it.
+    mates: u32,
+    /// Whether there is room for one more device, with which the measured one shares a bank.
+    company: bool,
+}
+
+const PLAIN: Case =
+    Case { name: "", smmus: 1, devices: 0, assigned: 8, domains: 16, streams: 1, mates: 0, company: true };
+
+const CASES: &[Case] = &[
+    Case { name: "1 device", ..PLAIN },
+    Case { name: "128 devices, 2 SMMUs", devices: 128, smmus: 2, ..PLAIN },
+    Case { name: "1024 devices, 9 SMMUs", devices: 1024, smmus: 9, ..PLAIN },
+    Case { name: "4096 devices, 33 SMMUs", devices: 4096, smmus: 33, ..PLAIN },
+    Case { name: "64 SMMUs x 8 devices", devices: 512, smmus: 64, ..PLAIN },
+    Case { name: "127th of 128 entries", devices: 126, ..PLAIN },
+    Case { name: "16 streams, 100 of 128 entries", devices: 100, streams: 16, ..PLAIN },
+    Case { name: "16 devices", devices: 16, ..PLAIN },
+    Case { name: "1 SMMU x 8 devices", devices: 8, ..PLAIN },
+    Case { name: "8 live banks", devices: 8, assigned: 1, domains: 8, ..PLAIN },
+    Case { name: "127 live banks", devices: 127, assigned: 1, domains: 127, company: false, ..PLAIN },
+    Case { name: "group of 8", devices: 16, mates: 6, ..PLAIN },
 ];
-
-const SMMU: IommuKey = IommuKey::new(0x5000_0000);
-/// Devices that are there besides, each with one stream.
-const NEIGHBOURS: u32 = 16;
-
-/// Registers that hold what was written, but for the fault status of banks: there is always a fault to tell of.
-#[derive(Debug)]
-struct Plain {
-    words: Box<[AtomicU32]>,
-    banks: u32,
-}
-
-impl Plain {
-    /// As many as the part has, with its ID registers.
-    fn of(model: &Config, banks: u32) -> Self {
-        let mut part = smmu_model::Smmu::new(model.clone());
-        let words = (0..banks / 2).map(|word| match word * 4 {
-            // IDR0 to IDR7; everything else starts at zero, where no sync is running and nothing faults.
-            offset @ 0x20..0x40 => part.read32(offset as usize).into(),
-            // FSR of every bank: a translation fault.
-            offset if is_fsr(banks, offset) => AtomicU32::new(1 << 1),
-            _ => AtomicU32::new(0),
-        });
-        Self { words: words.collect(), banks }
-    }
-
-    fn word(&self, offset: u32) -> Option<&AtomicU32> {
-        self.words.get(offset as usize / 4)
-    }
-}
-
-const fn is_fsr(banks: u32, offset: u32) -> bool {
-    offset >= banks && offset & 0xfff == 0x58
-}
-
-impl Registers for Plain {
-    fn read32(&self, offset: u32) -> u32 {
-        self.word(offset).map_or(u32::MAX, |word| word.load(Ordering::Relaxed))
-    }
-
-    fn write32(&self, offset: u32, value: u32) {
-        if let Some(word) = self.word(offset).filter(|_| !is_fsr(self.banks, offset)) {
-            word.store(value, Ordering::Relaxed);
-        }
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        u64::from(self.read32(offset)) | u64::from(self.read32(offset.wrapping_add(4))) << 32
-    }
-
-    fn write64(&self, offset: u32, value: u64) {
-        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-        self.write32(offset, u32::from_le_bytes([a, b, c, d]));
-        self.write32(offset.wrapping_add(4), u32::from_le_bytes([e, f, g, h]));
-    }
-}
 
 #[derive(Debug)]
 struct Anyone;
@@ -98,91 +74,184 @@ impl Policy for Anyone {
 }
 
 /// What the counter counts: everything from here on until this returns.
+///
+/// The closure is inlined: beside the library's call these are a few instructions that pass its arguments.
 #[inline(never)]
 fn measured<T>(act: impl FnOnce() -> T) -> T {
-    black_box(act())
-}
-
-/// The operation that is asked for is measured, the others only run.
-struct Wanted<'a>(&'a str);
-
-impl Wanted<'_> {
-    fn run<T>(&self, operation: &str, act: impl FnOnce() -> T) -> T {
-        if operation == self.0 { measured(act) } else { act() }
-    }
+    act()
 }
 
 struct World {
+    case: &'static Case,
     service: Service<Spin>,
-    handle: IommuHandle,
+    /// The SMMU of the device that is measured: the last that was registered.
+    smmu: IommuKey,
+    registers: Plain,
     guests: [Domain<Spin>; 2],
+    /// Keeps what is there besides.
+    _others: Vec<Domain<Spin>>,
+    _devices: Vec<Device>,
 }
 
-fn world() -> Result<World, Box<dyn Error>> {
-    let service = Service::new(Box::new(Anyone));
-    let model = Config::generic_v2();
-    let bank_base = model.bank_base();
-    let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
-    let config = SmmuConfig {
-        context_lines: model.banks.into(),
-        fault_limits: FaultLimits { records: u32::MAX, storm: u32::MAX },
-        ..SmmuConfig::new(SMMU, u64::from(bank_base) * 2, Architecture::V2, empty)
-    };
-    let registers = Plain::of(&model, bank_base);
-    let smmu = Smmu::probe(config, registers, Arc::new(Masters::<Spin>::new()))?;
-    service.register_iommu(Arc::new(smmu))?;
-    let handle = service.iommu(SMMU).ok_or("no IOMMU")?;
-    let guest = |name: &str, root: u64| {
-        let stage2 = Stage2 {
-            root: PhysicalAddress::new(root),
-            ipa_bits: 40,
-            start_level: 1,
-            granule: Granule::Kib4,
-            output_bits: 40,
-            tables: TableMemory::NonCacheable,
-        };
-        service.create_domain(Label::from(name), stage2)
-    };
-    let (others, one, two) = (guest("others", 0x8000_0000)?, guest("one", 0x9000_0000)?, guest("two", 0xa000_0000)?);
-    for neighbour in 0..NEIGHBOURS {
-        // Not next to each other, so that they stay entries of their own.
-        let device = service.add(spec(1 + neighbour, &[0x100 + neighbour * 0x10]))?;
-        service.assign(&device, &others)?;
+const fn smmu(index: u32) -> IommuKey {
+    IommuKey::new(0x5000_0000 + index as u64 * 0x10_0000)
+}
+
+fn stage2(index: u32) -> Stage2 {
+    Stage2 {
+        root: PhysicalAddress::new(0x8000_0000 + u64::from(index) * 0x1_0000),
+        ipa_bits: 40,
+        start_level: 1,
+        granule: Granule::Kib4,
+        output_bits: 40,
+        tables: TableMemory::NonCacheable,
     }
-    Ok(World { service, handle, guests: [one, two] })
 }
 
-fn spec(key: u32, ids: &[u32]) -> DeviceSpec {
-    let streams = ids.iter().map(|id| Stream::new(SMMU, StreamId::new(*id), StreamMask::new(0))).collect();
+fn spec(key: u32, smmu: IommuKey, ids: impl Iterator<Item = u32>) -> DeviceSpec {
+    let streams = ids.map(|id| Stream::new(smmu, StreamId::new(id), StreamMask::new(0))).collect();
     DeviceSpec::new(DeviceKey::new(Source::Dt, key.into()), Label::from("device"), streams)
 }
 
-fn live(world: &World, wanted: &Wanted<'_>) -> Result<(), Box<dyn Error>> {
-    let World { service, handle, guests: [one, two] } = world;
-    let range = FlushRange { start: 0x4000_0000, size: 0x1000, leaf: 0x1000, changed: Changed::Leaf };
-    let offer = spec(0x1000, &[0x10, 0x23, 0x4c]);
-    let device = wanted.run("add", || service.add(offer))?;
-    let found = wanted.run("find", || service.find(device.key()));
-    assert!(found.is_some(), "it was added");
-    wanted.run("assign, fresh bank", || service.assign(&device, one))?;
-    wanted.run("flush of one page", || service.flush_range(one, &range))?;
-    wanted.run("flush of a domain", || service.flush(one))?;
-    let mut faults = 0_u32;
-    // The neighbours have bank 0, the device the next one, whose line is its own.
-    let line = FaultLine::Context(1);
-    let _ = wanted.run("fault intake", || handle.take_faults(line, &mut |_| faults = faults.saturating_add(1)));
-    assert_eq!(faults, 1, "one bank reports on the line");
-    wanted.run("reassign, last to fresh", || service.reassign(&device, two))?;
-    let cut = wanted.run("deassign, last", || service.deassign(&device))?;
-    assert!(cut.still_reachable.is_empty(), "nobody shares its streams");
-    wanted.run("remove", || service.remove(device.key()))?;
-    Ok(())
+/// The stream IDs of the measured device. Any two of them differ in two bits, so that no two fit in one entry.
+fn own_ids(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|code| 0x6000 | code << 1 | code.count_ones() & 1)
 }
 
-fn run(wanted: &str, times: u32) -> Result<(), Box<dyn Error>> {
-    let world = world()?;
-    for _ in 0..times {
-        live(&world, &Wanted(wanted))?;
+/// Bytes for each, rounded up.
+fn each(mark: Mark, count: u32) -> usize {
+    mark.kept().div_ceil(count.max(1) as usize)
+}
+
+fn world(case: &'static Case) -> Result<World, Box<dyn Error>> {
+    let service = Service::new(Box::new(Anyone));
+    // 2^(6 + 1) small pages in each half: one for each bank.
+    let page_size = PageSize::Small;
+    let model = Config { groups: ENTRIES, banks: ENTRIES, page_size, num_page_index_bits: 6, ..Config::generic_v2() };
+    assert_eq!(model.bank_base() * 2, SIZE, "the region is as large as the part's");
+    let masters = Arc::new(Masters::<Spin>::new());
+    let registers: Vec<Plain> = (0..case.smmus).map(|_| Plain::of(&model)).collect();
+    let mark = Mark::now();
+    for (index, registers) in (0_u32..).zip(&registers) {
+        let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+        let config = SmmuConfig {
+            context_lines: ENTRIES.into(),
+            fault_limits: FaultLimits { records: u32::MAX, storm: u32::MAX, line: u32::MAX },
+            ..SmmuConfig::new(smmu(index), SIZE.into(), Architecture::V2, empty)
+        };
+        let smmu = Smmu::probe(config, registers.clone(), Arc::clone(&masters))?;
+        service.register_iommu(Arc::new(smmu))?;
+    }
+    println!("# SMMU\t{}", each(mark, case.smmus));
+    let mark = Mark::now();
+    let guests = [service.create_domain("one".into(), stage2(0))?, service.create_domain("two".into(), stage2(1))?];
+    println!("# domain\t{}", each(mark, 2));
+    let others = (0..case.domains).map(|index| service.create_domain(Label::from("others"), stage2(2 + index)));
+    let others = others.collect::<Result<Vec<_>, _>>()?;
+    let mut devices = Vec::with_capacity((case.devices + case.mates) as usize);
+    let mark = Mark::now();
+    for index in 0..case.devices {
+        devices.push(service.add(spec(1 + index, smmu(index % case.smmus), [0x10 + index * 4].into_iter()))?);
+    }
+    println!("# device\t{}", each(mark, case.devices));
+    let mut domains = others.iter().cycle();
+    let nth = |index: u32| index / case.smmus;
+    for (index, device) in (0..case.devices).zip(&devices).filter(|(index, _)| nth(*index) % case.assigned == 0) {
+        // The first on each SMMU starts anew with the first domain: SMMUs have the same domains.
+        if case.assigned == 1 {
+            service.assign(device, domains.next().ok_or("no domain")?)?;
+        } else {
+            let nth = nth(index) / case.assigned % case.domains;
+            service.assign(device, others.get(nth as usize).ok_or("no domain")?)?;
+        }
+    }
+    let own = smmu(case.smmus - 1);
+    for mate in 0..case.mates {
+        devices.push(service.add(spec(0x1_0000 + mate, own, own_ids(1)))?);
+    }
+    let registers = registers.into_iter().next_back().ok_or("no SMMU")?;
+    Ok(World { case, service, smmu: own, registers, guests, _others: others, _devices: devices })
+}
+
+/// One life of the device. The first one is not measured.
+struct Life<'w> {
+    world: &'w World,
+    measures: bool,
+}
+
+impl Life<'_> {
+    fn run<T>(&self, operation: &str, act: impl FnOnce() -> T) -> T {
+        self.run_since(Mark::now(), operation, act)
+    }
+
+    /// Heap is counted from `mark` on.
+    fn run_since<T>(&self, mark: Mark, operation: &str, act: impl FnOnce() -> T) -> T {
+        self.world.registers.clear_faults();
+        self.run_as_is(mark, operation, act)
+    }
+
+    fn run_as_is<T>(&self, mark: Mark, operation: &str, act: impl FnOnce() -> T) -> T {
+        if !self.measures {
+            return black_box(act());
+        }
+        let before = memory::allocations();
+        let result = black_box(measured(act));
+        let (allocations, carried, kept) = (memory::allocations() - before, mark.carried(), mark.kept());
+        println!("{operation}\t{allocations}\t{carried}\t{kept}");
+        result
+    }
+
+    fn live(&self) -> Result<(), Box<dyn Error>> {
+        let World { case, service, guests: [one, two], registers, .. } = self.world;
+        let range = FlushRange { start: 0x4000_0000, size: 0x1000, leaf: 0x1000, changed: Changed::Leaf };
+        let banks: Vec<u8> = registers.live_banks().collect();
+
+        let mark = Mark::now();
+        let offer = spec(0x2_0000, self.world.smmu, own_ids(case.streams));
+        let device = self.run_since(mark, "add", || service.add(offer))?;
+        self.run("first assign", || service.assign(&device, one))?;
+        let bank = registers.live_banks().find(|bank| !banks.contains(bank)).ok_or("no bank went live")?;
+        self.run("flush, a page", || service.flush_range(one, &range))?;
+        self.run("flush, a domain", || service.flush(one))?;
+        self.fault(bank)?;
+        drop(self.run("deassign, last", || service.deassign(&device))?);
+        self.run("assign again, fresh bank", || service.assign(&device, one))?;
+        if case.company {
+            self.run("reassign", || service.reassign(&device, two))?;
+            drop(service.deassign(&device)?);
+            // One more device of the same domain, so that the bank is there, and stays. In a group it is a mate.
+            let id = if case.mates > 0 { own_ids(1).next() } else { Some(0x7000) };
+            let company = service.add(spec(0x3_0000, self.world.smmu, id.into_iter()))?;
+            service.assign(&company, one)?;
+            self.run("assign again, bank there", || service.assign(&device, one))?;
+            drop(self.run("deassign, not last", || service.deassign(&device))?);
+            drop(service.deassign(&company)?);
+            service.remove(company.key())?;
+        } else {
+            drop(service.deassign(&device)?);
+        }
+        drop(self.run("remove", || service.remove(device.key()))?);
+        Ok(())
+    }
+
+    fn fault(&self, bank: u8) -> Result<(), Box<dyn Error>> {
+        let handle = self.world.service.iommu(self.world.smmu).ok_or("no IOMMU")?;
+        let line = FaultLine::Context(bank);
+        let mut faults = 0_u32;
+        self.world.registers.clear_faults();
+        self.world.registers.put_fault(bank);
+        let mark = Mark::now();
+        let act = || handle.take_faults(line, &mut |_| faults += 1);
+        let _ = self.run_as_is(mark, "fault intake", act);
+        assert_eq!(faults, 1, "the bank has one fault, and one line of its own");
+        Ok(())
+    }
+}
+
+fn run(case: &'static Case) -> Result<(), Box<dyn Error>> {
+    let world = world(case)?;
+    for life in 0..=LIVES {
+        Life { world: &world, measures: life > 0 }.live()?;
     }
     Ok(())
 }
@@ -191,13 +260,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.as_slice() {
         [] => {
-            OPERATIONS.iter().for_each(|operation| println!("{operation}"));
+            CASES.iter().for_each(|case| println!("{}", case.name));
             Ok(())
         }
-        [wanted, times] if OPERATIONS.contains(&wanted.as_str()) => {
-            times.parse().map_err(Into::into).and_then(|times| run(wanted, times))
-        }
-        _ => Err("usage: instructions [OPERATION TIMES]".into()),
+        [name] => match CASES.iter().find(|case| case.name == name) {
+            Some(case) => run(case),
+            None => Err("no such case".into()),
+        },
+        _ => Err("usage: instructions [CASE]".into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

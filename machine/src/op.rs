@@ -74,10 +74,14 @@ pub enum Op {
     Register(Side),
     /// From now on no sync of this SMMU completes.
     Stick(Side),
-    /// The next sync of this SMMU never completes.
+    /// The next sync of this SMMU is slower than the operation that waits for it.
     LoseSync(Side),
     /// The SMMU works again.
     Heal(Side),
+    /// The SMMU cannot be given power. Its registers keep what they hold.
+    CutPower(Side),
+    /// It can.
+    RestorePower(Side),
     /// The next hook that is called for the device fails.
     BreakHook(Slot),
 }
@@ -373,8 +377,10 @@ impl fmt::Display for Op {
             Self::ForceUnregister(side) => write!(f, "force SMMU {side:?} out of service"),
             Self::Register(side) => write!(f, "register SMMU {side:?}"),
             Self::Stick(side) => write!(f, "the syncs of SMMU {side:?} stick"),
-            Self::LoseSync(side) => write!(f, "the next sync of SMMU {side:?} sticks"),
+            Self::LoseSync(side) => write!(f, "the next sync of SMMU {side:?} is late"),
             Self::Heal(side) => write!(f, "SMMU {side:?} works again"),
+            Self::CutPower(side) => write!(f, "SMMU {side:?} cannot be given power"),
+            Self::RestorePower(side) => write!(f, "SMMU {side:?} has power again"),
             Self::BreakHook(slot) => write!(f, "the next hook of {slot:?} fails"),
         }
     }

@@ -4,13 +4,13 @@
 //! equal covers is taken), [`Specification::step`] names every allowed outcome with the state that follows from it; who
 //! compares keeps those that were seen. A checker of concurrent histories can use it the same way (contract C-15).
 //!
-//! Devices and their owners are all its state, with as much of each SMMU as decides whether resources suffice: which
-//! entries there are (contract I-11, I-15, A-5), which banks wait for a sync that did not complete (I-8), and what is
-//! broken.
+//! Its state is the devices with their owners and groups, and as much of each SMMU as decides whether resources suffice:
+//! which entries there are (contract I-11, I-15, A-5), which drains are owed (I-6, I-8), and what is broken.
 
 mod claims;
 mod cover;
 mod entries;
+mod groups;
 mod guests;
 mod instances;
 mod moves;
@@ -43,12 +43,35 @@ pub struct Part {
 /// Whose a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
-    /// Nobody's.
+    /// No guest's.
     Blocked,
-    /// Nobody's, after something failed.
-    Quarantined,
+    /// No guest's, after a failure: an assign first does what it lacks.
+    Quarantined(Lacks),
     /// A guest's.
     Assigned(Guest),
+    /// Its removal has begun and is not complete.
+    Going,
+}
+
+/// What a quarantined device lacks (contract section 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lacks {
+    /// A confirmed drain.
+    pub drain: bool,
+    /// A successful quiesce and reset.
+    pub reset: bool,
+}
+
+impl Lacks {
+    const RESET: Self = Self { drain: false, reset: true };
+}
+
+/// A registered device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Record {
+    /// Never `Going`: a device whose DMA could not be cut is on its way out and assigned.
+    owner: Owner,
+    going: bool,
 }
 
 /// A registered device as a traversal shows it: whose it is, and who is in its group.
@@ -57,7 +80,9 @@ pub type Shown = (Owner, BTreeSet<Slot>);
 /// The state of the machine, as far as the contract speaks of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Specification {
-    devices: BTreeMap<Slot, Owner>,
+    devices: BTreeMap<Slot, Record>,
+    /// The groups, each with whether a member has left since it was last owned by no domain.
+    groups: BTreeMap<BTreeSet<Slot>, bool>,
     /// Devices of which a handle was given out, ever, and more than once.
     handles: BTreeSet<Slot>,
     old_handles: BTreeSet<Slot>,
@@ -67,7 +92,7 @@ pub struct Specification {
     gone: BTreeSet<Gone>,
     /// Devices with a planned assign, and to whom. Their groups are claimed.
     reserved: BTreeMap<Slot, Guest>,
-    /// Devices that were asked to go, and wait for a claim to end or for their children to go.
+    /// Devices that were asked to go, and wait for a claim to end.
     marked: BTreeSet<Slot>,
     /// Requests that have no answer: those aside, which met a claimed group, and those in line, each in its order.
     aside: Vec<Waiting>,
@@ -90,24 +115,33 @@ struct Running {
 struct State {
     part: Part,
     registered: bool,
-    /// A forced end has begun: every stream faults, and nothing is to be had there any more (contract C-9).
+    /// A forced end has begun: nothing is to be had there any more (contract C-9).
     leaving: bool,
+    /// And every stream faults.
+    silenced: bool,
     entries: BTreeSet<Cube>,
-    /// One for each bank whose drain was not confirmed, and no sync has completed since: whose it was.
-    dirty: Vec<Guest>,
-    /// Guests that had such a bank, which a later sync may have cleaned.
-    cleaned: BTreeSet<Guest>,
+    /// Guests that had a bank whose drain was not confirmed. With [`Drain::Late`] it may be finished by now.
+    poisoned: BTreeMap<Guest, Drain>,
+    /// Devices whose drain was not confirmed.
+    owed: BTreeMap<Slot, Drain>,
     /// Guests whose bank has lost its last device while it was reserved for another: it is on, and drains when that is
     /// given back.
     kept: BTreeSet<Guest>,
-    /// Devices whose drain was not confirmed.
-    undrained: BTreeSet<Slot>,
     /// Frames of a second page that may be cached though they are not mapped.
     stale: BTreeSet<(Guest, bool)>,
-    /// A sync was not confirmed, and none has completed since: what it was to drain may be in flight still.
-    behind: bool,
     stuck: bool,
     next_lost: bool,
+    /// Its power is there.
+    powered: bool,
+}
+
+/// A drain that was not confirmed within the bound of the operation that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Drain {
+    /// Its sync is complete by now, or completes with the next look. On some parts more is needed to finish the drain.
+    Late,
+    /// Its sync cannot complete before the SMMU works again.
+    Stuck,
 }
 
 impl State {
@@ -116,32 +150,42 @@ impl State {
             part,
             registered: true,
             leaving: false,
+            silenced: false,
             entries: BTreeSet::new(),
-            dirty: Vec::new(),
-            cleaned: BTreeSet::new(),
+            poisoned: BTreeMap::new(),
+            owed: BTreeMap::new(),
             kept: BTreeSet::new(),
-            undrained: BTreeSet::new(),
             stale: BTreeSet::new(),
-            behind: false,
             stuck: false,
             next_lost: false,
+            powered: true,
         }
     }
 
-    /// A sync that must complete for the operation to go on.
+    /// A sync that is started now, and must complete for the operation to go on.
     fn sync(&mut self) -> bool {
-        let lost = std::mem::take(&mut self.next_lost);
-        self.behind = lost || self.stuck;
-        if self.behind {
-            return false;
-        }
-        self.cleaned.extend(self.dirty.drain(..));
-        self.undrained.clear();
-        true
+        !std::mem::take(&mut self.next_lost) && !self.stuck
     }
 
-    fn is_sound(&self) -> bool {
-        !self.stuck && !self.next_lost
+    /// How a drain stands whose sync has just failed.
+    const fn failed_drain(&self) -> Drain {
+        if self.stuck { Drain::Stuck } else { Drain::Late }
+    }
+
+    /// The ways in which an owed drain can be finished: whether it is confirmed, and what follows. A new sync may be needed.
+    fn finish(&self, drain: Drain) -> Vec<(bool, Self)> {
+        let mut again = self.clone();
+        match drain {
+            Drain::Stuck => vec![(false, again)],
+            Drain::Late if again.sync() => vec![(true, again)],
+            Drain::Late => vec![(true, self.clone()), (false, again)],
+        }
+    }
+
+    /// The SMMU works again: syncs that stuck complete.
+    fn heal(&mut self) {
+        (self.stuck, self.next_lost) = (false, false);
+        self.poisoned.values_mut().chain(self.owed.values_mut()).for_each(|drain| *drain = Drain::Late);
     }
 }
 
@@ -151,6 +195,7 @@ impl Specification {
     pub fn new([a, b]: [Part; 2]) -> Self {
         Self {
             devices: BTreeMap::new(),
+            groups: BTreeMap::new(),
             handles: BTreeSet::new(),
             old_handles: BTreeSet::new(),
             guests: BTreeMap::new(),
@@ -181,13 +226,14 @@ impl Specification {
     /// The registered devices.
     #[must_use]
     pub fn shown(&self) -> BTreeMap<Slot, Shown> {
-        self.devices.iter().map(|(slot, owner)| (*slot, (*owner, self.group(*slot)))).collect()
+        let shown = |record: &Record| if record.going { Owner::Going } else { record.owner };
+        self.devices.iter().map(|(slot, record)| (*slot, (shown(record), self.group(*slot)))).collect()
     }
 
     /// The guest that a stream ID reaches: the owner of any device on the entry that captures it.
     #[must_use]
     pub fn reach(&self, side: Side, id: u32) -> Option<Guest> {
-        if self.side(side).leaving {
+        if self.side(side).silenced {
             return None;
         }
         let entry = self.side(side).entries.iter().find(|cube| cover::captures(**cube, id))?;
@@ -228,7 +274,13 @@ impl Specification {
     /// Whether a move may have to finish an earlier operation's drain before it can say what it comes to.
     #[must_use]
     pub fn owes_drains(&self) -> bool {
-        Side::ALL.into_iter().any(|side| !self.side(side).dirty.is_empty() || !self.side(side).cleaned.is_empty())
+        Side::ALL.into_iter().any(|side| !self.side(side).poisoned.is_empty() || !self.side(side).owed.is_empty())
+    }
+
+    /// Whether a registered device is with the SMMU that is in service, not with one that went.
+    #[must_use]
+    pub fn is_served(&self, slot: Slot, side: Side) -> bool {
+        self.devices.contains_key(&slot) && self.is_at(slot, side)
     }
 
     /// Whether an SMMU is in service.
@@ -241,6 +293,12 @@ impl Specification {
     #[must_use]
     pub fn is_leaving(&self, side: Side) -> bool {
         self.side(side).leaving
+    }
+
+    /// Whether the removal of a device has begun and is not complete.
+    #[must_use]
+    pub fn is_going(&self, slot: Slot) -> bool {
+        self.devices.get(&slot).is_some_and(|record| record.going)
     }
 
     /// Whether a guest's domain exists.
@@ -272,10 +330,19 @@ impl Specification {
     }
 
     fn owner(&self, slot: Slot) -> Option<Guest> {
-        match self.devices.get(&slot) {
-            Some(Owner::Assigned(guest)) => Some(*guest),
+        match self.devices.get(&slot)?.owner {
+            Owner::Assigned(guest) => Some(guest),
             _ => None,
         }
+    }
+
+    fn is_quarantined(&self, slot: Slot) -> bool {
+        self.devices.get(&slot).is_some_and(|record| matches!(record.owner, Owner::Quarantined(_)))
+    }
+
+    /// Whether a registered device is on its way out.
+    fn is_leaving_device(&self, slot: Slot) -> bool {
+        self.marked.contains(&slot) || self.is_going(slot)
     }
 
     /// Whether a registered device is with an SMMU that went.
@@ -283,7 +350,7 @@ impl Specification {
         self.gone.iter().any(|gone| gone.side == side && gone.devices.contains(&slot))
     }
 
-    /// Whether a registered device is with the SMMU that is in service.
+    /// Whether a device is with the SMMU that is in service.
     fn is_at(&self, slot: Slot, side: Side) -> bool {
         is_on(slot, side) && !self.is_stranded(slot, side)
     }
@@ -294,59 +361,27 @@ impl Specification {
         all.filter(move |slot| meets_cube(*slot, side, cube) && !self.is_stranded(*slot, side))
     }
 
+    /// Whether an entry translates.
+    fn is_live(&self, side: Side, cube: Cube) -> bool {
+        self.users(side, cube).any(|user| self.owner(user).is_some())
+    }
+
     /// The entries that capture a device's streams.
     fn used(&self, slot: Slot, side: Side) -> BTreeSet<Cube> {
         let here = self.side(side).entries.iter().copied().filter(|_| self.is_at(slot, side));
         here.filter(|cube| meets_cube(slot, side, *cube)).collect()
     }
 
-    /// The devices that share an entry with `slot`.
-    fn sharers(&self, slot: Slot) -> BTreeSet<Slot> {
-        let mut sharers = BTreeSet::new();
-        for side in Side::ALL {
-            for cube in self.used(slot, side) {
-                sharers.extend(self.users(side, cube).filter(|user| *user != slot));
-            }
-        }
-        for gone in self.gone.iter().filter(|gone| gone.devices.contains(&slot)) {
-            sharers.extend(gone.alone(self).sharers(slot));
-        }
-        sharers
-    }
-
-    /// The registered devices that the hardware or the bus cannot tell from `slot`, itself left out.
-    fn met(&self, slot: Slot) -> BTreeSet<Slot> {
-        let shares_bus = |other: &Slot| slot.isolation().is_some() && slot.isolation() == other.isolation();
-        let shares_stream = |other: &Slot| {
-            let meets = |(side, id, mask): &(Side, u32, u32)| meets_cube(*other, *side, (*id, *mask));
-            slot.streams().iter().any(meets)
-        };
-        let mut met = self.sharers(slot);
-        met.extend(self.devices.keys().copied().filter(|other| shares_bus(other) || shares_stream(other)));
-        met.remove(&slot);
-        met
-    }
-
-    /// The group of a registered device: everyone who is met, and whom they meet.
-    fn group(&self, slot: Slot) -> BTreeSet<Slot> {
-        let mut group = BTreeSet::from([slot]);
-        let mut left = vec![slot];
-        while let Some(member) = left.pop() {
-            left.extend(self.met(member).into_iter().filter(|met| group.insert(*met)));
-        }
-        group
-    }
-
-    /// The guests that devices of these groups belong to.
-    fn owners(&self, slots: impl IntoIterator<Item = Slot>) -> BTreeSet<Guest> {
-        let members: BTreeSet<Slot> = slots.into_iter().flat_map(|slot| self.group(slot)).collect();
-        members.into_iter().filter_map(|member| self.owner(member)).collect()
-    }
-
     /// The guests with a bank that translates.
     fn live_banks(&self, side: Side) -> BTreeSet<Guest> {
         let here = self.devices.keys().filter(|slot| self.is_at(**slot, side));
         here.filter_map(|slot| self.owner(*slot)).collect()
+    }
+
+    fn settle(&mut self, slots: &BTreeSet<Slot>, owner: Owner) {
+        for (_, record) in self.devices.iter_mut().filter(|(slot, _)| slots.contains(*slot)) {
+            record.owner = owner;
+        }
     }
 }
 

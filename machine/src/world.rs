@@ -12,13 +12,13 @@ mod requests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use iommu_assign::assign::{
     Deassigned, Device, DeviceHooks, DeviceSpec, Domain, Error, FaultLine, FaultRecord, HookContext, HookError,
     IommuKey, Label, Policy, PolicyRequest, Removal, Reservation, Service, StreamId,
 };
-use iommu_assign::smmu::{Masters, Smmu};
+use iommu_assign::smmu::{Masters, Power, PowerError, Setup, Smmu};
 use iommu_assign::sync::Spin;
 use smmu_model::{Injection, SyncRegister};
 
@@ -48,9 +48,12 @@ pub struct World<'s> {
     oracles: [Oracle; 2],
     smmus: [Option<Arc<Smmu<Spin, ModelRegisters>>>; 2],
     registers: [ModelRegisters; 2],
+    powers: [Arc<Switch>; 2],
     /// The handles of a device's last registration and of the one before.
     handles: BTreeMap<Slot, (Device, Option<Device>)>,
     hooks: BTreeMap<Slot, Arc<Hooks>>,
+    /// The guest that each registered device was assigned to last, and whether it was after the last operation.
+    owners: BTreeMap<Slot, (Guest, bool)>,
     guests: BTreeMap<Guest, Running>,
     /// What the contract allows the machine to be in.
     states: BTreeSet<Specification>,
@@ -125,8 +128,10 @@ impl<'s> World<'s> {
             oracles: <[Oracle; 2]>::default(),
             smmus: [None, None],
             registers,
+            powers: Default::default(),
             handles: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            owners: BTreeMap::new(),
             guests: BTreeMap::new(),
             states: BTreeSet::from([Specification::new(Side::ALL.map(|side| board.part(side)))]),
             script: Script(Vec::new()),
@@ -154,9 +159,14 @@ impl<'s> World<'s> {
         let owed = self.states.iter().any(Specification::owes_drains);
         let before = self.counters();
         let outcome = self.act(op).map_err(|what| self.violation(what))?;
+        // A sync that was lost is slower than the operation that waited for it.
+        for side in Side::ALL {
+            self.machine.smmu(side.key(), smmu_model::Smmu::release_syncs);
+        }
         let after = self.counters();
         self.compare(op, &outcome, expected).map_err(|what| self.violation(what))?;
         self.check_accesses(op, &outcome, owed, before, after).map_err(|what| self.violation(what))?;
+        self.check_cleansed().map_err(|what| self.violation(what))?;
         self.check_isolation().map_err(|what| self.violation(what))?;
         self.check_audit().map_err(|what| self.violation(what))?;
         Ok(outcome)
@@ -229,6 +239,8 @@ impl<'s> World<'s> {
                 self.machine.smmu(side.key(), smmu_model::Smmu::clear_injections);
                 Outcome::Done
             }
+            Op::CutPower(side) => self.switch(side, false),
+            Op::RestorePower(side) => self.switch(side, true),
             Op::BreakHook(slot) => {
                 self.hooks(slot).broken.store(true, Ordering::Relaxed);
                 Outcome::Done
@@ -379,10 +391,14 @@ impl<'s> World<'s> {
     fn put_into_service(&mut self, side: Side) -> Outcome {
         let smmu = match self.smmu_mut(side).clone() {
             Some(smmu) => smmu,
-            None => match Smmu::probe(self.board.config(side), self.registers(side), self.masters.clone()) {
-                Ok(smmu) => Arc::new(smmu),
-                Err(_) => return Outcome::refused(Refusal::Probe(side)),
-            },
+            None => {
+                let setup = Setup { power: self.power(side).clone(), ..Setup::default() };
+                let masters = self.masters.clone();
+                match Smmu::probe_with(self.board.config(side), setup, self.registers(side), masters) {
+                    Ok(smmu) => Arc::new(smmu),
+                    Err(_) => return Outcome::refused(Refusal::Probe(side)),
+                }
+            }
         };
         let result = self.service.register_iommu(smmu.clone());
         *self.smmu_mut(side) = Some(smmu);
@@ -416,6 +432,19 @@ impl<'s> World<'s> {
             Side::A => a.clone(),
             Side::B => b.clone(),
         }
+    }
+
+    fn power(&self, side: Side) -> &Arc<Switch> {
+        let [a, b] = &self.powers;
+        match side {
+            Side::A => a,
+            Side::B => b,
+        }
+    }
+
+    fn switch(&self, side: Side, on: bool) -> Outcome {
+        self.power(side).off.store(!on, Ordering::Relaxed);
+        Outcome::Done
     }
 
     fn hooks(&mut self, slot: Slot) -> Arc<Hooks> {
@@ -471,10 +500,38 @@ impl Policy for Universe {
     }
 }
 
+/// The power of an SMMU.
+#[derive(Debug, Default)]
+struct Switch {
+    off: AtomicBool,
+    users: AtomicUsize,
+}
+
+impl Power for Switch {
+    fn get(&self) -> Result<(), PowerError> {
+        if self.off.load(Ordering::Relaxed) {
+            return Err(PowerError("it is cut"));
+        }
+        self.users.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn put(&self) {
+        self.users.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        !self.off.load(Ordering::Relaxed)
+    }
+}
+
 /// Hooks that fail once when they are told to.
 #[derive(Debug, Default)]
 struct Hooks {
     broken: AtomicBool,
+    quiet: AtomicBool,
+    /// It was quiesced and reset since it was seen assigned last.
+    clean: AtomicBool,
 }
 
 impl Hooks {
@@ -485,11 +542,15 @@ impl Hooks {
 
 impl DeviceHooks for Hooks {
     fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        self.act()
+        let quiet = self.act();
+        self.quiet.store(quiet.is_ok(), Ordering::Relaxed);
+        quiet
     }
 
     fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        self.act()
+        self.act()?;
+        self.clean.store(self.quiet.load(Ordering::Relaxed), Ordering::Relaxed);
+        Ok(())
     }
 
     fn release(&self, _: &HookContext<'_>) {}

@@ -17,8 +17,8 @@ pub enum SyncRegister {
 pub enum Injection {
     /// Syncs started in this register never complete.
     StatusNeverClears(SyncRegister),
-    /// The k-th sync that is started from now on, in whichever register, never completes; 1 is the next. It is used up
-    /// by that.
+    /// The k-th sync that is started from now on, in whichever register, does not complete before the injections are
+    /// cleared, or it is started anew; 1 is the next. It is used up by that.
     SyncTimesOut(u32),
     /// Writes to this offset change nothing, whatever their width.
     WriteDoesNotStick(usize),
@@ -36,9 +36,10 @@ impl Smmu {
         self.injections.push(injection);
     }
 
-    /// Makes everything go right again. A sync that is already stuck stays so until it is started anew.
+    /// Makes everything go right again. A sync that is stuck completes with the next look at its status.
     pub fn clear_injections(&mut self) {
         self.injections.clear();
+        self.release_syncs();
     }
 
     pub(crate) fn injected_read(&mut self, offset: usize) -> Option<u32> {

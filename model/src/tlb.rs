@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::config::{Config, SyncDelay};
 use crate::flight::{InFlight, TransactionId};
-use crate::inject::SyncRegister;
+use crate::inject::{Injection, SyncRegister};
 use crate::smmu::{Hazard, Smmu, UnknownSource};
 
 /// One cached leaf: a page or block that the SMMU may use without looking at memory.
@@ -340,6 +340,25 @@ impl Smmu {
             (false, SyncDelay::Polls(n)) => Some(n),
         };
         Active { up_to, polls_left }
+    }
+
+    /// Lets syncs that an injection held go on, except in registers whose status still never clears: each completes with the
+    /// next look at its status.
+    pub fn release_syncs(&mut self) {
+        if self.config.sync_delay == SyncDelay::Never {
+            return;
+        }
+        let held = |register| self.injections.contains(&Injection::StatusNeverClears(register));
+        let global_held = held(SyncRegister::Global);
+        let banks = (0_u8..).zip(&mut self.banks);
+        let banks =
+            banks.filter(|(n, _)| !self.injections.contains(&Injection::StatusNeverClears(SyncRegister::Bank(*n))));
+        let global = [&mut self.nonsecure.sync, &mut self.secure.sync].into_iter().filter(|_| !global_held);
+        for sync in global.chain(banks.map(|(_, bank)| &mut bank.sync)) {
+            if let Some(active) = &mut sync.active {
+                active.polls_left.get_or_insert(0);
+            }
+        }
     }
 
     fn note_overlap(&mut self, overlap: bool) {

@@ -34,7 +34,7 @@ impl Stage<'_> {
         let pairs =
             subject.spec.streams.iter().flat_map(|one| mate.spec.streams.iter().map(move |other| (*one, *other)));
         let common = pairs
-            .filter(|(one, other)| one.meets(*other))
+            .filter(|(one, other)| one.overlaps(*other))
             .find_map(|(one, other)| Some(Cube::from(one).intersection(Cube::from(other))?.at(one.iommu())));
         if let Some(stream) = common {
             let must = self.must(stream.iommu(), stream.id());
@@ -248,7 +248,7 @@ impl Stage<'_> {
         });
         // The worker's part: no device is given up here for trying often.
         if let Some((_, service)) = self.world.in_service().find(|(one, _)| one.key == unit) {
-            service.driver.tend_faults(&mut |_, _| {});
+            service.driver.tend_faults(&mut |_| {});
         }
         (records, lines.len(), cost)
     }

@@ -257,7 +257,7 @@ impl Groups {
         let mut streams: Vec<(usize, Stream)> = Vec::new();
         for (index, device) in devices.iter().enumerate() {
             for &stream in &device.streams {
-                for (other, _) in streams.iter().filter(|(_, other)| stream.meets(*other)) {
+                for (other, _) in streams.iter().filter(|(_, other)| stream.overlaps(*other)) {
                     groups.join(index, *other);
                 }
                 streams.push((index, stream));

@@ -96,17 +96,17 @@ impl Stage<'_> {
         owners.next().map_or(Must::Fault(FaultCause::Blocked), |(guest, backing)| Must::ReachOrFault(guest, backing))
     }
 
-    /// The devices that may share entries of an SMMU with one that has these streams: whose streams meet those, or meet
+    /// The devices that may share entries of an SMMU with one that has these streams: whose streams overlap those, or overlap
     /// those of another such device.
     pub(crate) fn companions(&self, unit: IommuKey, streams: &[Stream]) -> Vec<DeviceInfo> {
         let mut rest: Vec<DeviceInfo> = self.world.service.devices().collect();
         let mut reached: Vec<Stream> = streams.iter().filter(|stream| stream.iommu() == unit).copied().collect();
         let mut found = Vec::new();
         loop {
-            let meets = |info: &DeviceInfo| {
-                info.device.streams().iter().any(|one| reached.iter().any(|other| one.meets(*other)))
+            let overlaps = |info: &DeviceInfo| {
+                info.device.streams().iter().any(|one| reached.iter().any(|other| one.overlaps(*other)))
             };
-            let (near, far): (Vec<_>, Vec<_>) = rest.into_iter().partition(meets);
+            let (near, far): (Vec<_>, Vec<_>) = rest.into_iter().partition(overlaps);
             if near.is_empty() {
                 return found;
             }
@@ -151,5 +151,5 @@ impl Stage<'_> {
 
 /// Whether a stream ID is one of the stream's.
 pub(crate) fn holds(stream: Stream, unit: IommuKey, id: StreamId) -> bool {
-    stream.meets(Stream::new(unit, id, StreamMask::NONE))
+    stream.overlaps(Stream::new(unit, id, StreamMask::NONE))
 }

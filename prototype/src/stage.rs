@@ -349,7 +349,7 @@ pub(crate) fn many(count: usize, what: &str) -> String {
 
 /// Whether some transaction could be either's.
 pub(crate) fn shares(one: &Subject, other: &Subject) -> bool {
-    one.spec.streams.iter().any(|stream| other.spec.streams.iter().any(|theirs| stream.meets(*theirs)))
+    one.spec.streams.iter().any(|stream| other.spec.streams.iter().any(|theirs| stream.overlaps(*theirs)))
 }
 
 /// Why an operation failed and what it left; the line says already which operation, and on whom.

@@ -32,7 +32,7 @@ fn without_an_argument_the_scenario_is_played_and_all_of_it_holds() {
         "msi      0000:00:01.0 id 0x88                      reaches 0x2f190040",
         // A member of a group: both are named, and nothing is written.
         "assign   crypto@22010000 to guest-2                refused                         0      0",
-        "dma-controller@22000000 of the same group has another owner: their streams meet at",
+        "dma-controller@22000000 of the same group has another owner: their streams overlap",
         "0000:01:00.0 of the same group has another owner: their bus does not isolate them",
         "what it shares with crypto@22010000 stays translated",
         // A move with DMA in the middle, a stale translation, a removal.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use loom::model::Builder;
 
-/// How long a search without a bound on preemptions may take.
+/// How long a search without a bound on preemptions may take, and how long where somebody is in a hurry.
 const UNBOUNDED: Duration = Duration::from_secs(30);
+const HURRIED: Duration = Duration::from_millis(60);
 
 /// After how many schedules the time is looked at.
 const LOOK_AT_TIME: usize = 100;
@@ -18,9 +19,11 @@ const LOOK_AT_TIME: usize = 100;
 /// How far something is explored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Up to three preemptions; without a bound too, where that ends in time and nobody is in a hurry.
+    /// Up to three preemptions; without a bound too, where that ends in time.
     Bounded,
-    /// The same, but whoever is not in a hurry waits until it ends.
+    /// Up to two preemptions, or three where nobody is in a hurry: for many threads.
+    Few,
+    /// Like [`Bounded`](Self::Bounded), but whoever is not in a hurry waits until it ends.
     Patient,
     /// Every interleaving, however long it takes.
     Whole,
@@ -66,6 +69,19 @@ impl Explorer {
         run: impl Fn() + Send + Sync + 'static,
         lacking: impl FnOnce() -> Option<String>,
     ) {
+        self.explore_after(name, reach, || (), run, lacking);
+    }
+
+    /// [`explore`](Self::explore), after `first` was run once, in one thread: what it finds out need not be found out again in
+    /// every schedule.
+    pub(crate) fn explore_after(
+        &mut self,
+        name: &str,
+        reach: Reach,
+        first: impl Fn() + Send + Sync + 'static,
+        run: impl Fn() + Send + Sync + 'static,
+        lacking: impl FnOnce() -> Option<String>,
+    ) {
         if self.stopped || self.wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
             return;
         }
@@ -74,14 +90,22 @@ impl Explorer {
         print!("{name:<74} ");
         let _ = std::io::stdout().flush();
         let run = Arc::new(run);
+        let prepared = check(&Arc::new(first), None, None);
         let (mut bound, mut found) = match reach {
+            _ if prepared.is_err() => ("none", Err(0)),
             Reach::Whole => ("all", check(&run, None, None)),
             // Bound 3 finds nearly everything, and always ends; without a bound nothing is left out, where that ends.
             Reach::Bounded | Reach::Patient => ("bound 3", check(&run, Some(3), None)),
+            Reach::Few if self.quick => ("bound 2", check(&run, Some(2), None)),
+            Reach::Few => ("bound 3", check(&run, Some(3), None)),
         };
-        if reach != Reach::Whole && !self.quick && found.is_ok() {
+        if matches!(reach, Reach::Bounded | Reach::Patient) && found.is_ok() {
             let begun = Instant::now();
-            let limit = (reach == Reach::Bounded).then_some(UNBOUNDED);
+            let limit = match reach {
+                _ if self.quick => Some(HURRIED),
+                Reach::Patient => None,
+                _ => Some(UNBOUNDED),
+            };
             let unbounded = check(&run, None, limit);
             let complete = limit.is_none_or(|limit| begun.elapsed() < limit);
             if complete || unbounded.is_err() {

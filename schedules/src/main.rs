@@ -7,13 +7,19 @@ mod door;
 #[cfg(loom)]
 mod driver;
 #[cfg(loom)]
+mod driver_scenes;
+#[cfg(loom)]
 mod explorer;
 #[cfg(loom)]
 mod fake;
 #[cfg(loom)]
+mod nested;
+#[cfg(loom)]
 mod pairs;
 #[cfg(loom)]
 mod queue;
+#[cfg(loom)]
+mod stage;
 #[cfg(all(shuttle, not(loom)))]
 mod threads;
 #[cfg(loom)]
@@ -31,11 +37,14 @@ fn main() -> ExitCode {
     {
         let mut explorer = explorer::Explorer::new(&arguments);
         door::explore(&mut explorer);
-        waiting::explore(&mut explorer);
+        stage::explore(&mut explorer, "waiting", waiting::CASES);
+        stage::explore(&mut explorer, "nested", nested::CASES);
         pairs::explore::<world::World>(&mut explorer);
         pairs::explore::<driver::Driver>(&mut explorer);
-        for (name, run) in queue::SCENES {
-            explorer.explore(&format!("queue   {name}"), explorer::Reach::Bounded, *run, || None);
+        pairs::explore_triples::<world::World>(&mut explorer);
+        let scenes = queue::SCENES.iter().map(|scene| ("queue  ", scene));
+        for (suite, (name, run)) in scenes.chain(driver_scenes::SCENES.iter().map(|scene| ("driver ", scene))) {
+            explorer.explore(&format!("{suite} {name}"), explorer::Reach::Bounded, *run, || None);
         }
         return explorer.finish();
     }

@@ -1,147 +1,235 @@
-//! Every pair of operations, in every relation, in every interleaving that loom finds.
+//! Every pair of operations, and triples, in every relation, in every interleaving that loom finds.
 //!
-//! What the two answered, and the state that is left, must be what one of the two sequential orders gives; `Busy` counts
-//! as nothing done, and an operation that a removal overtook as done and undone (contract C-15).
+//! What they answered, and the state that is left, must be what a sequential order gives; `Busy` counts as nothing done, and
+//! an operation that a removal overtook as done and undone (contract C-15).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use iommu_assign::assign::Source;
 
 use crate::explorer::{Explorer, Reach};
 use crate::universe::{Answer, Op, Relation, Universe};
 
-/// What can be seen of a run: the two answers, and what is left.
-type History = (Answer, Answer, String);
-
-/// One pair, in one relation, from one starting point.
-#[derive(Clone, Copy)]
-struct Pair {
+/// Operations that meet, in one relation, from one starting point.
+#[derive(Clone, Debug)]
+struct Meeting {
     relation: Relation,
-    one: Op,
-    two: Op,
-    /// The operation whose starting point is taken where both are about one device.
-    start: Op,
+    /// Each with the device that it is about.
+    acts: Vec<(Op, usize)>,
+    /// The operation whose starting point each device is in.
+    starts: [Option<Op>; 2],
     sources: [Source; 2],
 }
 
-impl Pair {
-    fn name(self) -> String {
-        let start = match self.relation {
-            Relation::SameDevice => format!(" (from {})", self.start.name()),
-            _ => String::new(),
-        };
-        let [one, two] = self.sources.map(|source| source.to_string());
-        let relation = self.relation.name();
-        format!("{relation:<13} {one:>4} {:<11} | {two:>4} {:<11}{start}", self.one.name(), self.two.name())
+/// One sequential history: what each operation answered, `None` where it did nothing; and what is left.
+struct History {
+    answers: Vec<Option<Answer>>,
+    left: String,
+}
+
+impl Meeting {
+    fn name(&self) -> String {
+        let several = self.acts.len() > 2 || self.relation == Relation::SameDevice;
+        let starts = self.starts.iter().flatten().map(|start| start.name()).collect::<Vec<_>>().join(", ");
+        let start = if several { format!(" (from {starts})") } else { String::new() };
+        let act = |(op, n): &(Op, usize)| format!("{:>4} {:<12}", self.sources[*n].to_string(), op.name());
+        let acts: Vec<String> = self.acts.iter().map(act).collect();
+        format!("{:<13} {}{start}", self.relation.name(), acts.join(" | "))
     }
 
-    fn targets(self) -> [usize; 2] {
-        if self.relation == Relation::SameDevice { [0, 0] } else { [0, 1] }
-    }
-
-    fn world<U: Universe>(self) -> U {
+    fn world<U: Universe>(&self) -> U {
         let world = U::new(self.relation, self.sources);
-        if self.relation == Relation::SameDevice {
-            world.prepare(self.start, 0);
-        } else {
-            // The child's own starting point must not undo the parent's: a parent that is to be added is not there.
-            world.prepare(self.one, 0);
-            if !(self.relation == Relation::ParentChild && self.one == Op::Add) {
-                world.prepare(self.two, 1);
-            }
+        let [first, second] = self.starts;
+        if let Some(first) = first {
+            world.prepare(first, 0);
+        }
+        // The child's own starting point must not undo the parent's: a parent that is to be added is not there.
+        let is_absent = self.relation.is_behind() && first == Some(Op::Add);
+        if let Some(second) = second.filter(|_| !is_absent) {
+            world.prepare(second, 1);
         }
         world
     }
 
-    /// What sequential histories give.
-    fn sequential<U: Universe>(self) -> Vec<History> {
-        let [n, m] = self.targets();
-        let mut allowed = Vec::new();
-        let world: U = self.world();
-        let one = world.run(self.one, n);
-        let two = world.run(self.two, m);
-        allowed.push((one, two, world.state()));
-        let world: U = self.world();
-        let two = world.run(self.two, m);
-        let one = world.run(self.one, n);
-        allowed.push((one, two, world.state()));
-        // An operation that met a claim did nothing.
-        let world: U = self.world();
-        allowed.push((world.run(self.one, n), Answer::Busy, world.state()));
-        let world: U = self.world();
-        let two = world.run(self.two, m);
-        allowed.push((Answer::Busy, two, world.state()));
-        allowed.push((Answer::Busy, Answer::Busy, self.world::<U>().state()));
-        // All who ask for one removal get its outcome.
-        let removes = |op| matches!(op, Op::Remove | Op::RemoveTree);
-        if removes(self.one) && removes(self.two) && n == m {
-            let world: U = self.world();
-            let one = world.run(self.one, n);
-            allowed.push((one.clone(), one, world.state()));
+    /// What sequential histories give: all orders, with each set of operations that met a claim and did nothing.
+    fn sequential<U: Universe>(&self) -> Vec<History> {
+        let mut histories = Vec::new();
+        for order in orders(self.acts.len()) {
+            for idle in 0_u32..1 << self.acts.len() {
+                let acting: Vec<usize> = order.iter().copied().filter(|n| idle & (1 << n) == 0).collect();
+                // One order of those that do nothing is enough.
+                let is_first = order.windows(2).all(|pair| idle & (1 << pair[0]) == 0 || pair[0] < pair[1]);
+                if !is_first && idle != 0 {
+                    continue;
+                }
+                for meanings in self.meanings() {
+                    let world: U = self.world();
+                    let mut answers = vec![None; self.acts.len()];
+                    for n in &acting {
+                        answers[*n] = Some(world.run(meanings[*n], self.acts[*n].1));
+                    }
+                    histories.push(History { answers, left: world.state() });
+                }
+            }
         }
-        // One that a removal overtook was done, then undone.
-        if removes(self.two) {
-            let world: U = self.world();
-            let _ = world.run(self.one, n);
-            let two = world.run(self.two, m);
-            allowed.push((Answer::Removed, two, world.state()));
+        histories
+    }
+
+    /// What the operations may come to.
+    fn meanings(&self) -> Vec<Vec<Op>> {
+        let mut all = vec![Vec::new()];
+        for (op, _) in &self.acts {
+            let further = |so_far: &Vec<Op>| {
+                let with = |op| so_far.iter().copied().chain([op]).collect::<Vec<Op>>();
+                op.meanings().into_iter().map(with).collect::<Vec<_>>()
+            };
+            all = all.iter().flat_map(further).collect();
         }
-        if removes(self.one) {
-            let world: U = self.world();
-            let _ = world.run(self.two, m);
-            let one = world.run(self.one, n);
-            allowed.push((one, Answer::Removed, world.state()));
-        }
-        allowed
+        all
+    }
+
+    fn is_explained_by(&self, answers: &[Answer], left: &str, history: &History) -> bool {
+        let is_removal = |n: usize| self.acts[n].0.removes();
+        let explains = |n: usize| match (&answers[n], &history.answers[n]) {
+            (Answer::Busy, None) => true,
+            // It was done, then undone.
+            (Answer::Removed, Some(_)) => (0..answers.len()).any(|other| other != n && is_removal(other)),
+            (seen, Some(told)) => seen.is_explained_by(told),
+            // All who ask for one removal get its outcome.
+            (seen, None) => (0..answers.len()).any(|other| {
+                let same = self.acts[other].1 == self.acts[n].1 && is_removal(n) && is_removal(other);
+                let told = history.answers[other].as_ref();
+                same && told.is_some_and(|told| seen.is_explained_by(told))
+            }),
+        };
+        left == history.left && (0..answers.len()).all(explains)
     }
 
     /// One explored run.
-    fn run<U: Universe>(self) {
-        let allowed = self.sequential::<U>();
+    fn run<U: Universe>(&self, allowed: &[History]) {
         let world: Arc<U> = Arc::new(self.world());
-        let [n, m] = self.targets();
-        let other = {
-            let world = world.clone();
-            loom::thread::spawn(move || world.run(self.two, m))
-        };
-        let one = world.run(self.one, n);
-        let two = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let stopped = [&one, &two].into_iter().any(|answer| *answer == Answer::Partial);
-        let history = (one, two, world.state());
-        assert!(stopped || allowed.contains(&history), "not linearizable: {history:#?}\nallowed: {allowed:#?}");
+        let [(op, n), others @ ..] = self.acts.as_slice() else { return };
+        let spawned: Vec<_> = others
+            .iter()
+            .map(|(op, n)| {
+                let (world, op, n) = (world.clone(), *op, *n);
+                loom::thread::spawn(move || world.run(op, n))
+            })
+            .collect();
+        let mut answers = vec![world.run(*op, *n)];
+        answers.extend(
+            spawned.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+        );
+        let left = world.state();
+        let stopped = answers.contains(&Answer::Partial);
+        let is_linearizable = stopped || allowed.iter().any(|history| self.is_explained_by(&answers, &left, history));
+        if !is_linearizable {
+            let lines = |history: &History| format!("  {:?}: {}\n", history.answers, history.left);
+            let allowed: String = allowed.iter().map(lines).collect();
+            panic!("not linearizable: {answers:?}: {left}\nallowed:\n{allowed}");
+        }
         world.take_down();
     }
 }
 
+/// All orders of so many things.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    let mut orders = vec![Vec::new()];
+    for n in 0..count {
+        let put = |order: &Vec<usize>| {
+            let at = |at: usize| [&order[..at], &[n], &order[at..]].concat();
+            (0..=order.len()).map(at).collect::<Vec<_>>()
+        };
+        orders = orders.iter().flat_map(put).collect();
+    }
+    orders
+}
+
 /// Explores the pairs of one universe.
 pub(crate) fn explore<U: Universe>(explorer: &mut Explorer) {
-    for pair in all(U::OPS) {
-        let name = format!("{:<7} {}", U::NAME, pair.name());
-        explorer.explore(&name, Reach::Bounded, move || pair.run::<U>(), || None);
+    let further = if U::FURTHER { further().collect() } else { Vec::new() };
+    for pair in all(&Relation::EVERY_PAIR, U::OPS).chain(further) {
+        explore_one::<U>(explorer, Reach::Bounded, pair);
     }
 }
 
-fn all(ops: &'static [Op]) -> impl Iterator<Item = Pair> {
-    Relation::ALL.into_iter().flat_map(move |relation| {
+/// Explores triples of one universe: two operations about the first device and one about the second, or the other way round.
+pub(crate) fn explore_triples<U: Universe>(explorer: &mut Explorer) {
+    for relation in [Relation::SameGroup, Relation::ParentChild, Relation::SharingParent] {
+        for twice in [0, 1] {
+            if twice == 1 && !relation.is_behind() {
+                continue;
+            }
+            for (at, one) in Op::GROUPING.into_iter().enumerate() {
+                for two in Op::GROUPING.into_iter().skip(at) {
+                    for other in Op::GROUPING {
+                        for meeting in triples(relation, twice, [one, two], other) {
+                            explore_one::<U>(explorer, Reach::Few, meeting);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn triples(relation: Relation, twice: usize, ops: [Op; 2], other: Op) -> Vec<Meeting> {
+    let acts = vec![(ops[0], twice), (ops[1], twice), (other, 1 - twice)];
+    let from = |start: Op| {
+        let starts = if twice == 0 { [Some(start), Some(other)] } else { [Some(other), Some(start)] };
+        Meeting { relation, acts: acts.clone(), starts, sources: [Source::Dt; 2] }
+    };
+    if ops[0] == ops[1] { vec![from(ops[0])] } else { vec![from(ops[0]), from(ops[1])] }
+}
+
+fn explore_one<U: Universe>(explorer: &mut Explorer, reach: Reach, meeting: Meeting) {
+    let name = format!("{:<7} {}", U::NAME, meeting.name());
+    let (meeting, allowed) = (Arc::new(meeting), Arc::new(OnceLock::new()));
+    let first = {
+        let (meeting, allowed) = (meeting.clone(), allowed.clone());
+        move || {
+            let _ = allowed.set(meeting.sequential::<U>());
+        }
+    };
+    let run = move || meeting.run::<U>(allowed.get().map_or(&[], Vec::as_slice));
+    explorer.explore_after(&name, reach, first, run, || None);
+}
+
+fn all(relations: &'static [Relation], ops: &'static [Op]) -> impl Iterator<Item = Meeting> {
+    relations.iter().copied().flat_map(move |relation| {
         ops.iter().copied().enumerate().flat_map(move |(at, one)| {
             // Parent and child, and PCI against DT, are not symmetric.
-            let seconds = if relation == Relation::ParentChild { 0 } else { at };
+            let seconds = if relation.is_behind() { 0 } else { at };
             ops.iter().copied().skip(seconds).flat_map(move |two| variants(relation, one, two))
         })
     })
 }
 
-fn variants(relation: Relation, one: Op, two: Op) -> Vec<Pair> {
+/// Groups of other kinds, and what fails against what does not.
+fn further() -> impl Iterator<Item = Meeting> {
+    let failing = [Relation::SameDevice, Relation::SameGroup, Relation::TwoIommus].into_iter().flat_map(|relation| {
+        Op::FAILING.into_iter().flat_map(move |one| {
+            let others = Op::GROUPING.into_iter().chain([Op::DestroyDomain, one]);
+            others.flat_map(move |two| variants(relation, one, two))
+        })
+    });
+    all(&Relation::GROUPS, &Op::GROUPING).chain(failing)
+}
+
+fn variants(relation: Relation, one: Op, two: Op) -> Vec<Meeting> {
     let [dt, pci] = [Source::Dt, Source::Pci];
-    let pair = |start, sources| Pair { relation, one, two, start, sources };
+    let from =
+        |start| Meeting { relation, acts: vec![(one, 0), (two, 0)], starts: [Some(start), None], sources: [dt, dt] };
+    let pair = |sources| Meeting { relation, acts: vec![(one, 0), (two, 1)], starts: [Some(one), Some(two)], sources };
     match relation {
-        Relation::SameDevice if one == two => vec![pair(one, [dt, dt])],
-        Relation::SameDevice => vec![pair(one, [dt, dt]), pair(two, [dt, dt])],
-        Relation::ParentChild => vec![pair(one, [dt, dt])],
-        _ => {
+        Relation::SameDevice if one == two => vec![from(one)],
+        Relation::SameDevice => vec![from(one), from(two)],
+        Relation::ParentChild | Relation::SharingParent => vec![pair([dt, dt])],
+        Relation::SameBus | Relation::TwoIommus => vec![pair([pci, dt])],
+        Relation::SameGroup | Relation::SameIommu => {
             let comes_or_goes = |op| matches!(op, Op::Add | Op::Remove | Op::RemoveTree);
             let moves = comes_or_goes(one) && comes_or_goes(two);
-            if moves { vec![pair(one, [dt, dt]), pair(one, [pci, dt])] } else { vec![pair(one, [pci, dt])] }
+            if moves { vec![pair([dt, dt]), pair([pci, dt])] } else { vec![pair([pci, dt])] }
         }
     }
 }

@@ -8,6 +8,8 @@ pub(crate) trait Universe: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// The operations that have a meaning here.
     const OPS: &'static [Op];
+    /// Whether [`Relation::GROUPS`] and [`Op::FAILING`] have a meaning here too.
+    const FURTHER: bool;
 
     fn new(relation: Relation, sources: [Source; 2]) -> Self;
 
@@ -35,10 +37,19 @@ pub(crate) enum Relation {
     ParentChild,
     /// They share nothing but their IOMMU.
     SameIommu,
+    /// They share a bus that does not keep them apart, and no stream.
+    SameBus,
+    /// They share a stream on each of two IOMMUs.
+    TwoIommus,
+    /// The second stands behind the first and shares its stream.
+    SharingParent,
 }
 
 impl Relation {
-    pub(crate) const ALL: [Self; 4] = [Self::SameDevice, Self::SameGroup, Self::ParentChild, Self::SameIommu];
+    /// Those in which every pair is explored.
+    pub(crate) const EVERY_PAIR: [Self; 4] = [Self::SameDevice, Self::SameGroup, Self::ParentChild, Self::SameIommu];
+    /// Those in which pairs of the operations are explored that groups are made and taken apart by.
+    pub(crate) const GROUPS: [Self; 3] = [Self::SameBus, Self::TwoIommus, Self::SharingParent];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -46,7 +57,19 @@ impl Relation {
             Self::SameGroup => "same group",
             Self::ParentChild => "parent, child",
             Self::SameIommu => "same IOMMU",
+            Self::SameBus => "same bus",
+            Self::TwoIommus => "two IOMMUs",
+            Self::SharingParent => "parent shares",
         }
+    }
+
+    /// Whether the second device stands behind the first.
+    pub(crate) const fn is_behind(self) -> bool {
+        matches!(self, Self::ParentChild | Self::SharingParent)
+    }
+
+    pub(crate) const fn shares_stream(self) -> bool {
+        matches!(self, Self::SameGroup | Self::TwoIommus | Self::SharingParent)
     }
 }
 
@@ -63,9 +86,20 @@ pub(crate) enum Op {
     Flush,
     Fault,
     UnregisterIommu,
+    /// Quarantine the whole group.
+    Quarantine,
+    /// Assign from quarantine: drain, quiesce and reset first.
+    Cleanse,
+    /// Its drain is not confirmed, if this thread waits for it.
+    LossyDeassign,
+    /// The same.
+    LossyRemove,
+    /// Without power on the IOMMU, or on the second one of two.
+    PowerlessDeassign,
 }
 
 impl Op {
+    /// Explored in every relation of [`Relation::EVERY_PAIR`], with each other.
     pub(crate) const ALL: [Self; 10] = [
         Self::Add,
         Self::Remove,
@@ -79,6 +113,13 @@ impl Op {
         Self::UnregisterIommu,
     ];
 
+    /// What makes groups and takes them apart.
+    pub(crate) const GROUPING: [Self; 5] = [Self::Add, Self::Remove, Self::Assign, Self::Deassign, Self::Reassign];
+
+    /// What goes wrong, or follows on what did.
+    pub(crate) const FAILING: [Self; 5] =
+        [Self::Quarantine, Self::Cleanse, Self::LossyDeassign, Self::LossyRemove, Self::PowerlessDeassign];
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Add => "add",
@@ -91,15 +132,32 @@ impl Op {
             Self::Flush => "flush",
             Self::Fault => "fault",
             Self::UnregisterIommu => "unregister",
+            Self::Quarantine => "quarantine",
+            Self::Cleanse => "cleanse",
+            Self::LossyDeassign => "lossy deass.",
+            Self::LossyRemove => "lossy remove",
+            Self::PowerlessDeassign => "dark deass.",
         }
+    }
+
+    /// What it may come to: another thread may carry out what this one asked for, and its drain is not lost.
+    pub(crate) fn meanings(self) -> Vec<Self> {
+        if self == Self::LossyRemove { vec![self, Self::Remove] } else { vec![self] }
+    }
+
+    /// Whether it removes one device.
+    pub(crate) const fn removes(self) -> bool {
+        matches!(self, Self::Remove | Self::RemoveTree | Self::LossyRemove)
     }
 }
 
 /// What an operation answered, as far as a sequential history can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It was done, or will be by the operation that it met (a pending removal).
+    /// It was done.
     Done,
+    /// A removal that the operation that it met carries out, or has tried to.
+    Pending,
     /// It met a claim and did nothing.
     Busy,
     /// A removal overtook it: done, then undone.
@@ -108,4 +166,17 @@ pub(crate) enum Answer {
     Partial,
     /// It was refused; the text names the cause.
     Refused(String),
+}
+
+impl Answer {
+    /// Whether a sequential history's answer explains this one. A pending removal may come to nothing: the drain of whoever
+    /// carries it out may be lost, and a device whose add is refused was never there.
+    pub(crate) fn is_explained_by(&self, sequential: &Self) -> bool {
+        let ends = |told: &Self| match told {
+            Self::Done => true,
+            Self::Refused(cause) => matches!(cause.as_str(), "Iommu" | "Gone"),
+            _ => false,
+        };
+        self == sequential || (*self == Self::Pending && ends(sequential))
+    }
 }

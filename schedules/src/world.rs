@@ -4,16 +4,18 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use iommu_assign::assign::{
-    Cause, DeviceKey, DeviceSpec, DeviceState, Domain, FaultLine, Granule, Iommu, IommuError, IommuKey, Label,
-    PhysicalAddress, Policy, PolicyRequest, Service, Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
+    Cause, DeviceKey, DeviceSpec, DeviceState, Domain, Error, FaultLine, Granule, Iommu, IommuError, IommuKey, Label,
+    Left, PhysicalAddress, Policy, PolicyRequest, Quarantine, Removal, Service, Source, Stage2, Stream, StreamId,
+    StreamMask, TableMemory,
 };
 use iommu_assign::sync::{Explored, ManyCpus, Platform};
 
-use crate::fake::FakeIommu;
+use crate::fake::{FakeIommu, with_lost_drain, without_power};
 use crate::universe::{Answer, Op, Relation, Universe};
 
-/// The IOMMU of the universe.
+/// The IOMMU of the universe, and the second one where there are two.
 pub(crate) const IOMMU: IommuKey = IommuKey::new(0x1000);
+const SECOND: IommuKey = IommuKey::new(0x2000);
 
 #[derive(Debug)]
 struct Anyone;
@@ -24,23 +26,23 @@ impl Policy for Anyone {
     }
 }
 
-/// A service over a fake IOMMU, with two devices that come and go and two domains.
+/// A service over fake IOMMUs, with two devices that come and go and two domains.
 pub(crate) struct World<P: Platform = Explored> {
     pub(crate) service: Service<P>,
-    fake: Arc<FakeIommu>,
+    fakes: Vec<Arc<FakeIommu>>,
     pub(crate) domains: [Domain<P>; 2],
-    pub(crate) specs: [DeviceSpec; 2],
+    pub(crate) specs: Vec<DeviceSpec>,
 }
 
-impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
-    const NAME: &'static str = "service";
-    const OPS: &'static [Op] = &Op::ALL;
-
-    fn new(relation: Relation, sources: [Source; 2]) -> Self {
-        let service = Service::new(Box::new(Anyone));
-        let fake = Arc::new(FakeIommu::new(IOMMU, 4, 2));
-        let shared: Arc<dyn Iommu> = fake.clone();
-        done(service.register_iommu(shared));
+impl<P: Platform<Sharing = ManyCpus>> World<P> {
+    pub(crate) fn with_policy(relation: Relation, sources: [Source; 2], policy: Box<dyn Policy>) -> Self {
+        let service = Service::new(policy);
+        let keys = if relation == Relation::TwoIommus { vec![IOMMU, SECOND] } else { vec![IOMMU] };
+        let fakes: Vec<_> = keys.iter().map(|key| Arc::new(FakeIommu::new(*key, 4, 2))).collect();
+        for fake in &fakes {
+            let shared: Arc<dyn Iommu> = fake.clone();
+            done(service.register_iommu(shared));
+        }
         let stage2 = Stage2 {
             root: PhysicalAddress::new(0x8000_0000),
             ipa_bits: 40,
@@ -50,17 +52,43 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
             tables: TableMemory::NonCacheable,
         };
         let domains = ["one", "two"].map(|name| done(service.create_domain(Label::from(name), stage2)));
-        let stream = |id| Stream::new(IOMMU, StreamId::new(id), StreamMask::NONE);
-        let key = |n: usize| DeviceKey::new(if n == 0 { sources[0] } else { sources[1] }, n as u128);
-        let second = if relation == Relation::SameGroup { 1 } else { 2 };
-        let mut specs = [
-            DeviceSpec::new(key(0), Label::from("first"), vec![stream(1)]),
-            DeviceSpec::new(key(1), Label::from("second"), vec![stream(second)]),
+        let on_all =
+            |id| keys.iter().map(|key| Stream::new(*key, StreamId::new(id), StreamMask::NONE)).collect::<Vec<_>>();
+        let device_key = |n: usize| DeviceKey::new(if n == 0 { sources[0] } else { sources[1] }, n as u128);
+        let second = if relation.shares_stream() { 1 } else { 2 };
+        let mut specs = vec![
+            DeviceSpec::new(device_key(0), Label::from("first"), on_all(1)),
+            DeviceSpec::new(device_key(1), Label::from("second"), on_all(second)),
         ];
-        if relation == Relation::ParentChild {
-            specs[1].parent = Some(key(0));
+        if relation.is_behind() {
+            specs[1].parent = Some(device_key(0));
         }
-        Self { service, fake, domains, specs }
+        if relation == Relation::SameBus {
+            specs.iter_mut().for_each(|spec| spec.isolation = Some(7));
+        }
+        Self { service, fakes, domains, specs }
+    }
+
+    /// A device more, on the first IOMMU, that nobody has added yet.
+    pub(crate) fn offer_third(&mut self, streams: &[u32]) {
+        let stream = |id: &u32| Stream::new(IOMMU, StreamId::new(*id), StreamMask::NONE);
+        let key = DeviceKey::new(Source::Dt, 2);
+        self.specs.push(DeviceSpec::new(key, Label::from("third"), streams.iter().map(stream).collect()));
+    }
+
+    /// The IOMMU that fails where power does.
+    fn last_iommu(&self) -> IommuKey {
+        self.fakes.last().map_or(IOMMU, |fake| fake.key())
+    }
+}
+
+impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
+    const NAME: &'static str = "service";
+    const OPS: &'static [Op] = &Op::ALL;
+    const FURTHER: bool = true;
+
+    fn new(relation: Relation, sources: [Source; 2]) -> Self {
+        Self::with_policy(relation, sources, Box::new(Anyone))
     }
 
     fn prepare(&self, op: Op, n: usize) {
@@ -71,8 +99,12 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
         if needs_device {
             let _ = self.run(Op::Add, n);
         }
-        if matches!(op, Op::Remove | Op::RemoveTree | Op::Deassign | Op::Reassign | Op::Flush | Op::Fault) {
+        let needs_domain = matches!(op, Op::Deassign | Op::Reassign | Op::Flush | Op::Fault) || op.removes();
+        if needs_domain || Op::FAILING.contains(&op) {
             let _ = self.run(Op::Assign, n);
+        }
+        if op == Op::Cleanse {
+            let _ = self.run(Op::Quarantine, n);
         }
     }
 
@@ -84,22 +116,37 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
         let missing = || Answer::Refused("Gone".into());
         match op {
             Op::Add => answer(self.service.add(spec.clone()).map(drop).map_err(|error| error.cause)),
-            Op::Remove => answer(self.service.remove(spec.key).map(drop).map_err(|error| error.cause)),
-            Op::RemoveTree => answer(self.service.remove_tree(spec.key).map(drop).map_err(|error| error.cause)),
-            Op::Assign => handle()
+            Op::Remove => removed(self.service.remove(spec.key)),
+            Op::LossyRemove => removed(with_lost_drain(|| self.service.remove(spec.key))),
+            Op::RemoveTree => removed(self.service.remove_tree(spec.key)),
+            Op::Assign | Op::Cleanse => handle()
                 .map_or_else(missing, |device| answer(self.service.assign(&device, one).map_err(|error| error.cause))),
             Op::Deassign => handle().map_or_else(missing, |device| {
                 answer(self.service.deassign(&device).map(drop).map_err(|error| error.cause))
+            }),
+            Op::LossyDeassign => handle().map_or_else(missing, |device| {
+                let done = with_lost_drain(|| self.service.deassign(&device));
+                answer(done.map(drop).map_err(|error| error.cause))
+            }),
+            Op::PowerlessDeassign => handle().map_or_else(missing, |device| {
+                let done = without_power(self.last_iommu(), || self.service.deassign(&device));
+                if let Err(Error { cause: Cause::Iommu { .. }, left, .. }) = &done {
+                    assert_eq!(*left, Left::Unchanged, "A-1: without power something has changed");
+                }
+                answer(done.map(drop).map_err(|error| error.cause))
+            }),
+            Op::Quarantine => handle().map_or_else(missing, |device| {
+                answer(self.service.quarantine(&device, Quarantine::Faults).map_err(|error| error.cause))
             }),
             Op::Reassign => handle().map_or_else(missing, |device| {
                 answer(self.service.reassign(&device, two).map_err(|error| error.cause))
             }),
             Op::DestroyDomain => answer(self.service.destroy_domain(one).map_err(|error| error.cause)),
             Op::Flush => {
-                let epoch = self.fake.tables_changed();
+                let epochs: Vec<u64> = self.fakes.iter().map(|fake| fake.tables_changed()).collect();
                 let flushed = self.service.flush(one).map_err(|error| error.cause);
                 if flushed.is_ok() {
-                    self.fake.flushed(one.id(), epoch);
+                    self.fakes.iter().zip(epochs).for_each(|(fake, epoch)| fake.flushed(one.id(), epoch));
                 }
                 answer(flushed)
             }
@@ -119,14 +166,17 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
             };
             let _ = write!(text, "{}: {state}, group of {}; ", info.device.label(), info.group);
         }
-        let _ = write!(text, "streams {:?}; ", self.fake.reach());
+        for fake in &self.fakes {
+            fake.check_quiet();
+            let _ = write!(text, "streams {:?}; ", fake.reach());
+        }
         let _ = write!(text, "IOMMU {}", if self.service.limits().is_some() { "there" } else { "gone" });
         self.service.audit(&mut |finding| panic!("audit: {finding}"));
         text
     }
 
     fn take_down(&self) {
-        for n in [1, 0] {
+        for n in (0..self.specs.len()).rev() {
             let answer = self.run(Op::Remove, n);
             assert!(
                 matches!(answer, Answer::Done) || answer == Answer::Refused("Gone".into()),
@@ -142,7 +192,16 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
             );
         }
         assert_eq!(self.service.devices().count(), 0, "C-2: a removal was lost");
-        assert!(self.fake.reach().is_empty(), "A-3: the driver keeps a device that is gone");
+        for fake in &self.fakes {
+            assert!(fake.reach().is_empty(), "A-3: the driver keeps a device that is gone");
+        }
+    }
+}
+
+fn removed(result: Result<Removal, Error>) -> Answer {
+    match result {
+        Ok(Removal::Pending) => Answer::Pending,
+        result => answer(result.map(drop).map_err(|error| error.cause)),
     }
 }
 

@@ -1,4 +1,10 @@
-//! Claims: an operation has a group to itself from [`begin`](Service::begin) to [`conclude`](Service::conclude).
+//! Claims: an operation takes a group out of the registry, works on what it owns, and puts it back.
+//!
+//! While the group is out, its leader's record holds none: another operation that comes to it is `Busy`, or leaves a mark on the
+//! device that it wants removed. So nothing can change between two steps of an operation, and nothing is looked at twice.
+//!
+//! During a callback the operation lends its groups to nested operations, through a [`Frame`] of the [`CallChain`] that the
+//! callback is handed. A nested operation takes a group from the innermost frame that has it, and puts it back there.
 //!
 //! # Locking
 //!
@@ -6,397 +12,411 @@
 //!
 //! # Invariants
 //!
-//! Whoever holds a [`Claim`] consumes it with `conclude`; forgetting one costs liveness, never isolation.
+//! A [`Claim`] is consumed by [`put_back`](Service::put_back). Forgetting one costs liveness, never isolation.
 
+use alloc::boxed::Box;
+use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem;
 
-use super::device::{Device, DeviceState};
-use super::domain::Domain;
-use super::error::{Cause, Error, Operation};
-use super::guarded;
-use super::identity::{DeviceId, DomainId};
-use super::iommu::Sharing;
-use super::nested::{Claims, Frame};
-use super::policy::HookContext;
-use super::registry::{DeviceRecord, Registry};
-use super::removal::{Cut, Going, Outcome};
-use super::service::Service;
-use crate::few::{self, Few};
+use super::{
+    CallChain, Cause, Device, DeviceId, DeviceRecord, DomainId, Frame, Group, Groups, Member, Nodes, Obstacle,
+    Operation, Registry, Service,
+};
 use crate::sync::Platform;
-use crate::sync::atomic::AtomicU64;
+use crate::sync::atomic::Ordering;
+use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
-/// A claimed group, by one of its members.
-#[derive(Debug)]
-#[must_use = "the group stays claimed until the claim is concluded"]
-pub(super) struct Claim {
+/// What an operation owns.
+#[must_use = "the groups stay claimed until the claim is put back"]
+pub(super) struct Claim<'a> {
+    /// The device through which it was claimed.
     pub(super) device: Device,
-    pub(super) members: Members,
-    /// An operation above holds the claim: the group is not this one's to let go.
-    pub(super) nested: bool,
-    /// The parent of a device that is added, whose group is claimed beside.
-    pub(super) parent: Option<Device>,
+    /// The group of that device.
+    group: Option<Box<Group>>,
+    /// Further groups: of an add, until they are joined or put back as they were.
+    pub(super) others: Groups,
+    pub(super) operation: Operation,
+    pub(super) above: CallChain<'a>,
+    /// Its place in the chain, counted from 1.
+    pub(super) level: u16,
+    /// The domain on which it has a hold.
+    pub(super) hold: Option<DomainId>,
+    /// A device that is unregistered when the claim is put back.
+    departed: Option<Departed>,
     not_send: PhantomData<*mut ()>,
 }
 
-/// The members of a claimed group as the claim found them.
-#[derive(Debug, Default)]
-pub(super) struct Members {
-    list: Few<(Device, DeviceState)>,
-    /// There was room for all of them.
-    complete: bool,
+/// A member that has left its group, with what it brought into it.
+struct Departed {
+    member: Box<Member>,
+    _emptied: Option<Box<Group>>,
 }
 
-/// What an operation is about.
-pub(super) struct Request<'a> {
-    pub(super) operation: Operation,
-    pub(super) device: &'a Device,
-    pub(super) whole_group: bool,
-    pub(super) above: Claims<'a>,
+/// Groups that were kept back because a member was asked to go ([`removal::carry_out`](super::op)).
+#[must_use = "a removal that was asked for must be carried out"]
+#[derive(Default)]
+pub(super) struct Marked {
+    pub(super) groups: Groups,
+    /// A device of which its source has not heard: its add has not returned.
+    pub(super) unheard: Option<DeviceId>,
 }
 
-/// How an operation ends, in the registry.
-pub(super) struct End<'a> {
-    /// These devices are in this state from now on.
-    pub(super) subjects: &'a [Device],
-    pub(super) state: Option<DeviceState>,
-    /// The hold on this domain ends.
-    pub(super) unhold: Option<DomainId>,
-}
-
-/// Who of a group share entries; `None` where there is no memory to tell.
-type Shared = Option<Few<Sharing>>;
-
-/// What comes next at the end of a claim.
-enum Next {
-    Done,
-    /// Members have left; of those that stay, this many, some may share an entry.
-    FindSharing(usize),
-    /// A device was asked to go.
-    Go(Going),
-}
-
-/// A group whose claim is still to be let go.
-pub(super) struct Open {
-    pub(super) member: Device,
-    nested: bool,
-    /// It is the group whose members the claim listed.
-    listed: bool,
-}
-
-impl Claim {
-    pub(super) fn new(device: Device, members: Members, nested: bool) -> Self {
-        Self { device, members, nested, parent: None, not_send: PhantomData }
+impl Marked {
+    /// A group that has a doomed member.
+    pub(super) fn of(group: Box<Group>) -> Self {
+        let mut groups = Groups::default();
+        groups.push(group);
+        Self { groups, unheard: None }
     }
 }
 
-impl Members {
-    /// With room for `count`.
-    pub(super) fn with_room(count: usize) -> Option<Self> {
-        Some(Self { list: few::with_room(count)?, complete: false })
+/// The groups that a frame lends.
+struct Lent(Cell<Groups>);
+
+/// The deepest chain of callbacks that is followed: one bit each in [`Group::lenders`].
+const DEEPEST: u16 = 62;
+
+impl<'a> Claim<'a> {
+    /// The claim of a group that was taken.
+    pub(super) fn of(device: Device, group: Box<Group>, operation: Operation, above: CallChain<'a>) -> Self {
+        Self {
+            device,
+            group: Some(group),
+            others: Groups::default(),
+            operation,
+            above,
+            level: above.depth().saturating_add(1),
+            hold: None,
+            departed: None,
+            not_send: PhantomData,
+        }
     }
 
-    /// Lists the group of `record` anew, as far as there is room.
-    pub(super) fn fill<P: Platform>(&mut self, registry: &Registry<P>, record: &DeviceRecord) {
-        // Handles that are dropped here are never the last: the registry has one of each.
-        self.list.clear();
-        let room = self.list.capacity();
-        self.list.extend(registry.members(record).take(room).map(|member| (member.device.clone(), member.state.get())));
-        self.complete = self.list.len() == registry.group_size(record);
+    pub(super) fn group(&self) -> Option<&Group> {
+        self.group.as_deref()
     }
 
-    pub(super) fn is_complete(&self) -> bool {
-        self.complete
+    /// The members of the device's own group.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
+        self.group.iter().flat_map(|group| group.members.iter())
     }
 
-    /// Whether the group has no others.
-    pub(super) fn are_all_among(&self, devices: &[Device]) -> bool {
-        self.complete && self.list.len() == devices.len()
+    pub(super) fn member(&self, id: DeviceId) -> Option<&Member> {
+        self.group().and_then(|group| group.member(id))
     }
 
-    pub(super) fn devices(&self) -> impl Iterator<Item = &Device> {
-        self.list.iter().map(|(device, _)| device)
+    /// The members that this operation moves.
+    pub(super) fn movers(&self) -> impl Iterator<Item = &Member> {
+        self.members().filter(|member| member.moves(self.level))
     }
 
-    /// Those that stay when `leaving` goes; `None` where there is no memory for all of them.
-    pub(super) fn without(&self, leaving: Option<&Device>) -> Option<Few<DeviceId>> {
-        let mut rest = few::with_room(self.list.len()).filter(|_| self.complete)?;
-        rest.extend(self.devices().map(Device::id).filter(|id| Some(*id) != leaving.map(Device::id)));
-        Some(rest)
+    /// Whether a device is in one of the groups.
+    pub(super) fn owns(&self, id: DeviceId) -> bool {
+        self.group.iter().any(|group| group.contains(id)) || self.others.iter().any(|group| group.contains(id))
     }
 
-    pub(super) fn find(&self, id: DeviceId) -> Option<&(Device, DeviceState)> {
-        self.list.iter().find(|(device, _)| device.id() == id)
+    /// Says where the group goes, and those that join it, before the first callback: what is nested goes nowhere else.
+    pub(super) fn set_target(&mut self, domain: DomainId) {
+        let level = self.level;
+        let target = Some((domain, level));
+        let aim = |group: &mut Group| group.target = group.target.or(target);
+        self.group.as_deref_mut().map(aim);
+        self.others.iter_mut(|group| {
+            if group.joins(level) {
+                aim(group);
+            }
+        });
     }
-}
 
-impl<'a> End<'a> {
-    /// Nothing has changed.
-    pub(super) const UNCHANGED: End<'static> = End { subjects: &[], state: None, unhold: None };
-
-    /// The subjects are in `state` now.
-    pub(super) const fn in_state(subjects: &'a [Device], state: DeviceState) -> Self {
-        End { subjects, state: Some(state), unhold: None }
+    /// Lends the groups to whatever `call` nests, and takes them back.
+    pub(super) fn call_out<T>(&mut self, call: impl FnOnce(CallChain<'_>) -> T) -> T {
+        let mut all = mem::take(&mut self.others);
+        if let Some(group) = self.group.take() {
+            all.push(group);
+        }
+        let lent = Lent(Cell::new(all));
+        let frame = Frame { operation: self.operation, level: self.level, above: self.above, lent: &lent };
+        let done = call(CallChain::of(&frame));
+        let mut all = lent.0.take();
+        let id = self.device.id();
+        let own = all.take(|group| group.contains(id));
+        // A nested add that joined groups of two frames has left what became of them in the outer one.
+        self.group = own.or_else(|| {
+            let is_own = |group: &Group| group.contains(id) && !broken!("merged_group_forgotten");
+            take_lent(self.above, is_own)
+        });
+        self.others = all;
+        done
     }
 
-    fn apply<P: Platform>(&self, registry: &Registry<P>, moves: &AtomicU64) {
-        if let Some(state) = self.state {
-            for record in self.subjects.iter().filter_map(|device| registry.registration(device)) {
-                registry.set_state(record, state, moves);
+    /// An add is undone: each group that it claimed goes back as it was.
+    pub(super) fn join_none(&mut self) {
+        let level = self.level;
+        self.others.iter_mut(|group| group.set_joins(level, false));
+    }
+
+    /// Joins the groups that were chosen to the device's own.
+    fn join(&mut self) {
+        let level = self.level;
+        while let Some(mut group) = self.others.take(|group| group.joins(level)) {
+            group.set_joins(level, false);
+            match &mut self.group {
+                Some(own) => own.merge(group),
+                None => self.group = Some(group),
             }
         }
-        if let Some(domain) = self.unhold {
-            registry.unhold(domain);
+    }
+
+    /// Takes a member out of its group: it is unregistered when the claim is put back.
+    pub(super) fn depart(&mut self, id: DeviceId) {
+        let Some((member, emptied)) = self.group.as_mut().and_then(|group| group.take(id)) else { return };
+        let emptied = emptied.or_else(|| self.group.take_if(|group| group.members.is_empty()));
+        self.departed = Some(Departed { member, _emptied: emptied });
+    }
+}
+
+/// Takes a group out of the innermost frame that lends one that `wanted` accepts.
+fn take_lent(above: CallChain<'_>, wanted: impl Fn(&Group) -> bool) -> Option<Box<Group>> {
+    above.frames().filter(|frame| frame.level <= DEEPEST).find_map(|frame| {
+        let lent = frame.lent.downcast_ref::<Lent>()?;
+        let mut groups = lent.0.take();
+        let found = groups.take(&wanted);
+        lent.0.set(groups);
+        found.map(|mut group| {
+            group.lenders |= 1_u64.wrapping_shl(frame.level.into());
+            group
+        })
+    })
+}
+
+impl<P: Platform> Registry<P> {
+    /// Takes the group of `record` for an operation, out of the registry or out of a frame above.
+    pub(super) fn take_group(
+        &self,
+        record: &DeviceRecord,
+        operation: Operation,
+        above: CallChain<'_>,
+    ) -> Result<Box<Group>, Cause> {
+        let leader = self.leader_of(record);
+        if let Some(mut group) = leader.take_group() {
+            leader.running.set(operation);
+            group.lenders = 0;
+            return Ok(group);
         }
+        let key = leader.device.key();
+        take_lent(above, |group| group.leader == key).ok_or_else(|| self.busy(leader, above))
+    }
+
+    /// What a call gets that comes to a claimed group. From inside a callback it waits only for a group that comes after all
+    /// claims above, in the order (depth, key) of the leaders: so no circle of waits closes (contract C-5).
+    pub(super) fn busy(&self, leader: &DeviceRecord, above: CallChain<'_>) -> Cause {
+        let (running, wanted) = (leader.running.get(), (leader.device.depth(), leader.device.key()));
+        above.meet(Obstacle::Group(wanted.1));
+        let before = |group: &Group| {
+            let position = (group.depth, group.leader);
+            position < wanted || (broken!("swapped_claim_order") && position != wanted)
+        };
+        let after_all = above.frames().all(|frame| {
+            let Some(lent) = frame.lent.downcast_ref::<Lent>() else { return true };
+            let groups = lent.0.take();
+            let after = groups.iter().all(before);
+            lent.0.set(groups);
+            after
+        });
+        if above.waits() && !after_all { Cause::WouldDeadlock { running } } else { Cause::busy(running) }
+    }
+
+    /// Puts a group where it was taken from: into a frame, or into its leader's record.
+    pub(super) fn give_back(&self, group: Box<Group>, above: CallChain<'_>) {
+        let leader = self.device(group.leader);
+        give_back_to(leader, group, above);
+    }
+
+    /// Writes into the records what a group says, each member's leader and state, and gives it back; keeps it where a member was
+    /// asked to go and may.
+    fn settle(&self, mut group: Box<Group>, above: CallChain<'_>, kept: &mut Groups) {
+        if !broken!("unnamed_leader") || self.device(group.leader).is_some() {
+            group.name_leader();
+        }
+        let acts = self.marks.get() > 0 && (group.lenders == 0 || broken!("mark_acted_on_in_a_frame"));
+        let (mut leader, mut doomed) = (None, None);
+        for member in group.members.iter() {
+            let Some(record) = self.registration(&member.device) else { continue };
+            if !broken!("unnamed_part") || !record.may_go() {
+                record.leader.set(group.leader);
+            }
+            self.set_state(record, member.state.get());
+            record.going.set(member.going.get());
+            if member.device.key() == group.leader {
+                leader = Some(record);
+            }
+            if acts && doomed.is_none() && record.may_go() {
+                doomed = Some(member.device.id());
+            }
+        }
+        group.doomed = doomed;
+        if doomed.is_some() {
+            leader.inspect(|leader| leader.running.set(Operation::Remove));
+            kept.push(group);
+        } else {
+            give_back_to(leader, group, above);
+        }
+    }
+}
+
+/// Puts a group into the innermost frame that lent it, or into the record of its leader.
+fn give_back_to(leader: Option<&DeviceRecord>, mut group: Box<Group>, above: CallChain<'_>) {
+    let Some(level) = group.lenders.checked_ilog2() else {
+        if let Some(leader) = leader {
+            leader.put_group(group);
+        }
+        return;
+    };
+    group.lenders &= !1_u64.wrapping_shl(level);
+    let lender = above.frames().find(|frame| u32::from(frame.level) == level);
+    if let Some(lent) = lender.and_then(|frame| frame.lent.downcast_ref::<Lent>()) {
+        let mut groups = lent.0.take();
+        groups.push(group);
+        lent.0.set(groups);
     }
 }
 
 impl<P: Platform> Service<P> {
-    /// Claims the group of a device, and lists those of it that the operation is about: the device alone, or all.
-    /// `admit` looks at these under the same hold of the lock, may leave some out, and refuses what cannot be: nothing is
-    /// claimed then.
-    pub(super) fn begin(
+    /// Claims the group of a device. `check` looks at it and at the registry in the same hold, and may take a hold on a domain;
+    /// what it refuses is not claimed.
+    pub(super) fn claim<'a>(
         &self,
         held: &mut Held<'_, Unlocked>,
-        request: &Request<'_>,
-        admit: impl Fn(&Registry<P>, &DeviceRecord, &mut Few<Device>) -> Result<(), Cause>,
-    ) -> Result<(Claim, Few<Device>), Error> {
-        let &Request { operation, device, whole_group, .. } = request;
-        let refuse = |cause| Error::unchanged(operation, device.label().clone(), cause);
-        let mut room = few::USUAL;
-        loop {
-            let mut members = Members::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
-            let mut subjects: Few<Device> = few::with_room(room).ok_or_else(|| refuse(Cause::OutOfMemory))?;
-            let mut registry = self.registry.lock(held);
-            let unused = registry.unused();
-            let claimed = (|| {
-                let record = registry.registration(device).ok_or(Cause::Gone)?;
-                if record.remove_pending.get() {
-                    return Err(Cause::Gone);
-                }
-                let nested = self.may_claim(&registry, record, request)?;
-                members.fill(&registry, record);
-                if !members.is_complete() {
-                    return Ok(Err(registry.group_size(record)));
-                }
-                subjects.extend(members.devices().filter(|member| whole_group || member.id() == device.id()).cloned());
-                admit(&registry, record, &mut subjects)?;
-                if !nested {
-                    registry.claim(record, operation)?;
-                }
-                Ok(Ok(nested))
-            })();
-            drop(registry);
-            drop(unused);
-            match claimed.map_err(refuse)? {
-                Ok(nested) => return Ok((Claim::new(device.clone(), members, nested), subjects)),
-                Err(size) => room = size,
-            }
-        }
-    }
-
-    /// Whether an operation above has claimed the group of `record`, so that this one works under that claim; refused
-    /// where another one has.
-    fn may_claim(&self, registry: &Registry<P>, record: &DeviceRecord, request: &Request<'_>) -> Result<bool, Cause> {
-        let Some(running) = registry.claimed(record) else { return Ok(false) };
-        let above = request.above;
-        let under = above.hold(registry, record);
-        if under && !request.whole_group && !above.protects(request.device) {
-            return Ok(true);
-        }
-        Err(above.busy(registry, record, running))
-    }
-
-    /// Ends a claim: puts down how the operation ended, carries out every removal that was asked for while the claim
-    /// stood (contract C-2), then lets the group go. Says what became of the device through which the group was claimed.
-    pub(super) fn conclude(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        claim: Claim,
-        end: End<'_>,
-        above: Claims<'_>,
-    ) -> Outcome {
-        self.finish(held, claim, end, None, above)
-    }
-
-    /// [`conclude`](Self::conclude), where the caller knows already that the device `going` is to go.
-    pub(super) fn finish(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        claim: Claim,
-        end: End<'_>,
-        mut going: Option<Going>,
-        above: Claims<'_>,
-    ) -> Outcome {
-        let Claim { device: subject, mut members, nested, mut parent, .. } = claim;
-        let mut outcome = Outcome::Stays;
-        let mut open = Some(Open { member: subject.clone(), nested, listed: members.is_complete() });
-        let mut sharing = None;
-        // Whoever could wait for what ends here: for the domain, for a removal, for a claim.
-        let mut wakes = end.unhold.is_some();
-        let mut end = Some(end);
-        loop {
-            let mut cut = going.take().map(|going| self.cut(held, going, &members));
-            if let Some(cut) = cut.as_mut().filter(|cut| cut.drained) {
-                // Who shares with whom is asked again whenever one more has left.
-                let listed = open.as_ref().is_some_and(|open| open.listed);
-                sharing = listed.then(|| Self::sharing(held, &members, Some(cut)));
-            }
-            let mut registry = self.registry.lock(held);
-            let unused = registry.unused();
-            if let Some(end) = end.take() {
-                end.apply(&registry, &self.moves);
-            }
-            if let Some(cut) = &cut {
-                wakes |= cut.put_down(&mut registry, &mut open, &self.moves);
-            }
-            let next = Self::next_of(&registry, &mut open, &mut parent, sharing.as_ref(), above, &mut wakes);
-            let next = match next {
-                // One that waited for the last of its children, or for a call to leave.
-                Next::Done if cut.is_some() => match registry.forsaken() {
-                    Some(record) if registry.claim(record, Operation::Remove).is_ok() => {
-                        open = Some(Open { member: record.device.clone(), nested: false, listed: false });
-                        Next::Go(Going::of(record))
-                    }
-                    _ => Next::Done,
-                },
-                next => next,
-            };
-            drop(registry);
-            drop(unused);
-            if let Some(cut) = cut {
-                let coming = if let Next::Go(going) = &next { Some(&going.device) } else { None };
-                self.let_go(held, &cut, open.as_ref().map(|open| &open.member), coming, above);
-                let is_subject = cut.going.device.id() == subject.id();
-                let gone = self.gone(held, cut, &members);
-                if is_subject {
-                    outcome = gone;
-                } else if let Outcome::Removed(Err(error)) = gone {
-                    log::warn!("{error}");
-                }
-            }
-            match next {
-                Next::Done => break,
-                Next::Go(next) => going = Some(next),
-                Next::FindSharing(size) => {
-                    if let Some(open) = &mut open {
-                        members = self.members(held, &open.member, size);
-                        open.listed = true;
-                    }
-                    sharing = Some(Self::sharing(held, &members, None));
-                }
-            }
-        }
-        if wakes {
-            P::wake();
-        }
-        outcome
-    }
-
-    /// Lets go of the groups in hand, up to the first that has something left to do.
-    fn next_of(
-        registry: &Registry<P>,
-        open: &mut Option<Open>,
-        parent: &mut Option<Device>,
-        sharing: Option<&Shared>,
-        above: Claims<'_>,
-        wakes: &mut bool,
-    ) -> Next {
-        loop {
-            let Some(Open { member, nested, listed }) = &*open else {
-                let Some(parent) = parent.take() else { return Next::Done };
-                *open = Some(Open { member: parent, nested: false, listed: false });
-                continue;
-            };
-            // A parent whose group became one with its child's is let go with that.
-            let record = registry.registration(member).filter(|record| registry.claimed(record).is_some());
-            if let Some(record) = record {
-                let leaving = registry.members(record).find(|mate| mate.may_go() && !above.protects(&mate.device));
-                if let Some(leaving) = leaving {
-                    return Next::Go(Going::of(leaving));
-                }
-                if !nested {
-                    *wakes |= match sharing.filter(|_| *listed) {
-                        None if registry.has_shrunk(record) => {
-                            return Next::FindSharing(registry.group_size(record));
-                        }
-                        None => registry.release(record, Some(&[])),
-                        Some(shared) => registry.release(record, shared.as_deref()),
-                    };
-                }
-            }
-            *open = None;
-        }
-    }
-
-    /// The members of a claimed group, where the claim had no room for them.
-    fn members(&self, held: &mut Held<'_, Unlocked>, of: &Device, size: usize) -> Members {
-        let mut members = Members::with_room(size).unwrap_or_default();
+        above: CallChain<'a>,
+        device: &Device,
+        operation: Operation,
+        check: impl FnOnce(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
+    ) -> Result<Claim<'a>, Cause> {
         let registry = self.registry.lock(held);
-        if let Some(record) = registry.registration(of) {
-            members.fill(&registry, record);
+        let record = registry.registration(device).ok_or(Cause::Gone)?;
+        if record.is_leaving() || !record.is_shown() {
+            return Err(Cause::Gone);
         }
-        members
+        let group = registry.take_group(record, operation, above)?;
+        let mut claim = Claim::of(device.clone(), group, operation, above);
+        let is_free = claim.member(device.id()).is_some_and(|member| member.work.get() == 0);
+        let checked = if is_free { check(&registry, &mut claim).map_err(Some) } else { Err(None) };
+        match checked {
+            Ok(()) => Ok(claim),
+            Err(cause) => {
+                if let Some(mut group) = claim.group.take() {
+                    release(&mut group, claim.level);
+                    registry.give_back(group, above);
+                }
+                // Only now do the frames above lend again what this call must not wait for.
+                let cause = cause.unwrap_or_else(|| registry.busy(registry.leader_of(record), above));
+                Err(cause)
+            }
+        }
     }
 
-    /// Who of the claimed group uses the same entries, whether or not their streams meet: an entry outlives the device
-    /// for which it was made while another uses it, and must not be in two groups (contract I-15). Where a member has just
-    /// been `cut`, its IOMMUs have said so of the others.
-    fn sharing(held: &mut Held<'_, Unlocked>, members: &Members, cut: Option<&mut Cut>) -> Shared {
-        let leaving = cut.as_ref().map(|cut| cut.going.device.clone());
-        let (mut sharing, mut asked) =
-            cut.map(|cut| (mem::take(&mut cut.sharing), mem::take(&mut cut.asked))).unwrap_or_default();
-        let rest = members.without(leaving.as_ref())?;
-        let staying = members.devices().filter(|device| rest.contains(&device.id()));
-        for attachment in staying.flat_map(Device::attachments) {
-            if rest.len() < 2 || asked.iter().any(|asked| asked.is_same(&attachment.iommu)) {
-                continue;
-            }
-            let mut all_shared = true;
-            let told = attachment.iommu.call(held).sharing(&rest, &mut |pair| {
-                all_shared &= few::put(&mut sharing, pair);
-            });
-            if told.is_err() || !all_shared {
-                return None;
-            }
-            // Who cannot be noted is asked again for the next member.
-            let _ = few::put(&mut asked, attachment.iommu.clone());
-        }
-        Some(sharing)
+    /// Ends a claim: what the members' states are is written down, a device that has departed is unregistered, and the groups
+    /// go back, in one hold. A group that lost a member and is owned by no domain is split before. A group of which a member
+    /// was asked to go is kept back; so is the group of a parent that was waiting for its last child to go.
+    pub(super) fn put_back(&self, held: &mut Held<'_, Unlocked>, claim: Claim<'_>) -> Marked {
+        self.put_back_unless(held, claim, |_| false).unwrap_or_default()
     }
 
-    /// The source lets go of what it has of a device that is registered no more. `coming` is the next to be removed: not
-    /// by what the source nests here.
-    fn let_go(
+    /// [`put_back`](Self::put_back), unless `veto` says, in the same hold, that the operation must undo itself first: then the
+    /// claim stands as it was.
+    pub(super) fn put_back_unless<'a>(
         &self,
         held: &mut Held<'_, Unlocked>,
-        cut: &Cut,
-        open: Option<&Device>,
-        coming: Option<&Device>,
-        above: Claims<'_>,
-    ) {
-        let device = &cut.going.device;
-        if !cut.drained || !cut.going.was_added {
-            // A device whose add failed was never the source's to release.
-            return;
+        mut claim: Claim<'a>,
+        veto: impl FnOnce(&Registry<P>) -> bool,
+    ) -> Result<Marked, Claim<'a>> {
+        let above = claim.above;
+        let mut parts = Groups::default();
+        let mut groups = mem::take(&mut claim.others);
+        while let Some(mut group) = claim.group.take().or_else(|| groups.pop()) {
+            release(&mut group, claim.level);
+            if group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split") {
+                let mut others = group.split(held);
+                while let Some(other) = others.pop() {
+                    parts.push(other);
+                }
+            }
+            parts.push(group);
         }
-        let subjects = coming.map_or(&[][..], core::slice::from_ref);
-        let frame =
-            Frame { device: open.unwrap_or(device), subjects, operation: Operation::Remove, target: None, above };
-        let claims = Claims::of(&frame);
-        let hooks = device.hooks().call(held);
-        guarded::told(|| hooks.release(&HookContext { device, claims }));
+        let departed = claim.departed.take();
+        let mut kept = Groups::default();
+        let mut parent = None;
+        let mut _nodes: Nodes = [None, None, None];
+        let mut registry = self.registry.lock(held);
+        if veto(&registry) {
+            drop(registry);
+            let id = claim.device.id();
+            claim.group = parts.take(|group| group.contains(id));
+            claim.others = parts;
+            claim.departed = departed;
+            return Err(claim);
+        }
+        if claim.operation == Operation::Add {
+            // Groups that an add joins stay apart until nothing can undo it any more.
+            claim.group = parts.take(|group| group.contains(claim.device.id()));
+            claim.others = parts;
+            claim.join();
+            parts = mem::take(&mut claim.others);
+            if let Some(group) = claim.group.take() {
+                parts.push(group);
+            }
+        }
+        if claim.operation == Operation::Remove
+            && departed.is_none()
+            && let Some(record) = registry.registration(&claim.device).filter(|_| !broken!("mark_not_consumed"))
+        {
+            // The mark is spent: the removal was tried, and the device is going.
+            registry.unmark(record);
+        }
+        if let Some(departed) = &departed {
+            _nodes = registry.bury_device(&departed.member.device);
+            parent = departed.member.device.parent();
+        }
+        if let Some(domain) = claim.hold.take_if(|_| broken!("early_unhold")) {
+            registry.unhold(domain);
+            drop(registry);
+            registry = self.registry.lock(held);
+        }
+        while let Some(group) = parts.pop() {
+            registry.settle(group, above, &mut kept);
+        }
+        let parent = parent.and_then(|key| registry.device(key)).filter(|parent| parent.may_go());
+        if let Some(parent) = parent
+            && let Some(mut group) = registry.leader_of(parent).take_group()
+        {
+            group.doomed = Some(parent.device.id());
+            registry.leader_of(parent).running.set(Operation::Remove);
+            kept.push(group);
+        }
+        if let Some(domain) = claim.hold.take() {
+            registry.unhold(domain);
+        }
+        drop(registry);
+        drop(departed);
+        self.ends.fetch_add(1, Ordering::AcqRel);
+        above.count_end();
+        P::wake();
+        Ok(Marked { groups: kept, unheard: None })
     }
+}
 
-    /// The frame of an operation that has claimed and is about to call out.
-    pub(super) fn frame<'a>(
-        claim: &'a Claim,
-        request: &Request<'a>,
-        subjects: &'a [Device],
-        target: Option<&Domain<P>>,
-    ) -> Frame<'a> {
-        let (operation, above) = (request.operation, request.above);
-        Frame { device: &claim.device, subjects, operation, target: target.map(Domain::id), above }
+/// The operation of this level is about none of the members any more, and takes them nowhere.
+fn release(group: &mut Group, level: u16) {
+    group.target = group.target.filter(|(_, by)| *by != level);
+    for member in group.members.iter().filter(|member| member.work.get() == level) {
+        member.work.set(0);
+        member.along.set(false);
     }
+}
+
+/// Whether a device is the subject of an operation above.
+pub(super) fn is_protected(group: &Group, id: DeviceId) -> bool {
+    group.member(id).is_some_and(|member| member.work.get() != 0)
 }

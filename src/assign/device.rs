@@ -1,15 +1,16 @@
-//! A device: what a source offers, the object that references keep, and the state that registration keeps.
+//! A device: what a source offers, the object that handles keep, and what a source does for it.
+//!
+//! The state of a device stands in its group ([`group`](super::group)); nothing here changes after add, but for the count of
+//! calls inside.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use super::identity::{DeviceId, DeviceKey, DomainId, Label, Source};
-use super::iommu::Iommu;
-use super::policy::{DeviceHooks, NoHooks};
-use super::source::SourceLife;
-use super::spec::{IommuKey, Stream};
-use crate::sync::Once;
+use super::{CallChain, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::{InFlight, Seen};
 use crate::sync::outside::Outside;
@@ -27,21 +28,11 @@ pub struct DeviceSpec {
     pub streams: Vec<Stream>,
     /// Devices with the same number are not isolated from each other by their bus (missing ACS): one group.
     pub isolation: Option<u64>,
-    /// Its IDs may be merged into one stream-map entry with those of devices that its bus does not keep apart from it
-    /// ([`isolation`](Self::isolation)) and that say the same: the eight functions of a device are one entry then
-    /// instead of eight.
-    ///
-    /// It must be asked for, because an entry couples those who share it: to assign one lets the DMA of all through
-    /// (the policy is asked about each, with [`Why::Shares`](super::Why::Shares)), and after a deassign of one it is
-    /// [still reachable](super::Deassigned::still_reachable) while another is assigned. Entries are merged while all of
-    /// them are in fault (contract I-15); a device that joins an assigned group has entries of its own until then. Of no
-    /// effect with [`lazy`](Self::lazy).
-    pub merge_with_group: bool,
     /// Firmware marked it for passthrough.
     pub passthrough: bool,
     /// Its stream-map entries are taken at its first assign, not at add: for a bus with more requester IDs than an IOMMU
-    /// has entries. The assign may then be refused for want of entries; [`usage`](super::Service::usage) says who has
-    /// them. Until then its DMA faults as an unknown stream's.
+    /// has entries. The assign may then be refused for want of entries; [`usage`](super::Service::usage) says which devices
+    /// have them. Until then its DMA faults as an unknown stream's.
     pub lazy: bool,
     /// The object of its source with which its registration ends ([`SourceObject`](super::SourceObject)).
     pub source: Option<SourceLife>,
@@ -60,12 +51,33 @@ impl DeviceSpec {
             parent: None,
             streams,
             isolation: None,
-            merge_with_group: false,
             passthrough: false,
             lazy: false,
             source: None,
             hooks,
         }
+    }
+}
+
+/// Whether the source object that a device's registration ends with lives ([`SourceObject`](super::SourceObject)).
+#[derive(Clone)]
+pub struct SourceLife(pub(super) Arc<AtomicBool>);
+
+impl SourceLife {
+    /// Whether the object has gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Whether neither the source nor a device refers to it.
+    pub(super) fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl fmt::Debug for SourceLife {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SourceLife({})", if self.has_ended() { "ended" } else { "lives" })
     }
 }
 
@@ -76,35 +88,30 @@ impl DeviceSpec {
 #[derive(Clone)]
 pub struct Device(Arc<DeviceObject>);
 
-/// What never changes of a device, from add to the last reference.
 struct DeviceObject {
     id: DeviceId,
     key: DeviceKey,
     label: Label,
     parent: Option<DeviceKey>,
-    streams: Vec<Stream>,
+    /// Canonical, sorted, without repetition.
+    streams: Box<[Stream]>,
+    /// One for each IOMMU, in the order of their names.
+    attachments: Box<[Attachment]>,
     isolation: Option<u64>,
-    merge_with_group: bool,
-    passthrough: bool,
-    lazy: bool,
     source: Option<SourceLife>,
     hooks: Outside<Arc<dyn DeviceHooks>>,
-    place: Once<Place>,
     calls: InFlight<AtomicU32>,
-}
-
-/// What is known of a device from the moment of its registration on.
-pub(super) struct Place {
-    /// How many devices it stands behind.
-    pub(super) depth: u16,
-    pub(super) attachments: Vec<Attachment>,
+    /// How many devices it stands behind. Said once, when it is registered.
+    depth: AtomicU16,
+    passthrough: bool,
+    lazy: bool,
 }
 
 /// A device's streams on one IOMMU.
 pub(super) struct Attachment {
-    pub(super) key: IommuKey,
-    pub(super) iommu: Outside<Arc<dyn Iommu>>,
-    pub(super) streams: Vec<Stream>,
+    pub(super) instance: Arc<Instance>,
+    /// Which of the device's streams.
+    pub(super) streams: Range<u32>,
 }
 
 impl Device {
@@ -112,34 +119,25 @@ impl Device {
     pub(super) const OPEN: u8 = 0;
     /// A removal was asked for.
     const REVOKED: u8 = 1;
-    /// Calls may enter, but somebody waits for a moment when none is inside.
-    const AWAITED: u8 = 2;
 
-    pub(super) fn new(id: DeviceId, spec: DeviceSpec) -> Self {
-        let DeviceSpec { key, label, parent, streams, isolation, merge_with_group, passthrough, lazy, source, hooks } =
-            spec;
-        let hooks = Outside::new(hooks);
-        let (place, calls) = (Once::new(), InFlight::new(Self::OPEN));
+    /// `streams` are the spec's, as the object keeps them; `attachments` say where they are.
+    pub(super) fn new(id: DeviceId, spec: DeviceSpec, attachments: Box<[Attachment]>) -> Self {
+        let DeviceSpec { key, label, parent, streams, isolation, passthrough, lazy, source, hooks } = spec;
         Self(Arc::new(DeviceObject {
             id,
             key,
             label,
             parent,
-            streams,
+            streams: streams.into_boxed_slice(),
+            attachments,
             isolation,
-            merge_with_group,
+            source,
+            hooks: Outside::new(hooks),
+            calls: InFlight::new(Self::OPEN),
+            depth: AtomicU16::new(0),
             passthrough,
             lazy,
-            source,
-            hooks,
-            place,
-            calls,
         }))
-    }
-
-    /// Where it stands, said once, when it is registered.
-    pub(super) fn put(&self, place: Place) {
-        self.0.place.call_once(|| place);
     }
 
     /// This registration's number.
@@ -169,7 +167,11 @@ impl Device {
     /// How many devices it stands behind.
     #[must_use]
     pub fn depth(&self) -> u16 {
-        self.0.place.get().map_or(0, |place| place.depth)
+        self.0.depth.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_depth(&self, depth: u16) {
+        self.0.depth.store(depth, Ordering::Relaxed);
     }
 
     /// All its streams, canonical and without repetition.
@@ -184,11 +186,6 @@ impl Device {
         self.0.passthrough
     }
 
-    /// Whether it stands for a stream that no source has described.
-    pub(super) fn is_stray(&self) -> bool {
-        self.0.key.source() == Source::Stray
-    }
-
     /// Whether its entries are taken at its first assign.
     pub(super) fn is_lazy(&self) -> bool {
         self.0.lazy
@@ -198,18 +195,23 @@ impl Device {
         self.0.isolation
     }
 
-    /// Devices that have asked to be made one for the hardware, where their bus does not keep them apart anyway, have the
-    /// same number.
-    pub(super) fn kin(&self) -> Option<u64> {
-        self.isolation().filter(|_| self.0.merge_with_group && !self.0.lazy)
-    }
-
     pub(super) fn hooks(&self) -> &Outside<Arc<dyn DeviceHooks>> {
         &self.0.hooks
     }
 
     pub(super) fn attachments(&self) -> &[Attachment] {
-        self.0.place.get().map_or(&[], |place| &place.attachments)
+        &self.0.attachments
+    }
+
+    /// Its attachment to this very instance.
+    pub(super) fn attachment_to(&self, instance: &Instance) -> Option<&Attachment> {
+        self.attachments().iter().find(|attachment| attachment.instance.number == instance.number)
+    }
+
+    /// Its streams on one IOMMU.
+    pub(super) fn streams_on(&self, attachment: &Attachment) -> &[Stream] {
+        let Range { start, end } = attachment.streams;
+        self.streams().get(start as usize..end as usize).unwrap_or(&[])
     }
 
     /// Whether the object of its source has gone.
@@ -217,18 +219,20 @@ impl Device {
         self.0.source.as_ref().is_some_and(SourceLife::has_ended)
     }
 
+    /// The word that counts the calls inside.
     pub(super) fn calls(&self) -> &InFlight<AtomicU32> {
         &self.0.calls
     }
 
-    /// Whether nobody else has a handle.
+    /// Whether there is no other handle.
     pub(super) fn is_last(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
     /// How many calls are inside.
     pub(super) fn in_flight(&self) -> u32 {
-        self.0.calls.seen().calls
+        let Seen { calls, .. } = self.0.calls.seen();
+        calls
     }
 
     /// Whether calls may enter in `state`.
@@ -236,28 +240,19 @@ impl Device {
         state != Self::REVOKED
     }
 
-    /// Whether calls are inside. Where they are, the last one to leave wakes.
-    pub(super) fn await_calls(&self) -> bool {
-        let awaited =
-            |seen: Seen| (seen.calls > 0).then_some(if seen.state == Self::OPEN { Self::AWAITED } else { seen.state });
-        self.0.calls.change(awaited).is_ok()
-    }
-
     /// Lets no call enter from now on.
     pub(super) fn revoke(&self) {
-        // It names a state for whatever it sees, so that it cannot be refused.
         let _ = self.0.calls.change(|_| Some(Self::REVOKED));
     }
 
-    /// Whether the hardware or the bus cannot tell the two apart, and where.
-    pub(super) fn meets(&self, other: &Self) -> Option<super::error::ConflictReason> {
-        use super::error::ConflictReason;
-        if let Some(stream) =
-            self.streams().iter().find(|stream| other.streams().iter().any(|theirs| stream.meets(*theirs)))
-        {
+    /// Whether the hardware or the bus cannot tell the two apart by what their sources say, and where.
+    pub(super) fn overlaps(&self, other: &Self) -> Option<ConflictReason> {
+        let common = |stream: &&Stream| other.streams().iter().any(|theirs| stream.overlaps(*theirs));
+        if let Some(stream) = self.streams().iter().find(common) {
             return Some(ConflictReason::SharedStream(stream.iommu()));
         }
-        (self.isolation().is_some() && self.isolation() == other.isolation()).then_some(ConflictReason::SharedBus)
+        let same_bus = self.isolation().is_some() && self.isolation() == other.isolation();
+        same_bus.then_some(ConflictReason::SharedBus)
     }
 }
 
@@ -267,29 +262,62 @@ impl fmt::Debug for Device {
     }
 }
 
-/// Who a device's DMA belongs to (contract section 1, "owner").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DeviceState {
-    /// Being added; not yet in any group's ownership.
-    Adding,
-    /// In fault. Where every device starts.
-    Blocked,
-    /// In fault after something failed: owned by nobody.
-    Quarantined,
-    /// Its DMA is translated by the domain's tables.
-    Assigned(DomainId),
+/// What a source does for one of its devices.
+///
+/// | hook | called by | when |
+/// |---|---|---|
+/// | `quiesce`, then `reset` | deassign, reassign, and an assign of a quarantined device | its streams are in fault and have drained |
+/// | `release` | remove, or the operation that a removal overtook | it is unregistered |
+///
+/// # Context
+///
+/// Called with no lock of the library held, from the waiting context of the operation; a reset may take its time. A
+/// hook may come back through [`Service::within`](super::Service::within) with its context's chain.
+pub trait DeviceHooks: Send + Sync + fmt::Debug {
+    /// Stops the device from starting new DMA. Its streams are in fault already.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong; the operation ends with the device quarantined.
+    fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError>;
+
+    /// Brings the device to a state that carries nothing over from one owner to the next.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong; the operation ends with the device quarantined.
+    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError>;
+
+    /// The device is unregistered: the source may let go of its own things. Not called for a device whose add failed.
+    fn release(&self, context: &HookContext<'_>);
 }
 
-/// A device as a traversal shows it.
-#[derive(Clone, Debug)]
-pub struct DeviceInfo {
-    /// The handle.
-    pub device: Device,
-    /// Its state when the traversal passed.
-    pub state: DeviceState,
-    /// The group's name: the key of one of its members, the same for all of them.
-    pub group: DeviceKey,
-    /// The domain's name, where it is assigned.
-    pub domain: Option<Label>,
+/// What a hook is told.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct HookContext<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// What runs above the hook.
+    pub chain: CallChain<'a>,
+}
+
+/// Why a hook failed, in the source's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HookError(pub &'static str);
+
+/// Hooks for a device that cannot be stopped or reset from outside: streams in fault are all that confines it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoHooks;
+
+impl DeviceHooks for NoHooks {
+    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    fn release(&self, _: &HookContext<'_>) {}
 }

@@ -1,19 +1,18 @@
 //! A domain: a guest's address space, and on which IOMMUs it may be cached.
+//!
+//! # Locking
+//!
+//! Level `FlushList`, one lock in each domain: taken to add an instance before a context of the domain goes live there, and to
+//! copy out some instances for a flush.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::error::Cause;
-use super::identity::{DomainId, Label};
-use super::iommu::{Iommu, IommuError};
-use super::levels::FlushList;
-use super::space::AddressSpace;
-use super::spec::IommuKey;
+use super::{AddressSpace, Cause, DomainId, FlushList, Instance, InstanceState, Iommu, IommuError, Label};
 use crate::sync::Platform;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
-use crate::sync::outside::Outside;
 
 /// A domain's handle. It comes from [`create_domain`](super::Service::create_domain) only (contract C-18).
 pub struct Domain<P: Platform>(Arc<DomainObject<P>>);
@@ -21,32 +20,17 @@ pub struct Domain<P: Platform>(Arc<DomainObject<P>>);
 struct DomainObject<P: Platform> {
     label: Label,
     space: AddressSpace,
-    flush_list: Lock<FlushList, Vec<Provider>, P::Lock>,
+    /// In the order of [`Instance::order`].
+    flush_list: Lock<FlushList, Vec<Arc<Instance>>, P::Lock>,
 }
 
 /// For how many IOMMUs a flush takes the list's lock once. Few domains span more.
-const AT_ONCE: usize = 8;
-
-/// One place of the list for each name and each instance that has it, so that whoever walks the list by index misses nobody.
-#[derive(Clone)]
-pub(super) struct Provider {
-    pub(super) key: IommuKey,
-    /// `None` when the instance went out of service: its registers may be another driver's by now (contract C-9).
-    pub(super) iommu: Option<Outside<Arc<dyn Iommu>>>,
-}
-
-/// Where `iommu` stands on the list, or one of the same name stood that has left: another one of that name may be on its
-/// way out while this one comes.
-fn place(list: &[Provider], key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<usize> {
-    let itself = |provider: &Provider| provider.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
-    let empty = |provider: &Provider| provider.key == key && provider.iommu.is_none();
-    list.iter().position(itself).or_else(|| list.iter().position(empty))
-}
+const AT_ONCE: usize = 4;
 
 impl<P: Platform> Domain<P> {
     pub(super) fn new(label: Label, space: AddressSpace) -> Self {
         let mut list = Vec::new();
-        // So that joining it allocates nothing, nearly always; where there is no memory now, there may be then.
+        // A list that could not be reserved is reserved by the first assign, which says so where it cannot.
         let _ = list.try_reserve_exact(AT_ONCE);
         Self(Arc::new(DomainObject { label, space, flush_list: Lock::new(list) }))
     }
@@ -69,60 +53,50 @@ impl<P: Platform> Domain<P> {
         &self.0.space
     }
 
-    /// Whether nobody else has a handle.
+    /// Whether there is no other handle.
     pub(super) fn is_last(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
 
-    /// Puts `iommus` on the flush list, before a context there goes live (contract I-9).
-    ///
-    /// They stay there until they go out of service or the domain ends: an IOMMU without a context of the domain answers
-    /// a flush at no cost. Returns `false` when memory could not be reserved.
-    pub(super) fn join<'a>(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        iommus: impl Iterator<Item = (IommuKey, &'a Outside<Arc<dyn Iommu>>)> + Clone,
-    ) -> bool {
-        let mut grown: Vec<Provider> = Vec::new();
+    /// Puts an instance on the flush list, before a context there goes live (contract I-9). It stays there until the domain
+    /// ends: an IOMMU without a context of the domain answers a flush at no cost. `false` when memory could not be reserved.
+    pub(super) fn join(&self, held: &mut Held<'_, Unlocked>, instance: &Arc<Instance>) -> bool {
+        let mut grown: Vec<Arc<Instance>> = Vec::new();
         loop {
             let mut list = self.0.flush_list.lock(held);
-            let missing = iommus.clone().filter(|(key, iommu)| place(&list, *key, iommu).is_none()).count();
-            let wanted = list.len().saturating_add(missing);
-            if list.capacity() >= wanted || grown.capacity() >= wanted {
-                if list.capacity() < wanted {
-                    grown.append(&mut list);
-                    core::mem::swap(&mut *list, &mut grown);
-                }
-                for (key, iommu) in iommus {
-                    match place(&list, key, iommu).and_then(|at| list.get_mut(at)) {
-                        // Its own handle, or none, stood there: nothing is released here.
-                        Some(provider) => provider.iommu = Some(iommu.clone()),
-                        None => list.push(Provider { key, iommu: Some(iommu.clone()) }),
-                    }
-                }
+            let at = match list.binary_search_by_key(&instance.order(), |there| there.order()) {
+                Ok(_) => break,
+                Err(at) => at,
+            };
+            let wanted = list.len().saturating_add(1);
+            if list.capacity() < wanted && grown.capacity() < wanted {
                 drop(list);
-                P::barrier();
-                return true;
+                if grown.try_reserve_exact(wanted.saturating_mul(2)).is_err() {
+                    return false;
+                }
+                continue;
             }
-            drop(list);
-            // The new list is made outside the lock (contract A-8), and its old memory released outside it.
-            grown = Vec::new();
-            if grown.try_reserve_exact(wanted).is_err() {
-                return false;
+            if list.capacity() < wanted {
+                grown.append(&mut list);
+                core::mem::swap(&mut *list, &mut grown);
             }
+            list.insert(at, instance.clone());
+            break;
         }
+        P::barrier();
+        true
     }
 
-    /// Takes `iommu`, which went out of service and has forgotten the domain, from the flush list.
-    pub(super) fn leave(&self, held: &mut Held<'_, Unlocked>, iommu: &Outside<Arc<dyn Iommu>>) {
+    /// Takes an instance, which is out of service, from the list.
+    pub(super) fn leave(&self, held: &mut Held<'_, Unlocked>, instance: &Instance) {
         let mut list = self.0.flush_list.lock(held);
-        let same = |provider: &&mut Provider| provider.iommu.as_ref().is_some_and(|there| there.is_same(iommu));
-        let old = list.iter_mut().find(same).and_then(|provider| provider.iommu.take());
+        let at = list.binary_search_by_key(&instance.order(), |there| there.order());
+        let old = at.ok().map(|at| list.remove(at));
         drop(list);
         drop(old);
     }
 
-    /// The domain has ended, and no IOMMU has anything of it: who flushes it with an old handle reaches none.
+    /// The domain has ended, and no IOMMU has anything of it: a flush with an old handle reaches none.
     pub(super) fn end(&self, held: &mut Held<'_, Unlocked>) {
         let old = core::mem::take(&mut *self.0.flush_list.lock(held));
         drop(old);
@@ -130,15 +104,11 @@ impl<P: Platform> Domain<P> {
 
     /// Has every IOMMU forget the domain: after `Ok` none of them uses its tables.
     pub(super) fn forget(&self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
-        self.on_all(held, |iommu, domain| match iommu.forget(domain) {
-            // An instance goes only when all its drains are confirmed. It can be on the list still where an assign met
-            // its end.
-            Err(IommuError::ProviderGone) => Ok(()),
-            result => result,
-        })
+        self.on_all(held, |iommu, domain| iommu.forget(domain))
     }
 
-    /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure.
+    /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure. One that is
+    /// out of service has nothing cached.
     ///
     /// The list's lock is taken once for [`AT_ONCE`] of them, and nothing is allocated: atomic context may flush.
     pub(super) fn on_all(
@@ -146,30 +116,30 @@ impl<P: Platform> Domain<P> {
         held: &mut Held<'_, Unlocked>,
         act: impl Fn(&dyn Iommu, DomainId) -> Result<(), IommuError>,
     ) -> Result<(), Cause> {
-        // Table bytes are visible to the walkers before any of them is told to forget (contract S-1), and an IOMMU that
-        // joins the list from here on reads the new tables (C-17).
         P::barrier();
         let mut failed = None;
-        let mut passed = 0_usize;
+        let mut after = None;
         loop {
-            // A handle that is dropped here is never the last: the registry has its own (contract C-7).
-            let mut some: [Option<Provider>; AT_ONCE] = [const { None }; AT_ONCE];
-            let length = {
+            let mut some: [Option<Arc<Instance>>; AT_ONCE] = [const { None }; AT_ONCE];
+            {
                 let list = self.0.flush_list.lock(held);
-                for (slot, provider) in some.iter_mut().zip(list.iter().skip(passed)) {
-                    *slot = Some(provider.clone());
-                }
-                list.len()
-            };
-            for Provider { key, iommu } in some.into_iter().flatten() {
-                if let Some(iommu) = iommu
-                    && let Err(error) = act(iommu.call(held).as_ref(), self.id())
-                {
-                    failed.get_or_insert(Cause::Iommu { iommu: key, error });
+                let passed = after.map_or(0, |after| list.partition_point(|there| there.order() <= after));
+                for (slot, instance) in some.iter_mut().zip(list.iter().skip(passed)) {
+                    *slot = Some(instance.clone());
                 }
             }
-            passed = passed.saturating_add(AT_ONCE);
-            if passed >= length {
+            let is_full = some.last().is_some_and(Option::is_some);
+            for instance in some.into_iter().flatten() {
+                after = Some(instance.order());
+                match act(instance.iommu.call(held).as_ref(), self.id()) {
+                    Ok(()) => {}
+                    Err(IommuError::ProviderGone) if instance.state() == InstanceState::Gone => {}
+                    Err(error) => {
+                        failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
+                    }
+                }
+            }
+            if !is_full {
                 return failed.map_or(Ok(()), Err);
             }
         }

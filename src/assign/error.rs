@@ -4,9 +4,7 @@ use core::fmt;
 
 use thiserror::Error as ThisError;
 
-use super::identity::Label;
-use super::iommu::IommuError;
-use super::spec::IommuKey;
+use super::{IommuError, IommuKey, Label};
 
 /// An operation of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,11 +71,15 @@ pub enum Blame {
 pub enum Left {
     /// Nothing changed, in software or hardware.
     Unchanged,
-    /// The device is in fault and owned by nobody. It can be assigned again when the cause is gone, or removed.
+    /// The device is in fault, or reaches only its scratch page, and is owned by no domain. An assign does first what it lacks.
     Quarantined,
-    /// The device is in fault and refuses every call: it is on its way out, and goes when it is asked for again.
+    /// The device is assigned as before, but only some of its streams still translate. Deassign it again.
+    PartlyAssigned,
+    /// The device is in fault and refuses every call: it is on its way out, and goes when it is removed again.
     Going,
-    /// The device is removed, but the hardware has not confirmed that its last DMA has drained.
+    /// The device refuses every call and is on its way out, but its DMA could not be cut. Remove it again.
+    GoingLive,
+    /// The device is removed, in software: its IOMMU is out of service and faults everything.
     Removed,
 }
 
@@ -85,9 +87,13 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unchanged => "nothing changed",
-            Self::Quarantined => "the device is quarantined: all its DMA faults",
-            Self::Going => "the device is to go: all its DMA faults",
-            Self::Removed => "the device is removed, but its last DMA may not have drained",
+            Self::Quarantined => "the device is quarantined",
+            Self::PartlyAssigned => {
+                "the device is still assigned, and some of its streams reach the domain: deassign it again"
+            }
+            Self::Going => "the device is in fault and going: remove it again",
+            Self::GoingLive => "the device is going, but its DMA is not cut: remove it again",
+            Self::Removed => "the device is removed; its IOMMU is out of service and faults everything",
         })
     }
 }
@@ -96,7 +102,7 @@ impl fmt::Display for Left {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConflictReason {
-    /// Their streams meet at this IOMMU.
+    /// Their streams, or the entries that capture them, overlap at this IOMMU.
     SharedStream(IommuKey),
     /// Their bus does not keep them apart (missing ACS, or a bridge that hides who asked).
     SharedBus,
@@ -105,7 +111,7 @@ pub enum ConflictReason {
 impl fmt::Display for ConflictReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SharedStream(iommu) => write!(f, "their streams meet at {iommu}"),
+            Self::SharedStream(iommu) => write!(f, "their streams overlap at {iommu}"),
             Self::SharedBus => f.write_str("their bus does not isolate them from each other"),
         }
     }
@@ -208,9 +214,6 @@ pub enum Cause {
     /// A removal overtook the operation.
     #[error("it was removed meanwhile")]
     Removed,
-    /// It is a stream that no source has described (`Source::Stray`): the service registers it, nobody owns it.
-    #[error("it is a stray stream: no device has it, and it can be nobody's")]
-    Stray,
     /// Calls are inside a device that is to go.
     #[error("{calls} call{} still inside it; remove it again", if *.calls == 1 { " is" } else { "s are" })]
     StillInUse {
@@ -232,6 +235,11 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Another operation runs.
+    pub(super) const fn busy(running: Operation) -> Self {
+        Self::Busy { running }
+    }
+
     /// Who has to act.
     #[must_use]
     pub const fn blame(&self) -> Blame {

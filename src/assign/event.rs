@@ -1,15 +1,8 @@
-//! What the hypervisor is told as it happens, and how the whole state reads on a console.
+//! What the hypervisor is told as it happens.
 
-use alloc::vec::Vec;
 use core::fmt;
 
-use super::device::{DeviceInfo, DeviceState};
-use super::guarded;
-use super::identity::{DeviceKey, Label};
-use super::service::{FaultRecord, Service};
-use super::spec::IommuKey;
-use crate::sync::Platform;
-use crate::sync::order::{Held, Unlocked};
+use super::{FaultRecord, IommuKey, Label};
 
 /// Hears of every change, after the hardware has followed it.
 ///
@@ -101,66 +94,4 @@ impl fmt::Display for Event {
             Self::Removed { device } => write!(f, "removed {device}"),
         }
     }
-}
-
-impl<P: Platform> Service<P> {
-    pub(super) fn tell(&self, held: &mut Held<'_, Unlocked>, event: &Event) {
-        let events = self.events.call(held);
-        guarded::told(|| events.event(event));
-    }
-
-    /// Writes the whole state as a tree that one reads on a console: each device with its owner, group and streams,
-    /// behind the device that it stands behind.
-    ///
-    /// # Errors
-    ///
-    /// Those of `out`; one of its own when there is no memory to go deeper.
-    ///
-    /// # Context
-    ///
-    /// Waiting context; `out` is called with no lock held. Devices that come or go meanwhile may be there or not.
-    pub fn write_tree(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        let mut open: Vec<DeviceInfo> = Vec::new();
-        let mut after: Option<DeviceKey> = None;
-        loop {
-            let parent = open.last().map(|info| info.device.key());
-            let next =
-                core::iter::successors(self.next_device(after), |last| self.next_device(Some(last.device.key())))
-                    .find(|info| info.device.parent() == parent);
-            match next {
-                Some(info) => {
-                    write_line(out, open.len(), &info)?;
-                    // Its children come next, wherever their keys stand.
-                    after = None;
-                    open.try_reserve(1).map_err(|_| fmt::Error)?;
-                    open.push(info);
-                }
-                None => match open.pop() {
-                    Some(done) => after = Some(done.device.key()),
-                    None => return Ok(()),
-                },
-            }
-        }
-    }
-}
-
-fn write_line(out: &mut dyn fmt::Write, depth: usize, info: &DeviceInfo) -> fmt::Result {
-    for _ in 0..depth {
-        out.write_str("  ")?;
-    }
-    write!(out, "{} ", info.device.label())?;
-    match (info.state, &info.domain) {
-        (DeviceState::Assigned(_), Some(domain)) => write!(out, "-> {domain}")?,
-        (DeviceState::Assigned(id), None) => write!(out, "-> {id}")?,
-        (DeviceState::Adding, _) => out.write_str("(being added)")?,
-        (DeviceState::Blocked, _) => out.write_str("(blocked)")?,
-        (DeviceState::Quarantined, _) => out.write_str("(quarantined)")?,
-    }
-    if info.group != info.device.key() {
-        write!(out, " in the group of {}", info.group)?;
-    }
-    for stream in info.device.streams() {
-        write!(out, " {stream}")?;
-    }
-    out.write_char('\n')
 }

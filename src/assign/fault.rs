@@ -2,8 +2,7 @@
 
 use core::fmt;
 
-use super::identity::DomainId;
-use super::spec::{IommuKey, StreamId};
+use super::{DeviceId, DomainId, IommuKey, Label, StreamId};
 
 /// What a fault handler should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,4 +123,51 @@ pub struct RawFault {
     pub cause: FaultCause,
     /// At least one more fault came and was not recorded.
     pub more_lost: bool,
+}
+
+/// What has stormed, as a driver tells its worker (contract A-12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StormReport {
+    /// The stream, where the hardware named one that uses the context that faulted, or that no device has.
+    pub stream: Option<StreamId>,
+    /// The domain whose context faulted; `None` for faults that belong to no context.
+    pub domain: Option<DomainId>,
+    /// How many faults were taken since the last call.
+    pub faults: u32,
+    /// The device to quarantine, as the driver knows it.
+    pub device: Option<DeviceId>,
+    /// What the driver has silenced already: a storm without a device.
+    pub silenced: bool,
+}
+
+/// A fault with the names that the service knows (contract A-12).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultRecord {
+    /// What the hardware said.
+    pub raw: RawFault,
+    /// The device whose stream it is.
+    pub device: Option<Label>,
+    /// The domain whose tables refused it.
+    pub domain: Option<Label>,
+}
+
+impl fmt::Display for FaultRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} on {}", self.raw.iommu, self.raw.cause, self.raw.access)?;
+        if let Some(address) = self.raw.address {
+            write!(f, " of {address:#x}")?;
+        }
+        match (&self.device, self.raw.stream) {
+            (Some(device), Some(stream)) => write!(f, " by {device} (stream {stream})")?,
+            (None, Some(stream)) => write!(f, " by unknown stream {stream}")?,
+            _ => {}
+        }
+        if let Some(domain) = &self.domain {
+            write!(f, " in {domain}")?;
+        }
+        if let Some(bank) = self.raw.bank {
+            write!(f, " (bank {bank})")?;
+        }
+        if self.raw.more_lost { f.write_str("; more were lost") } else { Ok(()) }
+    }
 }

@@ -1,13 +1,12 @@
-//! What has handles outside, until nobody refers to it.
+//! Records of objects that handles outside may refer to still.
 //!
-//! Whoever drops a handle must not free what it refers to: that may happen in interrupt context. So the library's own
-//! reference outlives all use here, and waiting context takes it from here when it is the only one left: a handle that
-//! others drop is never the last (contract C-7).
+//! Dropping a handle is legal in interrupt context, so it must not free. The library keeps a reference of its own here until it
+//! is the last one; waiting context takes it out and frees (contract C-7).
 //!
 //! # Locking
 //!
-//! Part of the [`Registry`](super::registry::Registry), and of a request queue's lists: under their locks, but what was
-//! taken is dropped outside them.
+//! Part of the registry, of the instances, and of a request queue's lists: under their locks. What is taken out is dropped with
+//! no lock held.
 
 use intrusive_collections::linked_list::LinkedListOps;
 use intrusive_collections::{Adapter, LinkedList, PointerOps};
@@ -58,8 +57,8 @@ where
     }
 }
 
-/// Has `step` take what it can, one go at a time, until it has looked at everything in vain. It says in how many goes
-/// that is, and drops what it took when no lock is held.
+/// Runs `step` until it has looked at everything in vain. It returns what it took, and in how many goes everything is looked
+/// at; what it took is dropped here, with no lock held.
 pub(super) fn take_all<T>(mut step: impl FnMut() -> (Option<T>, usize)) {
     let mut in_vain = 0_usize;
     loop {

@@ -4,7 +4,7 @@
 //! with it: with the feature `unwind` it is caught where the call was made, and counts as a failure of the hook, so that
 //! the operation ends as quarantined and nobody stays busy (contract C-20).
 
-use super::policy::HookError;
+use super::HookError;
 
 /// What a hook answers; a panic is its failure.
 pub(super) fn hook(call: impl FnOnce() -> Result<(), HookError>) -> Result<(), HookError> {

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use super::spec::{IommuKey, StreamId};
+use super::IommuKey;
 
 /// The bus that describes a device. A label for people; no rule depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,9 +13,6 @@ pub enum Source {
     Dt,
     /// A PCI function.
     Pci,
-    /// A stream that no source has described, and that stormed. The service alone registers these, in
-    /// [`tend_faults`](super::Service::tend_faults), and they can be assigned to nobody.
-    Stray,
 }
 
 impl fmt::Display for Source {
@@ -23,7 +20,6 @@ impl fmt::Display for Source {
         f.pad(match self {
             Self::Dt => "dt",
             Self::Pci => "pci",
-            Self::Stray => "stray",
         })
     }
 }
@@ -33,20 +29,20 @@ impl fmt::Display for Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceKey {
     source: Source,
-    number: u128,
+    /// The number's halves: a `u128` would be aligned to 16 bytes.
+    upper: u64,
+    lower: u64,
 }
 
 impl DeviceKey {
+    /// No key is below it.
+    pub(super) const LEAST: Self = Self::new(Source::Dt, 0);
+
     /// The device that `source` knows as `number`.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     pub const fn new(source: Source, number: u128) -> Self {
-        Self { source, number }
-    }
-
-    /// The stray that stands for `stream` at `iommu`, where there is one.
-    #[must_use]
-    pub const fn stray(iommu: IommuKey, stream: StreamId) -> Self {
-        Self { source: Source::Stray, number: (iommu.base() as u128) << 32 | stream.value() as u128 }
+        Self { source, upper: (number >> 64) as u64, lower: number as u64 }
     }
 
     /// The bus that chose the key.
@@ -58,13 +54,13 @@ impl DeviceKey {
     /// The source's own number.
     #[must_use]
     pub const fn number(self) -> u128 {
-        self.number
+        (self.upper as u128) << 64 | self.lower as u128
     }
 }
 
 impl fmt::Display for DeviceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{:x}", self.source, self.number)
+        write!(f, "{}:{:x}", self.source, self.number())
     }
 }
 
@@ -130,7 +126,6 @@ enum Name {
     Given(Arc<str>),
     Device(DeviceKey),
     Iommu(IommuKey),
-    Stray(IommuKey, StreamId),
 }
 
 impl Label {
@@ -142,11 +137,6 @@ impl Label {
     /// Of an IOMMU instance.
     pub(super) const fn of_iommu(key: IommuKey) -> Self {
         Self(Name::Iommu(key))
-    }
-
-    /// Of a stream that no device has.
-    pub(super) const fn of_stray(iommu: IommuKey, stream: StreamId) -> Self {
-        Self(Name::Stray(iommu, stream))
     }
 }
 
@@ -162,7 +152,6 @@ impl fmt::Display for Label {
             Name::Given(text) => f.pad(text),
             Name::Device(key) => key.fmt(f),
             Name::Iommu(key) => key.fmt(f),
-            Name::Stray(iommu, stream) => write!(f, "stray stream {stream} at {iommu}"),
         }
     }
 }

@@ -2,78 +2,108 @@
 //!
 //! It knows devices by key and IOMMUs through one trait ([`Iommu`]); on which bus a device sits changes nothing.
 //!
+//! # The five mechanisms
+//!
+//! 1. *A claim owns.* To claim a group is to take it out of the registry; what is out is claimed. The operation works on what
+//!    it owns, and puts it back (`group`, `claim`).
+//! 2. *Register, publish, reserve, then join.* A device's key is registered before its streams are known, and its groups stay
+//!    apart until its add ends, so that a refused add changes nothing (`op/add`).
+//! 3. *Entries are taken in the hold that finds them free*, in the driver (`crate::smmu`).
+//! 4. *A context bank has one path*, and a drain that was not confirmed is owed by its device until it is (`crate::smmu`).
+//! 5. *The trait between the two is small* (`iommu`).
+//!
+//! # Files, in the order of use
+//!
+//! | file | what |
+//! |---|---|
+//! | `levels` | the lock order of this floor |
+//! | `spec` | streams and IOMMU names |
+//! | `identity` | keys, numbers, labels |
+//! | `space` | a guest's stage 2, and what an IOMMU can follow |
+//! | `iommu_error` | what an IOMMU driver says |
+//! | `error` | what the service says |
+//! | `fault` | faults, storms, lines |
+//! | `iommu` | the trait of an IOMMU driver |
+//! | `graveyard` | records that handles may still refer to |
+//! | `iommu_record` | IOMMU instances as the service keeps them |
+//! | `chain` | the chain of claims above a callback |
+//! | `device` | devices, their specification and their hooks |
+//! | `guarded` | calls to hooks that may panic on the host |
+//! | `group` | groups, their members, their states |
+//! | `domain` | domains and their flush lists |
+//! | `registry` | what is registered |
+//! | `policy` | who may be assigned what |
+//! | `event` | what the hypervisor is told |
+//! | `service` | construction, look-up, traversal, waiting |
+//! | `claim` | taking a group and putting it back |
+//! | `op/` | the operations, one in each file |
+//! | `reaping` | deferred release, source objects |
+//! | `audit` | the registry against the drivers and these against the hardware |
+//! | `usage` | what uses what there is a fixed number of |
+//! | `queue/` | requests in front of the service |
+//!
 //! # Locking
 //!
-//! Level `Registry` guards who is registered and which group is claimed; it is held for look-ups and state changes
-//! only, never over the [`Iommu`] trait, a hook, the policy or a register (contract C-3). Level `FlushList` guards one
-//! domain's list of IOMMUs, level `Queue` a request queue's lists, level `Instances` the names of IOMMUs, which change inside
-//! `Registry`. No other two are ever held together.
-//!
-//! # Invariants
-//!
-//! An operation *claims* the group of its device under the registry lock, works with the lock dropped, and commits
-//! under it again (contract C-1). Every path out of an operation goes through one `conclude`, which also carries out
-//! the removals that were asked for meanwhile (contract C-2).
+//! Level `Registry` guards what is registered; it is held for look-ups and state changes only, never over the [`Iommu`] trait, a
+//! hook, the policy or a register (contract C-3). Level `Instances` guards which instances are found by name, level `FlushList`
+//! one domain's list of IOMMUs, level `Queue` a request queue's lists. No two of them are ever held together.
 
-mod add;
-mod arrivals;
-mod call;
-mod claim;
-mod device;
-mod domain;
-mod domains;
-mod error;
-mod event;
-mod fault;
-mod graveyard;
-mod groups;
-mod guarded;
-mod identity;
-mod instances;
-mod interrupt;
-mod iommu;
-mod leaving;
 pub(crate) mod levels;
-mod nested;
-mod new_device;
-mod ownership;
-mod policy;
-mod provider;
-mod queue;
-mod registry;
-mod removal;
-mod reservation;
-mod service;
-mod source;
-mod space;
 mod spec;
-mod steps;
-mod stray;
-mod transaction;
+mod identity;
+mod space;
+mod iommu_error;
+mod error;
+mod fault;
+mod iommu;
+mod graveyard;
+mod iommu_record;
+mod chain;
+mod device;
+mod guarded;
+mod group;
+mod domain;
+mod registry;
+mod policy;
+mod event;
+mod service;
+mod claim;
+mod op;
+mod reaping;
+mod audit;
+mod usage;
+mod queue;
 
-pub use call::DeviceCall;
-pub use device::{Device, DeviceInfo, DeviceSpec, DeviceState};
+pub use audit::Finding;
+pub use chain::CallChain;
+pub use device::{Device, DeviceHooks, DeviceSpec, HookContext, HookError, NoHooks, SourceLife};
 pub use domain::Domain;
-pub use domains::TablesHeld;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
 pub use event::{Event, EventSink, NoEvents};
-pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFault};
+pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, FaultRecord, RawFault, StormReport};
+pub use group::{DeviceInfo, DeviceState, Lacks};
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
-pub use interrupt::InterruptHandle;
-pub use iommu::{
-    Changed, Difference, FlushRange, Iommu, IommuError, NewMaster, Patience, Prepared, Resource, Sharing, Usage,
-    Withdrawn, own_space,
+pub use iommu::{Changed, FlushRange, Iommu, IommuFaults, IommuPower, Patience, Streams, own_space};
+pub use iommu_error::{Difference, IommuError, Resource, Usage};
+pub use op::{
+    Deassigned, DeviceCall, InterruptHandle, IommuHandle, Quarantine, Removal, Reservation, Storm, TablesHeld, Within,
 };
-pub use nested::{Claims, Within};
-pub use new_device::NewDevice;
-pub use policy::{DeviceHooks, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why};
-pub use provider::{IommuHandle, Quarantine, Storm, UsageRecord};
+pub use policy::{FirmwareMarks, Policy, PolicyRequest, Why};
 pub use queue::{
     Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Target, Worker,
 };
-pub use removal::Removal;
-pub use reservation::Reservation;
-pub use service::{Deassigned, FaultRecord, Finding, Service};
-pub use source::{SourceLife, SourceObject};
+pub use reaping::SourceObject;
+pub use service::Service;
 pub use space::{AddressSpace, Granule, Granules, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory};
 pub use spec::{IommuKey, Stream, StreamId, StreamMask};
+pub use usage::UsageRecord;
+
+// What the files of this folder use of each other, beside what is public.
+use chain::{Attempt, Frame, Obstacle};
+use claim::{Claim, Marked, is_protected};
+use device::Attachment;
+use graveyard::{Graveyard, take_all};
+use group::{Group, Groups, Member, belong_together};
+use iommu_record::{Instance, InstanceState, Instances};
+use levels::FlushList;
+use registry::{DeviceRecord, DomainRecord, Nodes, Registry, SourceRecord, nodes_of};

@@ -1,17 +1,15 @@
-//! What the integrator decides and what a source does for its own devices.
+//! What the integrator decides.
 
 use core::fmt;
 
-use super::device::Device;
-use super::identity::Label;
-use super::nested::Claims;
+use super::{CallChain, Device, Label};
 
 /// Decides who may be assigned what (contract A-11).
 ///
 /// # Context
 ///
 /// Called with no lock of the library held, from the waiting context of the operation that asks. It may come back
-/// through [`Service::within`](super::Service::within) with the request's claims.
+/// through [`Service::within`](super::Service::within) with the request's chain.
 pub trait Policy: Send + Sync + fmt::Debug {
     /// Whether the request may go on. Anything but a yes refuses the operation, and nothing is written.
     fn allows(&self, request: &PolicyRequest<'_>) -> bool;
@@ -28,7 +26,7 @@ pub struct PolicyRequest<'a> {
     /// Why it is asked.
     pub why: Why<'a>,
     /// What runs above the question.
-    pub claims: Claims<'a>,
+    pub chain: CallChain<'a>,
 }
 
 /// Why the policy is asked.
@@ -53,59 +51,4 @@ impl Policy for FirmwareMarks {
     fn allows(&self, request: &PolicyRequest<'_>) -> bool {
         request.device.passthrough()
     }
-}
-
-/// What a source does for one of its devices.
-///
-/// # Context
-///
-/// Called with no lock of the library held, from the waiting context of the operation; a reset may take its time. A
-/// hook may come back through [`Service::within`](super::Service::within) with its context's claims.
-pub trait DeviceHooks: Send + Sync + fmt::Debug {
-    /// Stops the device from starting new DMA. Its streams are in fault already.
-    ///
-    /// # Errors
-    ///
-    /// What went wrong; the operation ends with the device quarantined.
-    fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError>;
-
-    /// Brings the device to a state that carries nothing over from one owner to the next.
-    ///
-    /// # Errors
-    ///
-    /// What went wrong; the operation ends with the device quarantined.
-    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError>;
-
-    /// The device is unregistered: the source may let go of its own things. Not called for a device whose add failed.
-    fn release(&self, context: &HookContext<'_>);
-}
-
-/// What a hook is told.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct HookContext<'a> {
-    /// The device.
-    pub device: &'a Device,
-    /// What runs above the hook.
-    pub claims: Claims<'a>,
-}
-
-/// Why a hook failed, in the source's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HookError(pub &'static str);
-
-/// Hooks for a device that cannot be stopped or reset from outside: streams in fault are all that confines it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoHooks;
-
-impl DeviceHooks for NoHooks {
-    fn quiesce(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn reset(&self, _: &HookContext<'_>) -> Result<(), HookError> {
-        Ok(())
-    }
-
-    fn release(&self, _: &HookContext<'_>) {}
 }

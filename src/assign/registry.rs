@@ -1,65 +1,77 @@
-//! Who is registered: devices of every source by key, domains, IOMMU instances. It knows no stream.
+//! What is registered: devices of every source by key, and domains. It knows no stream.
 //!
 //! # Locking
 //!
 //! All of it stands behind the one lock of level `Registry`. Records are owned by the trees and reached only through
-//! `&Registry`, so that their cells are guarded by that lock too; what leaves the lock is a clone of a handle.
+//! `&Registry`, so that their cells are guarded by that lock too; what leaves the lock is a clone of a handle, or a group.
 //! Nothing is allocated or freed under the lock: nodes come in ready-made and go out whole (contract A-8).
 //!
 //! # Invariants
 //!
-//! 1. All members of a group name the same `leader`, which is one of them.
-//! 2. A group's claim and size stand in its leader's record. Whoever holds it is the only one who changes the group's
-//!    membership or the state of a member.
-//! 3. All assigned members of a group are assigned to one domain (contract I-11).
-//! 4. `DomainRecord::assigned` counts the devices in state `Assigned` to it, `DeviceRecord::children` those that name
-//!    it as parent, `IommuRecord::devices` those with a stream on it.
+//! 1. All members of a group name the same `leader`, which is one of them and registered. The group stands in the leader's
+//!    record, or is out: then it is claimed.
+//! 2. A record's `state` is the member's as of the last put-back. `DomainRecord::assigned` counts the records in state
+//!    `Assigned` to it, `DeviceRecord::children` those that name it as parent, an instance's count those with a stream on it.
+//! 3. Every record has a node in `ids`, one in `kin` for its parent, and one for its bus where that does not isolate it.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use core::cell::Cell;
 
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, intrusive_adapter};
 
-use super::device::{Attachment, Device, DeviceInfo, DeviceState};
-use super::domain::Domain;
-use super::error::{Cause, Operation};
-use super::graveyard::Graveyard;
-use super::identity::{DeviceId, DeviceKey, DomainId};
-use super::iommu::Iommu;
-use super::source::{SourceRecord, Sources};
-use super::spec::IommuKey;
+use super::{
+    Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceState, Domain, DomainId, Graveyard, Group, Operation,
+    SourceLife,
+};
 use crate::sync::Platform;
-use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
-use crate::sync::outside::Outside;
 
 /// A device's registration.
 pub(super) struct DeviceRecord {
     link: RBTreeLink,
     gone: LinkedListLink,
     pub(super) device: Device,
+    /// A copy of the member's, as of the last put-back.
     pub(super) state: Cell<DeviceState>,
-    /// Which of all changes of a state its last one was.
-    pub(super) moved: Cell<u64>,
-    /// The member in whose record the group's own data stand.
     pub(super) leader: Cell<DeviceKey>,
-    /// Of a leader: how many members the group has.
-    pub(super) group_size: Cell<usize>,
-    /// Of a leader: the operation that has claimed the group.
-    pub(super) claim: Cell<Option<Operation>>,
-    /// Of a leader: somebody has met the claim, and may wait for its end.
-    pub(super) met: Cell<bool>,
-    /// Of a leader: a member has left since the claim began.
-    pub(super) shrunk: Cell<bool>,
-    /// Set only while a group is being split, within one hold of the lock.
-    pub(super) regrouping: Cell<bool>,
-    /// A removal was asked for; whoever holds the group's claim carries it out when that ends (contract C-2).
-    pub(super) remove_pending: Cell<bool>,
-    /// The removal has cut its DMA, and found calls in flight (contract C-8).
-    pub(super) cut: Cell<bool>,
+    /// Of a leader: the group, unless it is claimed.
+    group: Cell<Option<Box<Group>>>,
+    /// Of a leader: the operation that has the group, while it is claimed.
+    pub(super) running: Cell<Operation>,
+    /// A removal was asked for, and is carried out by the operation that owns the group, when it puts that back (C-2).
+    pub(super) marked: Cell<bool>,
+    /// A removal has begun and was not complete.
+    pub(super) going: Cell<bool>,
     pub(super) children: Cell<usize>,
 }
+
+/// A further place of a device in the registry.
+pub(super) struct Node {
+    link: RBTreeLink,
+    place: Place,
+    device: Device,
+}
+
+/// What a node is found by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// By its number.
+    Id,
+    /// By the bus that does not isolate it from others.
+    Bus,
+    /// By its parent.
+    Child,
+}
+
+/// The order of the nodes in [`Registry::kin`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kin {
+    Bus(u64, DeviceKey),
+    Child(DeviceKey, DeviceKey),
+}
+
+/// All nodes of a device.
+pub(super) type Nodes = [Option<Box<Node>>; 3];
 
 /// A domain's registration.
 pub(super) struct DomainRecord<P: Platform> {
@@ -68,39 +80,54 @@ pub(super) struct DomainRecord<P: Platform> {
     pub(super) domain: Domain<P>,
     /// Devices assigned to it.
     pub(super) assigned: Cell<usize>,
+    /// Of these, those that were asked to go.
+    pub(super) leaving: Cell<usize>,
     /// Operations that are about to change that: shared holds (contract C-1).
     pub(super) holds: Cell<usize>,
     /// It is being destroyed: the exclusive hold.
     pub(super) destroying: Cell<bool>,
 }
 
-/// An IOMMU instance's registration.
-pub(super) struct IommuRecord {
-    link: RBTreeLink,
-    gone: LinkedListLink,
-    key: IommuKey,
-    pub(super) iommu: Outside<Arc<dyn Iommu>>,
-    /// Devices registered with streams on it.
-    pub(super) devices: Cell<usize>,
-    /// It is being taken out of service: the exclusive hold. No device is added with streams on it.
-    pub(super) leaving: Cell<bool>,
-    /// Somebody has met that, and may wait for its end.
-    pub(super) met: Cell<bool>,
+/// The service's own reference of a source object's life, so that the source's is never the last.
+pub(super) struct SourceRecord {
+    link: LinkedListLink,
+    life: SourceLife,
 }
 
-intrusive_adapter!(ByDevice = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
+intrusive_adapter!(ByKey = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
+intrusive_adapter!(ById = Box<Node>: Node { link => RBTreeLink });
+intrusive_adapter!(ByKin = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => RBTreeLink } where P: Platform);
-intrusive_adapter!(ByIommu = Box<IommuRecord>: IommuRecord { link => RBTreeLink });
-
 intrusive_adapter!(GoneDevices = Box<DeviceRecord>: DeviceRecord { gone => LinkedListLink });
 intrusive_adapter!(GoneDomains<P> = Box<DomainRecord<P>>: DomainRecord<P> { gone => LinkedListLink } where P: Platform);
-intrusive_adapter!(GoneIommus = Box<IommuRecord>: IommuRecord { gone => LinkedListLink });
+intrusive_adapter!(Sources = Box<SourceRecord>: SourceRecord { link => LinkedListLink });
 
-impl<'a> KeyAdapter<'a> for ByDevice {
+impl<'a> KeyAdapter<'a> for ByKey {
     type Key = DeviceKey;
 
     fn get_key(&self, record: &'a DeviceRecord) -> DeviceKey {
         record.device.key()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ById {
+    type Key = DeviceId;
+
+    fn get_key(&self, node: &'a Node) -> DeviceId {
+        node.device.id()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ByKin {
+    type Key = Kin;
+
+    fn get_key(&self, node: &'a Node) -> Kin {
+        let device = &node.device;
+        match (node.place, device.isolation(), device.parent()) {
+            (Place::Bus, Some(bus), _) => Kin::Bus(bus, device.key()),
+            (_, _, Some(parent)) => Kin::Child(parent, device.key()),
+            (_, bus, None) => Kin::Bus(bus.unwrap_or(0), device.key()),
+        }
     }
 }
 
@@ -112,14 +139,6 @@ impl<'a, P: Platform> KeyAdapter<'a> for ByDomain<P> {
     }
 }
 
-impl<'a> KeyAdapter<'a> for ByIommu {
-    type Key = IommuKey;
-
-    fn get_key(&self, record: &'a IommuRecord) -> IommuKey {
-        record.key
-    }
-}
-
 impl<P: Platform> DomainRecord<P> {
     pub(super) fn new(domain: Domain<P>) -> Box<Self> {
         Box::new(Self {
@@ -127,44 +146,21 @@ impl<P: Platform> DomainRecord<P> {
             gone: LinkedListLink::new(),
             domain,
             assigned: Cell::new(0),
+            leaving: Cell::new(0),
             holds: Cell::new(0),
             destroying: Cell::new(false),
         })
     }
 }
 
-impl IommuRecord {
-    pub(super) fn new(iommu: Arc<dyn Iommu>) -> Box<Self> {
-        let key = iommu.key();
-        Box::new(Self {
-            link: RBTreeLink::new(),
-            gone: LinkedListLink::new(),
-            key,
-            iommu: Outside::new(iommu),
-            devices: Cell::new(0),
-            leaving: Cell::new(false),
-            met: Cell::new(false),
-        })
+impl SourceRecord {
+    pub(super) fn new(life: SourceLife) -> Box<Self> {
+        Box::new(Self { link: LinkedListLink::new(), life })
     }
 }
 
 impl DeviceRecord {
-    pub(super) fn is_shown(&self) -> bool {
-        self.state.get() != DeviceState::Adding
-    }
-
-    /// Whether it has streams on this very instance.
-    pub(super) fn is_on(&self, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
-        self.device.attachments().iter().any(|attachment| attachment.iommu.is_same(iommu))
-    }
-
-    /// A removal was asked for, and neither a child nor a call that is known to be in flight stands in its way.
-    pub(super) fn may_go(&self) -> bool {
-        let in_use = self.cut.get() && self.device.in_flight() > 0;
-        self.remove_pending.get() && self.children.get() == 0 && !in_use
-    }
-
-    /// A registration that is being added, in a group of its own which the adding operation has claimed.
+    /// A device that is being added, whose group the adding operation owns from the start.
     pub(super) fn adding(device: Device) -> Box<Self> {
         let key = device.key();
         Box::new(Self {
@@ -172,47 +168,82 @@ impl DeviceRecord {
             gone: LinkedListLink::new(),
             device,
             state: Cell::new(DeviceState::Adding),
-            moved: Cell::new(0),
             leader: Cell::new(key),
-            group_size: Cell::new(1),
-            met: Cell::new(false),
-            shrunk: Cell::new(false),
-            regrouping: Cell::new(false),
-            claim: Cell::new(Some(Operation::Add)),
-            remove_pending: Cell::new(false),
-            cut: Cell::new(false),
+            group: Cell::new(None),
+            running: Cell::new(Operation::Add),
+            marked: Cell::new(false),
+            going: Cell::new(false),
             children: Cell::new(0),
         })
     }
+
+    /// Whether look-ups show it: not before its add has come to an end (contract C-15).
+    pub(super) fn is_shown(&self) -> bool {
+        self.state.get() != DeviceState::Adding
+    }
+
+    /// Whether it is on its way out.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.marked.get() || self.going.get()
+    }
+
+    /// Whether a removal was asked for that can begin: children go first.
+    pub(super) fn may_go(&self) -> bool {
+        self.marked.get() && self.children.get() == 0
+    }
+
+    /// Takes the group out of a leader's record; `None` while it is claimed.
+    pub(super) fn take_group(&self) -> Option<Box<Group>> {
+        self.group.take()
+    }
+
+    pub(super) fn put_group(&self, group: Box<Group>) {
+        self.group.set(Some(group));
+    }
+
+    /// Whether a leader's group is claimed.
+    pub(super) fn is_out(&self) -> bool {
+        let group = self.group.take();
+        let is_out = group.is_none();
+        self.group.set(group);
+        is_out
+    }
 }
 
-/// Records to which nobody referred any more, to be dropped when the lock is free.
+/// The nodes of a device, ready to be registered.
+pub(super) fn nodes_of(device: &Device) -> Nodes {
+    let node = |place| Some(Box::new(Node { link: RBTreeLink::new(), place, device: device.clone() }));
+    let bus = device.isolation().and_then(|_| node(Place::Bus));
+    let child = device.parent().and_then(|_| node(Place::Child));
+    [node(Place::Id), bus, child]
+}
+
+/// Records to which nothing refers any more, to be dropped when the lock is free.
 #[must_use = "it is to be dropped when the lock is free"]
 pub(super) struct Unused<P: Platform> {
     device: Option<Box<DeviceRecord>>,
     domain: Option<Box<DomainRecord<P>>>,
-    iommu: Option<Box<IommuRecord>>,
     source: Option<Box<SourceRecord>>,
 }
 
 impl<P: Platform> Unused<P> {
     pub(super) fn is_empty(&self) -> bool {
-        self.device.is_none() && self.domain.is_none() && self.iommu.is_none() && self.source.is_none()
+        self.device.is_none() && self.domain.is_none() && self.source.is_none()
     }
 }
 
 /// The registered things.
 pub(super) struct Registry<P: Platform> {
-    devices: RBTree<ByDevice>,
+    devices: RBTree<ByKey>,
+    ids: RBTree<ById>,
+    kin: RBTree<ByKin>,
     domains: RBTree<ByDomain<P>>,
-    iommus: RBTree<ByIommu>,
     gone_devices: Graveyard<GoneDevices>,
     gone_domains: Graveyard<GoneDomains<P>>,
-    gone_iommus: Graveyard<GoneIommus>,
-    /// Of sources; buried from the start, for nothing looks them up.
+    /// Buried from the start, for nothing looks them up.
     sources: Graveyard<Sources>,
-    /// Registered devices that were asked to go.
-    pub(super) marked: Cell<usize>,
+    /// How many records are marked: while there are none, no put-back looks for them.
+    pub(super) marks: Cell<usize>,
     /// Changes with every registration and unregistration (contract C-6).
     pub(super) generation: u64,
 }
@@ -220,44 +251,36 @@ pub(super) struct Registry<P: Platform> {
 impl<P: Platform> Registry<P> {
     pub(super) const fn new() -> Self {
         Self {
-            devices: RBTree::new(ByDevice::NEW),
+            devices: RBTree::new(ByKey::NEW),
+            ids: RBTree::new(ById::NEW),
+            kin: RBTree::new(ByKin::NEW),
             domains: RBTree::new(ByDomain::NEW),
-            iommus: RBTree::new(ByIommu::NEW),
             gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
             gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
-            gone_iommus: Graveyard::new(LinkedList::new(GoneIommus::NEW)),
             sources: Graveyard::new(LinkedList::new(Sources::NEW)),
-            marked: Cell::new(0),
+            marks: Cell::new(0),
             generation: 0,
         }
     }
 
+    // --- what is registered no more ---
+
     /// In how many goes of [`unused`](Self::unused) everything that is gone is looked at.
     pub(super) fn rounds(&self) -> usize {
-        let graves = [self.gone_devices.rounds(), self.gone_domains.rounds(), self.gone_iommus.rounds()];
-        graves.into_iter().fold(self.sources.rounds(), usize::max)
+        self.gone_devices.rounds().max(self.gone_domains.rounds()).max(self.sources.rounds())
     }
 
-    /// Takes one record of each kind to which nobody refers any more.
+    /// Takes one record of each kind to which nothing refers any more.
     pub(super) fn unused(&mut self) -> Unused<P> {
         Unused {
             device: self.gone_devices.take(|record| record.device.is_last()),
             domain: self.gone_domains.take(|record| record.domain.is_last()),
-            iommu: self.gone_iommus.take(|record| record.iommu.is_last()),
-            source: self.sources.take(|record| record.is_last()),
+            source: self.sources.take(|record| record.life.is_last()),
         }
     }
 
-    /// Keeps a source object's life until nobody else does.
     pub(super) fn keep_source(&mut self, record: Box<SourceRecord>) {
         self.sources.bury(record);
-    }
-
-    /// The device below `below` that was registered last, of those whose source object has gone.
-    pub(super) fn last_orphan(&self, below: Option<DeviceId>) -> Option<Device> {
-        let orphans = self.devices.iter().map(|record| &record.device).filter(|device| device.is_orphan());
-        let left = orphans.filter(|device| below.is_none_or(|below| device.id() < below));
-        left.max_by_key(|device| device.id()).cloned()
     }
 
     // --- devices ---
@@ -271,46 +294,121 @@ impl<P: Platform> Registry<P> {
         self.device(device.key()).filter(|record| record.device.id() == device.id())
     }
 
-    pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>) {
+    pub(super) fn by_id(&self, id: DeviceId) -> Option<&Device> {
+        self.ids.find(&id).get().map(|node| &node.device)
+    }
+
+    /// The record of the leader of `record`'s group.
+    pub(super) fn leader_of<'a>(&'a self, record: &'a DeviceRecord) -> &'a DeviceRecord {
+        let leader = record.leader.get();
+        if leader == record.device.key() { record } else { self.device(leader).unwrap_or(record) }
+    }
+
+    /// The device with the highest number below `below` whose source object has gone.
+    pub(super) fn last_orphan(&self, below: Option<DeviceId>) -> Option<Device> {
+        let mut cursor = self.ids.upper_bound(below.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
+        while let Some(node) = cursor.get() {
+            if node.device.is_orphan() {
+                return Some(node.device.clone());
+            }
+            cursor.move_prev();
+        }
+        None
+    }
+
+    /// Another device that the bus does not keep apart from `device`.
+    pub(super) fn bus_mate(&self, device: &Device) -> Option<&DeviceRecord> {
+        let bus = device.isolation()?;
+        let on_bus = |kin| matches!(kin, Kin::Bus(of, _) if of == bus);
+        let first = self.kin_from(Bound::Included(&Kin::Bus(bus, DeviceKey::LEAST)), on_bus)?;
+        let is_other = first.id() != device.id();
+        let mate = if is_other { first } else { self.kin_from(Bound::Excluded(&Kin::Bus(bus, device.key())), on_bus)? };
+        self.registration(mate)
+    }
+
+    /// The first child of `parent` whose key is above `after`.
+    pub(super) fn child(&self, parent: DeviceKey, after: Option<DeviceKey>) -> Option<&DeviceRecord> {
+        let is_child = |kin| matches!(kin, Kin::Child(of, _) if of == parent);
+        let child = match after {
+            None => self.kin_from(Bound::Included(&Kin::Child(parent, DeviceKey::LEAST)), is_child),
+            Some(after) => self.kin_from(Bound::Excluded(&Kin::Child(parent, after)), is_child),
+        };
+        self.registration(child?)
+    }
+
+    fn kin_from(&self, start: Bound<&Kin>, belongs: impl Fn(Kin) -> bool) -> Option<&Device> {
+        let node = self.kin.lower_bound(start).get()?;
+        belongs(ByKin::NEW.get_key(node)).then_some(&node.device)
+    }
+
+    pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>, [id, bus, child]: Nodes) {
         self.count(&record.device, 1);
         self.devices.insert(record);
+        if let Some(id) = id {
+            self.ids.insert(id);
+        }
+        for node in [bus, child].into_iter().flatten() {
+            self.kin.insert(node);
+        }
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Ends the registration of a device that left its group.
-    pub(super) fn bury_device(&mut self, key: DeviceKey) {
-        let Some(record) = self.devices.find_mut(&key).remove() else { return };
-        self.count(&record.device, -1);
-        if record.remove_pending.get() {
-            self.marked.set(self.marked.get().saturating_sub(1));
-        }
+    /// Ends the registration of a device that has left its group. Returns its nodes, to be dropped when the lock is free.
+    #[must_use = "they are to be dropped when the lock is free"]
+    pub(super) fn bury_device(&mut self, device: &Device) -> Nodes {
+        let bus = device.isolation().map(|bus| Kin::Bus(bus, device.key()));
+        let child = device.parent().map(|parent| Kin::Child(parent, device.key()));
+        let Some(record) = self.devices.find_mut(&device.key()).remove() else { return [None, None, None] };
+        self.count(device, -1);
+        self.set_state(&record, DeviceState::Going);
+        self.unmark(&record);
         self.generation = self.generation.wrapping_add(1);
         self.gone_devices.bury(record);
+        let mut take = |kin: Option<Kin>| kin.and_then(|kin| self.kin.find_mut(&kin).remove());
+        let (bus, child) = (take(bus), take(child));
+        [self.ids.find_mut(&device.id()).remove(), bus, child]
     }
 
     /// Counts a device at its parent and its IOMMUs.
     fn count(&self, device: &Device, by: isize) {
-        let add = |count: &Cell<usize>| count.set(count.get().saturating_add_signed(by));
         if let Some(parent) = device.parent().and_then(|key| self.device(key)) {
-            add(&parent.children);
+            parent.children.set(parent.children.get().saturating_add_signed(by));
         }
         for attachment in device.attachments() {
-            // An instance that was registered since under the same key never had this device.
-            if let Some(iommu) = self.instance(attachment.key, &attachment.iommu) {
-                add(&iommu.devices);
-            }
+            attachment.instance.count(by);
         }
     }
 
-    /// A device as look-ups show it: not before its add has come to an end (contract C-15).
+    /// A removal is asked for: no call enters the device from now on.
+    pub(super) fn mark(&self, record: &DeviceRecord) {
+        if !record.marked.replace(true) && !broken!("uncounted_mark") {
+            self.marks.set(self.marks.get().saturating_add(1));
+            self.count_leaving(record.state.get().owner(), 1);
+        }
+        record.device.revoke();
+    }
+
+    pub(super) fn unmark(&self, record: &DeviceRecord) {
+        if record.marked.replace(false) {
+            self.marks.set(self.marks.get().saturating_sub(1));
+            self.count_leaving(record.state.get().owner(), -1);
+        }
+    }
+
+    fn count_leaving(&self, domain: Option<DomainId>, by: isize) {
+        if let Some(record) = domain.and_then(|id| self.domain(id)) {
+            record.leaving.set(record.leaving.get().saturating_add_signed(by));
+        }
+    }
+
+    /// A device as look-ups show it.
     pub(super) fn shown(&self, key: DeviceKey) -> Option<DeviceInfo> {
         self.device(key).filter(|record| record.is_shown()).map(|record| self.info(record))
     }
 
     /// The first device whose key is above `after`, as a traversal shows it.
     pub(super) fn next_device(&self, after: Option<DeviceKey>) -> Option<DeviceInfo> {
-        let bound = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut cursor = self.devices.lower_bound(bound);
+        let mut cursor = self.devices.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
         loop {
             let record = cursor.get()?;
             if record.is_shown() {
@@ -320,36 +418,28 @@ impl<P: Platform> Registry<P> {
         }
     }
 
-    pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceRecord> {
-        self.devices.iter()
-    }
-
-    pub(super) fn device_by_id(&self, id: super::DeviceId) -> Option<&DeviceRecord> {
-        self.devices.iter().find(|record| record.device.id() == id)
-    }
-
     fn info(&self, record: &DeviceRecord) -> DeviceInfo {
-        let state = record.state.get();
-        let domain = match state {
-            DeviceState::Assigned(id) => self.domain(id).map(|record| record.domain.label().clone()),
-            _ => None,
-        };
+        let state = if record.going.get() { DeviceState::Going } else { record.state.get() };
+        let domain = state.owner().and_then(|id| self.domain(id)).map(|record| record.domain.label().clone());
         DeviceInfo { device: record.device.clone(), state, group: record.leader.get(), domain }
     }
 
-    /// Moves a device to `state`, the next of all `moves`, and keeps the domains' counts.
-    pub(super) fn set_state(&self, record: &DeviceRecord, state: DeviceState, moves: &AtomicU64) {
-        record.moved.set(moves.fetch_add(1, Ordering::AcqRel).wrapping_add(1));
+    /// Brings a record's copy of the state, and the domains' counts, to what the member says.
+    pub(super) fn set_state(&self, record: &DeviceRecord, state: DeviceState) {
         let before = record.state.replace(state);
-        if let DeviceState::Assigned(id) = before
-            && let Some(domain) = self.domain(id)
-        {
-            domain.assigned.set(domain.assigned.get().saturating_sub(1));
+        if before == state || before.owner() == state.owner() {
+            return;
         }
-        if let DeviceState::Assigned(id) = state
-            && let Some(domain) = self.domain(id)
-        {
-            domain.assigned.set(domain.assigned.get().saturating_add(1));
+        let count = |domain: Option<DomainId>, by: isize| {
+            if let Some(record) = domain.and_then(|id| self.domain(id)) {
+                record.assigned.set(record.assigned.get().saturating_add_signed(by));
+            }
+        };
+        count(before.owner(), -1);
+        count(state.owner(), 1);
+        if record.marked.get() {
+            self.count_leaving(before.owner(), -1);
+            self.count_leaving(state.owner(), 1);
         }
     }
 
@@ -379,63 +469,15 @@ impl<P: Platform> Registry<P> {
         let gone = || Cause::DomainGone { domain: domain.label().clone() };
         let record = self.domain(domain.id()).ok_or_else(gone)?;
         if record.destroying.get() {
-            return Err(Cause::Busy { running: Operation::DestroyDomain });
+            return Err(Cause::busy(Operation::DestroyDomain));
         }
         record.holds.set(record.holds.get().saturating_add(1));
         Ok(())
     }
 
-    /// Ends a hold. Whoever destroys the domain may wait for that: the end of the claim, which comes with it, wakes.
     pub(super) fn unhold(&self, domain: DomainId) {
         if let Some(record) = self.domain(domain).filter(|_| !broken!("forgotten_hold")) {
             record.holds.set(record.holds.get().saturating_sub(1));
         }
-    }
-
-    // --- IOMMU instances ---
-
-    pub(super) fn iommu(&self, key: IommuKey) -> Option<&IommuRecord> {
-        self.iommus.find(&key).get()
-    }
-
-    pub(super) fn next_iommu(&self, after: Option<IommuKey>) -> Option<&IommuRecord> {
-        self.iommus.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded)).get()
-    }
-
-    /// Registers an instance; gives the record back when its key is in use.
-    pub(super) fn insert_iommu(&mut self, record: Box<IommuRecord>) -> Result<(), Box<IommuRecord>> {
-        if self.iommu(record.key).is_some() {
-            return Err(record);
-        }
-        self.iommus.insert(record);
-        self.generation = self.generation.wrapping_add(1);
-        Ok(())
-    }
-
-    /// The record of this very instance, not of a later one under the same key (contract C-9).
-    pub(super) fn instance(&self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> Option<&IommuRecord> {
-        self.iommu(key).filter(|record| record.iommu.is_same(iommu))
-    }
-
-    /// Whether a device may be registered with streams on this very instance; why not.
-    pub(super) fn is_in_service(&self, attachment: &Attachment) -> Result<(), Cause> {
-        let instance = self.instance(attachment.key, &attachment.iommu);
-        let instance = instance.ok_or(Cause::ProviderMissing(attachment.key))?;
-        if instance.leaving.get() {
-            instance.met.set(true);
-            return Err(Cause::Busy { running: Operation::UnregisterIommu });
-        }
-        Ok(())
-    }
-
-    /// Ends the registration of an instance. Says whether there was one.
-    pub(super) fn bury_iommu(&mut self, key: IommuKey, iommu: &Outside<Arc<dyn Iommu>>) -> bool {
-        if self.instance(key, iommu).is_none() {
-            return false;
-        }
-        let Some(record) = self.iommus.find_mut(&key).remove() else { return false };
-        self.gone_iommus.bury(record);
-        self.generation = self.generation.wrapping_add(1);
-        true
     }
 }

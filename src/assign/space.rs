@@ -4,7 +4,7 @@ use core::fmt;
 
 use thiserror::Error;
 
-use super::identity::DomainId;
+use super::DomainId;
 
 /// An address in the machine's physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

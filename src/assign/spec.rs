@@ -123,7 +123,7 @@ impl Stream {
 
     /// Whether some transaction could belong to both sets: same IOMMU and a common ID.
     #[must_use]
-    pub const fn meets(self, other: Self) -> bool {
+    pub const fn overlaps(self, other: Self) -> bool {
         self.iommu.0 == other.iommu.0 && (self.id.0 ^ other.id.0) & !(self.mask.0 | other.mask.0) == 0
     }
 }
@@ -152,10 +152,10 @@ mod tests {
 
     #[test]
     fn sets_meet_when_they_share_an_id() {
-        assert!(stream(0x10, 0xf).meets(stream(0x1f, 0)));
-        assert!(!stream(0x10, 0xf).meets(stream(0x20, 0xf)));
-        assert!(stream(0x400, 0x060).meets(stream(0x420, 0x003)));
+        assert!(stream(0x10, 0xf).overlaps(stream(0x1f, 0)));
+        assert!(!stream(0x10, 0xf).overlaps(stream(0x20, 0xf)));
+        assert!(stream(0x400, 0x060).overlaps(stream(0x420, 0x003)));
         let elsewhere = Stream::new(IommuKey::new(0x2000), StreamId::new(0x10), StreamMask::NONE);
-        assert!(!stream(0x10, 0).meets(elsewhere));
+        assert!(!stream(0x10, 0).overlaps(elsewhere));
     }
 }

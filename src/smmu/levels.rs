@@ -4,14 +4,12 @@ use crate::sync::order::lock_order;
 
 lock_order! {
     levels {
-        Masters: "the red-black tree of all masters of all instances",
-        StreamMap: "one instance's stream-map entries with their counts, which entries a master uses, its context banks and VMIDs",
-        TlbSync: "the posting of invalidations and of the one sync in flight of a sync register: an instance's own, or a bank's",
-        Spare: "the room that one instance keeps for laying out entries where no device brings it",
+        Masters: "the red-black tree of all streams of all instances",
+        StreamMap: "one instance's stream-map entries with their counts, which entries a device uses, and its context banks",
+        TlbSync: "the posting of invalidations, the sync in flight of a sync register, and which bank caches which domain",
     }
     edges {
-        Masters => StreamMap: "a master is published with its use of the map, or both are taken back with its entries, in one step",
-        Masters => Spare: "a withdrawal, which holds both, sees that what stays is to be laid out anew",
-        StreamMap => Spare: "that entries are to be laid out is seen under the map's lock, and looked at in the same step",
+        Masters => StreamMap: "which devices use an entry is found in the tree and recorded in the map, in one step",
+        StreamMap => TlbSync: "a bank joins its domain's flushes before M is set, and leaves them when it is retired",
     }
 }

@@ -1,4 +1,4 @@
-//! What an instance is given beside its description: power, reserved streams, IDs that nobody uses.
+//! What an instance is given beside its description: power, reserved streams.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -63,15 +63,10 @@ pub struct Setup {
     pub power: Arc<dyn Power>,
     /// Streams that keep a restricted translation until a device that owns them is assigned.
     pub reserved: Vec<Reserved>,
-    /// Opt-in: IDs that firmware proves unused, so that an entry may capture them too where that saves entries.
-    ///
-    /// An ID that firmware never named may still be driven by hardware: it then has the access of the device whose
-    /// entry captures it.
-    pub unused: Vec<Stream>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { power: Arc::new(AlwaysOn), reserved: Vec::new(), unused: Vec::new() }
+        Self { power: Arc::new(AlwaysOn), reserved: Vec::new() }
     }
 }

@@ -1,5 +1,6 @@
 //! Variants of the library that are broken on purpose: each must be caught by the suite that `cargo xtask schedules
-//! --list-broken` names, for a suite that passes on a broken library proves nothing about the whole one.
+//! --list-broken` names, for a suite that passes on a broken library proves nothing about the whole one. There is one for
+//! each rule of the claims' protocol that a line of code keeps, and for what the driver must never leave out.
 //!
 //! Only a build with `--cfg broken` has them, all in one, and there the variable `BROKEN` chooses. In every other build
 //! `broken!` is the literal `false`.

@@ -25,6 +25,10 @@ mod wait;
 /// Something that is said once, and read without a lock.
 pub(crate) use spin::Once;
 
+/// Something small that interrupt handlers share: they try to lock it and never wait for it (contract C-16). Others hold
+/// it for a few accesses to memory or registers.
+pub(crate) use spin::Mutex as Tried;
+
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
 #[cfg(loom)]

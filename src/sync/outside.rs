@@ -1,8 +1,6 @@
 //! What may only be called with no lock held.
 
-use alloc::sync::Arc;
 use core::fmt;
-use core::ops::Deref;
 
 use super::order::{Held, Unlocked};
 
@@ -22,20 +20,6 @@ impl<T> Outside<T> {
     /// The thing itself, for as long as nothing is locked.
     pub(crate) fn call<'a>(&'a self, _unlocked: &'a mut Held<'_, Unlocked>) -> &'a T {
         &self.0
-    }
-}
-
-impl<T: ?Sized> Outside<Arc<T>> {
-    /// Whether nobody else refers to the object.
-    pub(crate) fn is_last(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
-    }
-}
-
-impl<T: Deref> Outside<T> {
-    /// Whether both refer to the same object. Nothing is ordered by this (contract A-9).
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        core::ptr::addr_eq(&raw const *self.0, &raw const *other.0)
     }
 }
 

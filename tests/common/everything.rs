@@ -253,7 +253,7 @@ impl Run<'_> {
     fn instance(&mut self, key: IommuKey) {
         let model = Config::generic_v2();
         let mut config = described(key, &model);
-        config.fault_limits = FaultLimits { records: 2, storm: 3 };
+        config.fault_limits = FaultLimits { records: 2, storm: 3, ..config.fault_limits };
         let registers = Polled::new(self.machine.add_smmu(key, model.clone()), &model);
         let setup = Setup { power: Arc::new(Supply), ..Setup::default() };
         let masters = self.masters.clone();

@@ -12,11 +12,14 @@
 #![allow(dead_code, reason = "each test program uses its own part of the bench")]
 
 pub(crate) mod before;
+pub(crate) mod between;
 pub(crate) mod callbacks;
+pub(crate) mod driver;
 pub(crate) mod everything;
 pub(crate) mod oracle;
 pub(crate) mod parts;
 pub(crate) mod presets;
+pub(crate) mod rig;
 pub(crate) mod stopping;
 pub(crate) mod waiting;
 
@@ -24,9 +27,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iommu_assign::assign::{
-    Deassigned, Device, DeviceId, DeviceKey, DeviceSpec, Domain, Error, Finding, Iommu, IommuError, IommuKey, Label,
-    Left, PhysicalAddress, Policy, PolicyRequest, Removal, Service, Sharing, Source, Stream, StreamId, StreamMask,
-    Withdrawn,
+    Deassigned, Device, DeviceKey, DeviceSpec, DeviceState, Domain, Error, Finding, IommuKey, Label, Lacks, Left,
+    PhysicalAddress, Policy, PolicyRequest, Removal, Service, Source, Stream, StreamId, StreamMask,
 };
 use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Registers, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
@@ -38,6 +40,11 @@ pub(crate) const SMMU: IommuKey = IommuKey::new(0x5000_0000);
 
 /// Where zeroes stand for parked banks.
 pub(crate) const EMPTY: EmptyRoot = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+
+/// Quarantined, in fault and drained.
+pub(crate) const NOT_RESET: DeviceState = DeviceState::Quarantined(Lacks { drain: false, reset: true });
+/// Quarantined, and its drain was not confirmed.
+pub(crate) const NOT_DRAINED: DeviceState = DeviceState::Quarantined(Lacks { drain: true, reset: true });
 
 /// A policy that allows everything.
 #[derive(Debug)]
@@ -95,25 +102,6 @@ pub(crate) fn described(key: IommuKey, model: &Config) -> SmmuConfig {
         config.implementation = Implementation::Mmu401;
     }
     config
-}
-
-/// What `sharing` tells, as a list.
-pub(crate) fn sharing(iommu: &dyn Iommu, devices: &[DeviceId]) -> Vec<Sharing> {
-    let mut told = Vec::new();
-    iommu.sharing(devices, &mut |pair| told.push(pair)).unwrap();
-    told
-}
-
-/// The same for `block`.
-pub(crate) fn block(iommu: &dyn Iommu, devices: &[DeviceId]) -> Result<Vec<DeviceId>, IommuError> {
-    let mut told = Vec::new();
-    iommu.block(devices, &mut |keeper| told.push(keeper)).map(|()| told)
-}
-
-/// The same for `withdraw`.
-pub(crate) fn withdraw(iommu: &dyn Iommu, device: DeviceId, rest: &[DeviceId]) -> Result<Vec<Withdrawn>, IommuError> {
-    let mut told = Vec::new();
-    iommu.withdraw(device, rest, &mut |one| told.push(one)).map(|()| told)
 }
 
 impl Bench {
@@ -254,12 +242,16 @@ impl Bench {
         let result = operation(&self.service);
         let after = match &result {
             Ok(done) => then(done),
-            Err(error) if error.left == Left::Unchanged => before,
+            Err(error) if matches!(error.left, Left::Unchanged | Left::PartlyAssigned | Left::GoingLive) => before,
             Err(_) => vec![],
         };
         self.oracle.allow(device.label(), &streams, &after);
         self.placed.insert(device.label().clone(), after);
         result
+    }
+
+    pub(crate) fn state(&self, device: &Device) -> DeviceState {
+        self.service.find(device.key()).expect("registered").state
     }
 
     /// What a write by `stream` of [`SMMU`] to guest page [`PAGE`] comes to.

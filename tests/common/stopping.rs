@@ -1,6 +1,6 @@
 //! Registers at which a test stops one thread, to see what others do meanwhile.
 //!
-//! What was seen is to be judged when everybody has gone on: who fails while another one is stopped would hang instead.
+//! What was seen is judged when all threads have gone on: a test that fails while one is stopped would hang instead.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
@@ -42,7 +42,7 @@ impl Stop {
         self.offset.store(offset, Ordering::SeqCst);
     }
 
-    /// Meets who has stopped, or lets him go on.
+    /// Meets the thread that has stopped, or lets it go on.
     pub(crate) fn meet(&self) {
         self.barrier.wait();
     }

@@ -23,7 +23,8 @@ use outside::Outside;
 pub(crate) fn right(hook: &Outside<fn()>, held: &mut Held<'_, Unlocked>) {
     {
         let mut masters = held.nest::<Masters>();
-        let _map = masters.nest::<StreamMap>();
+        let mut map = masters.nest::<StreamMap>();
+        let _ = map.nest::<TlbSync>();
     }
     let _ = held.nest::<TlbSync>();
     let _ = held.nest::<Registry>();

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::moves::{self, install, missing, with_banks};
-use super::operations::{Steps, changed, done, refuse, remove_now, skip};
+use super::moves::{self, missing, with_banks};
+use super::operations::{Steps, changed, refuse, remove_now, skip};
 use super::{After, Outcome, Refusal, Specification};
 use crate::op::{Guest, Side, Slot};
 
@@ -14,9 +14,9 @@ pub(super) fn is_claimed(state: &Specification, slot: Slot) -> bool {
 
 /// What a move of a device comes to that is on its way out, or whose group is claimed.
 pub(super) fn kept_off(state: &Specification, slot: Slot) -> Option<Steps> {
-    let refusal = if state.marked.contains(&slot) { Refusal::Gone } else { Refusal::Busy };
-    let is_off = state.marked.contains(&slot) || is_claimed(state, slot);
-    is_off.then(|| refuse(state, BTreeSet::from([refusal])))
+    let is_leaving = state.is_leaving_device(slot);
+    let refusal = if is_leaving { Refusal::Gone } else { Refusal::Busy };
+    (is_leaving || is_claimed(state, slot)).then(|| refuse(state, BTreeSet::from([refusal])))
 }
 
 /// Whether a bank at an SMMU is promised to a guest.
@@ -28,8 +28,8 @@ pub(super) fn reserve(state: &Specification, slot: Slot, guest: Guest) -> Steps 
     if let Some(missing) = missing(state, slot, Some(guest)) {
         return missing;
     }
-    let (subjects, reasons) = moves::assign_reasons(state, slot, guest, false);
-    with_banks(state, &subjects, guest, reasons, |next| {
+    let (movers, reasons) = moves::assign_reasons(state, slot, guest, false);
+    with_banks(state, &movers, guest, reasons, |next| {
         changed(&next, |next| {
             next.reserved.insert(slot, guest);
         })
@@ -38,7 +38,7 @@ pub(super) fn reserve(state: &Specification, slot: Slot, guest: Guest) -> Steps 
 
 pub(super) fn commit(state: &Specification, slot: Slot) -> Steps {
     let Some(guest) = state.reserved.get(&slot).copied() else { return skip(state) };
-    let committed = install(state.clone(), &BTreeSet::from([slot]), guest);
+    let committed = moves::carry_out(state.clone(), &BTreeSet::from([slot]), guest);
     committed.into_iter().flat_map(|(outcome, next)| conclude(next, slot, outcome)).collect()
 }
 
@@ -48,9 +48,10 @@ pub(super) fn overtaken(state: &Specification, slot: Slot) -> Steps {
     let mut steps = Steps::new();
     for side in Side::ALL.into_iter().filter(|side| state.is_at(slot, *side)) {
         let (opened, left) = if side == Side::A { (&[][..], &Side::ALL[..]) } else { (&[Side::A][..], &[Side::B][..]) };
-        let told = Refusal::IommuBusy(side);
-        let ends = moves::roll_back(state.clone(), &BTreeSet::from([slot]), guest, (opened, left), told);
-        steps.extend(ends.into_iter().flat_map(|(outcome, next)| conclude(next, slot, outcome)));
+        for told in [Refusal::IommuBusy(side), Refusal::ProviderGone(side)] {
+            let ends = moves::roll_back(state.clone(), &BTreeSet::from([slot]), guest, (opened, left), told);
+            steps.extend(ends.into_iter().flat_map(|(outcome, next)| conclude(next, slot, outcome)));
+        }
     }
     steps
 }
@@ -62,7 +63,7 @@ pub(super) fn abandon(state: &Specification, slot: Slot) -> Steps {
     conclude(next, slot, Outcome::Done)
 }
 
-/// A bank that was kept for this alone drains now. Nobody is told if that is not confirmed: it waits for a sync.
+/// A bank that was kept for this alone drains now. A drain that is not confirmed waits for a sync, and the caller is not told.
 pub(super) fn give_back(state: &mut Specification, slot: Slot, guest: Guest, side: Side) {
     if !state.is_at(slot, side) {
         return;
@@ -73,14 +74,15 @@ pub(super) fn give_back(state: &mut Specification, slot: Slot, guest: Guest, sid
     if others || live || !here.kept.remove(&guest) {
         return;
     }
-    if here.sync() {
+    if here.powered && here.sync() {
         here.stale.retain(|(stale, _)| *stale != guest);
     } else {
-        here.dirty.push(guest);
+        let drain = here.failed_drain();
+        here.poisoned.insert(guest, drain);
     }
 }
 
-/// The claim ends: who was asked to go meanwhile goes (contract C-2).
+/// The claim ends: a member that was asked to go meanwhile goes (contract C-2).
 fn conclude(mut state: Specification, slot: Slot, outcome: Outcome) -> Steps {
     let group = state.group(slot);
     state.reserved.remove(&slot);
@@ -89,39 +91,46 @@ fn conclude(mut state: Specification, slot: Slot, outcome: Outcome) -> Steps {
             state.side(side).kept.iter().copied().filter(|guest| is_promised(&state, side, *guest)).collect();
         state.side_mut(side).kept = left;
     }
-    let removed = Outcome::Failed(Refusal::Removed, After::Removed);
-    let outcome = if state.marked.contains(&slot) { removed } else { outcome };
-    let going: BTreeSet<Slot> = group.intersection(&state.marked).copied().collect();
+    state.split(&group);
+    let going = group.intersection(&state.marked).copied().collect();
     let mut ends = BTreeSet::new();
-    leave(state, going, &mut ends);
-    ends.into_iter().map(|state| (outcome.clone(), state)).collect()
+    leave(state, slot, outcome, &going, &mut ends);
+    ends.into_iter().collect()
 }
 
-/// Removes `going`, in any order, and after them the parents that wait for it.
-fn leave(state: Specification, going: BTreeSet<Slot>, ends: &mut BTreeSet<Specification>) {
+/// Removes `going`, in any order. `outcome` is told, unless `slot` is among them.
+fn leave(
+    state: Specification,
+    slot: Slot,
+    outcome: Outcome,
+    going: &BTreeSet<Slot>,
+    ends: &mut BTreeSet<(Outcome, Specification)>,
+) {
     if going.is_empty() {
-        ends.insert(state);
+        ends.insert((outcome, state));
         return;
     }
-    for slot in &going {
-        for (_, mut next) in remove_now(&state, *slot) {
-            next.marked.remove(slot);
-            let mut going = going.clone();
-            going.remove(slot);
-            let has_children = |parent: Slot| next.devices.keys().any(|child| child.parent() == Some(parent));
-            going.extend(slot.parent().filter(|parent| next.marked.contains(parent) && !has_children(*parent)));
-            leave(next, going, ends);
+    for gone in going {
+        for (removal, mut next) in remove_now(&state, *gone) {
+            next.marked.remove(gone);
+            let overtook = match removal {
+                Outcome::Failed(_, left @ (After::Going | After::GoingLive)) => left,
+                _ => After::Removed,
+            };
+            let overtook = Outcome::Failed(Refusal::Removed, overtook);
+            let outcome = if *gone == slot { overtook } else { outcome.clone() };
+            let others = going.iter().copied().filter(|other| other != gone).collect();
+            leave(next, slot, outcome, &others, ends);
         }
     }
 }
 
-/// The removal of a device that cannot go now.
+/// The removal of a device whose group is claimed.
 pub(super) fn remove_later(state: &Specification, slot: Slot) -> Option<Steps> {
-    let has_children = state.devices.keys().any(|child| child.parent() == Some(slot));
-    if !has_children && !is_claimed(state, slot) {
+    if !is_claimed(state, slot) {
         return None;
     }
     let mut next = state.clone();
     next.marked.insert(slot);
-    Some(done(next).into_iter().map(|(_, next)| (Outcome::Pending, next)).collect())
+    Some(vec![(Outcome::Pending, next)])
 }

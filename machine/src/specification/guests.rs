@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::operations::{Steps, changed, done, refuse, skip};
-use super::{Outcome, Refusal, Running, Specification};
+use super::{Drain, Outcome, Refusal, Running, Specification, State};
 use crate::op::{Guest, Side, Slot};
 
 pub(super) fn create(state: &Specification, guest: Guest) -> Steps {
@@ -20,13 +20,15 @@ pub(super) fn destroy(state: &Specification, guest: Guest) -> Steps {
     if !running.alive {
         return refuse(state, BTreeSet::from([Refusal::Gone]));
     }
-    let mut users = state.devices.keys().filter(|slot| state.owner(**slot) == Some(guest)).peekable();
-    if users.peek().is_some() {
-        let stays = users.any(|user| !state.marked.contains(user));
-        return refuse(state, BTreeSet::from([if stays { Refusal::InUse } else { Refusal::Busy }]));
+    let mut reasons = BTreeSet::new();
+    if state.devices.keys().any(|slot| state.owner(*slot) == Some(guest)) {
+        reasons.insert(Refusal::InUse);
     }
     if state.reserved.values().any(|to| *to == guest) {
-        return refuse(state, BTreeSet::from([Refusal::Busy]));
+        reasons.insert(Refusal::Busy);
+    }
+    if !reasons.is_empty() {
+        return refuse(state, reasons);
     }
     let end = |(outcome, mut next): (Outcome, Specification)| {
         if outcome == Outcome::Done
@@ -52,38 +54,24 @@ pub(super) fn flush_op(state: &Specification, guest: Guest) -> Steps {
 fn flush(state: &Specification, guest: Guest, ends: bool) -> Steps {
     let mut ways: Vec<(BTreeSet<Refusal>, Specification)> = vec![(BTreeSet::new(), state.clone())];
     for side in Side::ALL {
-        let here = state.side(side);
-        let must = state.live_banks(side).contains(&guest) || here.dirty.contains(&guest) || here.kept.contains(&guest);
-        // An SMMU that is about to go flushes nothing any more, and is asked where the guest ever had a device there.
-        let refused = here.leaving && !ends;
-        let may = here.cleaned.contains(&guest) || refused;
-        ways = ways
-            .into_iter()
-            .flat_map(|(failed, next)| {
-                let mut asked = next.clone();
-                let complaint = if refused {
-                    Some(Refusal::ProviderGone(side))
-                } else {
-                    (!asked.side_mut(side).sync()).then_some(Refusal::SyncTimeout(side))
-                };
-                let mut ways = Vec::new();
-                if must || may {
-                    ways.push((failed.iter().copied().chain(complaint).collect(), asked));
-                }
-                if !must {
-                    ways.push((failed, next));
-                }
-                ways
-            })
-            .collect();
+        let from = ways.into_iter().flat_map(|(failed, next)| {
+            let with = move |(failure, here): (Option<Refusal>, State)| {
+                let mut next = next.clone();
+                *next.side_mut(side) = here;
+                (failed.iter().copied().chain(failure).collect(), next)
+            };
+            flush_at(state, side, guest, ends).into_iter().map(with)
+        });
+        ways = from.collect();
     }
     let end = |(failed, mut next): (BTreeSet<Refusal>, Specification)| {
         if failed.is_empty() {
             for side in Side::ALL {
                 let here = next.side_mut(side);
-                here.dirty.retain(|dirty| *dirty != guest);
-                here.cleaned.remove(&guest);
                 here.stale.retain(|(stale, _)| *stale != guest);
+                if ends {
+                    here.poisoned.remove(&guest);
+                }
             }
             return done(next);
         }
@@ -91,6 +79,40 @@ fn flush(state: &Specification, guest: Guest, ends: bool) -> Steps {
         refuse(&next, failed)
     };
     ways.into_iter().flat_map(end).collect()
+}
+
+/// What it may come to at one SMMU.
+fn flush_at(state: &Specification, side: Side, guest: Guest, ends: bool) -> Vec<(Option<Refusal>, State)> {
+    let here = state.side(side);
+    if !here.registered {
+        return vec![(None, here.clone())];
+    }
+    let drain = here.poisoned.get(&guest).copied();
+    let is_live = state.live_banks(side).contains(&guest) || here.kept.contains(&guest);
+    // A poisoned bank may have been finished by now.
+    let (must, may) = (is_live || drain == Some(Drain::Stuck), drain.is_some());
+    let mut ways = Vec::new();
+    if !must {
+        ways.push((None, here.clone()));
+    }
+    // One that is about to go flushes nothing any more; one without power may want it before it looks.
+    let refused = [(here.leaving && !ends).then_some(Refusal::ProviderGone(side))];
+    let refused = refused.into_iter().chain([(!here.powered).then_some(Refusal::NoPower(side))]);
+    let before = ways.len();
+    ways.extend(refused.flatten().map(|refusal| (Some(refusal), here.clone())));
+    if ways.len() > before || !(must || may) {
+        return ways;
+    }
+    let timeout = |confirmed: bool| (!confirmed).then_some(Refusal::SyncTimeout(side));
+    match drain {
+        Some(drain) if ends => ways.extend(here.finish(drain).into_iter().map(|(done, here)| (timeout(done), here))),
+        _ => {
+            let mut synced = here.clone();
+            let confirmed = synced.sync();
+            ways.push((timeout(confirmed), synced));
+        }
+    }
+    ways
 }
 
 pub(super) fn map(state: &Specification, guest: Guest) -> Steps {

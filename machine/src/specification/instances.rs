@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::cover::Cube;
-use super::operations::{Steps, changed, done, failures, refuse};
-use super::{After, Outcome, Refusal, Specification, State, claims, entries, is_on, meets_cube, moves};
+use super::operations::{Steps, done, failures, refuse};
+use super::{After, Drain, Outcome, Refusal, Specification, State, claims, entries, is_on, meets_cube, moves};
 use crate::op::{Op, Side, Slot};
 
 /// An SMMU that was taken out of service while devices were registered on it. They stay with it, whatever comes after it
@@ -19,16 +19,33 @@ pub(super) struct Gone {
 impl Gone {
     /// What there may be when `slot`, which is no longer registered, has been taken out of those that went.
     pub(super) fn without(state: &Specification, slot: Slot) -> Vec<Specification> {
+        Self::changed(state, |gone| {
+            let mut left = gone.clone();
+            if !left.devices.remove(&slot) {
+                return vec![left];
+            }
+            let used = gone.entries.iter().copied().filter(|cube| meets_cube(slot, gone.side, *cube)).collect();
+            let ways = entries::after_remove(&left.alone(state), &used, gone.side).into_iter();
+            ways.map(|entries| Self { entries, ..left.clone() }).collect()
+        })
+    }
+
+    /// What there may be when devices of SMMUs that went were put in fault, in software.
+    pub(super) fn blocked(state: &Specification, slots: &BTreeSet<Slot>, side: Side) -> Vec<Specification> {
+        Self::changed(state, |gone| {
+            if gone.side != side || gone.devices.is_disjoint(slots) {
+                return vec![gone.clone()];
+            }
+            let ways = entries::after_block(&gone.alone(state), side).into_iter();
+            // A drain that was nothing to do fits nothing.
+            ways.map(|entries| Self { entries, ..gone.clone() }).chain([gone.clone()]).collect()
+        })
+    }
+
+    fn changed(state: &Specification, change: impl Fn(&Self) -> Vec<Self>) -> Vec<Specification> {
         let mut ways = vec![Specification { gone: BTreeSet::new(), ..state.clone() }];
         for gone in &state.gone {
-            let mut left = gone.clone();
-            let was_there = left.devices.remove(&slot);
-            let mut lefts = vec![left.clone()];
-            if was_there {
-                let used = gone.entries.iter().copied().filter(|cube| meets_cube(slot, gone.side, *cube)).collect();
-                let anew = entries::after_remove(&left.alone(state), &used, gone.side).into_iter();
-                lefts = anew.map(|entries| Self { entries, ..left.clone() }).collect();
-            }
+            let lefts = change(gone);
             let with = |way: &Specification| {
                 let with = |left: &Self| {
                     let mut way = way.clone();
@@ -52,33 +69,41 @@ impl Gone {
 }
 
 pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
-    if !state.side(side).registered {
+    let here = state.side(side);
+    if !here.registered {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
-    let mut users = state.devices.keys().filter(|slot| state.is_at(**slot, side)).peekable();
-    if users.peek().is_some() {
-        let stays = users.any(|user| !state.marked.contains(user));
-        return refuse(state, BTreeSet::from([if stays { Refusal::InUse } else { Refusal::Busy }]));
+    if state.devices.keys().any(|slot| state.is_at(*slot, side)) {
+        return refuse(state, BTreeSet::from([Refusal::InUse]));
     }
-    if state.side(side).leaving {
-        // It was forced, and that has not come to its end: it is to be asked for again.
-        return refuse(state, BTreeSet::from([Refusal::ProviderGone(side)]));
+    if here.leaving {
+        // It was forced, and that has not come to its end: it does now, or is to be asked for again.
+        return force_unregister(state, side);
     }
-    // Who would confirm a drain when the SMMU is gone (contract I-8)? It is confirmed now, or the SMMU stays.
-    let here = state.side(side);
-    let mut steps = Steps::new();
-    if here.dirty.is_empty() {
-        steps.extend(changed(state, |next| next.side_mut(side).registered = false));
-    }
-    if !here.dirty.is_empty() || !here.cleaned.is_empty() {
+    // Nothing could confirm a drain when the SMMU is gone (contract I-8): it is confirmed now, or the SMMU stays.
+    let ended = |here: &State| {
         let mut next = state.clone();
-        if next.side_mut(side).sync() {
-            next.side_mut(side).cleaned.clear();
-            next.side_mut(side).registered = false;
-            steps.push((Outcome::Done, next));
-        } else {
-            steps.push((Outcome::refused(Refusal::SyncTimeout(side)), next));
-        }
+        let at = next.side_mut(side);
+        at.clone_from(here);
+        at.poisoned.clear();
+        at.registered = false;
+        (Outcome::Done, next)
+    };
+    let Some(drain) = here.poisoned.values().max() else { return vec![ended(here)] };
+    let mut steps = Steps::new();
+    if *drain == Drain::Late {
+        // It may have been finished already.
+        steps.push(ended(here));
+    }
+    if !here.powered {
+        steps.extend(refuse(state, BTreeSet::from([Refusal::NoPower(side)])));
+        return steps;
+    }
+    for (confirmed, after) in here.finish(*drain) {
+        let mut next = state.clone();
+        next.side_mut(side).clone_from(&after);
+        let refused = || (Outcome::refused(Refusal::SyncTimeout(side)), next.clone());
+        steps.push(if confirmed { ended(&after) } else { refused() });
     }
     steps
 }
@@ -89,14 +114,19 @@ pub(super) fn force_unregister(state: &Specification, side: Side) -> Steps {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
     let mut next = state.clone();
-    next.side_mut(side).leaving = true;
+    if !next.side(side).powered {
+        // Nothing new gets in; what translates goes on.
+        next.side_mut(side).leaving = true;
+        return refuse(&next, BTreeSet::from([Refusal::NoPower(side)]));
+    }
+    (next.side_mut(side).leaving, next.side_mut(side).silenced) = (true, true);
     if !next.side_mut(side).sync() {
         return refuse(&next, BTreeSet::from([Refusal::SyncTimeout(side)]));
     }
     let devices: BTreeSet<Slot> = state.devices.keys().copied().filter(|slot| state.is_at(*slot, side)).collect();
     let here = next.side_mut(side);
-    let State { part, entries, stuck, next_lost, .. } = here.clone();
-    *here = State { registered: false, stuck, next_lost, ..State::new(part) };
+    let State { part, entries, stuck, next_lost, powered, .. } = here.clone();
+    *here = State { registered: false, stuck, next_lost, powered, ..State::new(part) };
     if !devices.is_empty() {
         next.gone.insert(Gone { side, entries, devices });
     }
@@ -108,13 +138,12 @@ pub(super) fn register(state: &Specification, side: Side) -> Steps {
         return refuse(state, BTreeSet::from([Refusal::AlreadyRegistered]));
     }
     let mut next = state.clone();
-    if !next.side_mut(side).sync() {
+    if !next.side(side).powered || !next.side_mut(side).sync() {
         return vec![(Outcome::refused(Refusal::Probe(side)), next)];
     }
     let here = next.side_mut(side);
     here.registered = true;
     // The reset has forgotten everything.
-    here.cleaned.clear();
     here.stale.clear();
     debug_assert!(here.entries.iter().all(|cube| Slot::ALL.iter().all(|slot| !meets_cube(*slot, side, *cube))));
     done(next)
@@ -144,7 +173,7 @@ pub(super) fn overtaken(state: &Specification, op: Op) -> Steps {
         Op::ForceUnregister(side) if state.side(side).registered => {
             // Whoever else is at it keeps this one out; or calls inside do, and nothing that acquires gets in any more.
             let mut closed = state.clone();
-            closed.side_mut(side).leaving = true;
+            (closed.side_mut(side).leaving, closed.side_mut(side).silenced) = (true, true);
             let busy = Outcome::refused(Refusal::IommuBusy(side));
             // Or it began what another one ends.
             vec![(busy.clone(), state.clone()), (busy, closed.clone()), (Outcome::refused(Refusal::NotFound), closed)]

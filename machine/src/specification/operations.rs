@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::cover::Cube;
 use super::instances::{self, Gone};
 use super::moves::{self, block};
-use super::{After, Lacking, Outcome, Owner, Refusal, Specification, claims, entries, guests, is_on, queue};
-use crate::op::{Guest, Op, Side, Slot};
+use super::{After, Lacking, Lacks, Outcome, Owner, Record, Refusal, Specification};
+use super::{claims, entries, guests, is_on, queue};
+use crate::op::{Op, Side, Slot};
 
 pub(super) type Steps = Vec<(Outcome, Specification)>;
 
@@ -56,10 +57,9 @@ pub(super) fn step(state: &Specification, op: Op) -> Steps {
         Op::Register(side) => instances::register(state, side),
         Op::Stick(side) => changed(state, |next| next.side_mut(side).stuck = true),
         Op::LoseSync(side) => changed(state, |next| next.side_mut(side).next_lost = true),
-        Op::Heal(side) => changed(state, |next| {
-            next.side_mut(side).stuck = false;
-            next.side_mut(side).next_lost = false;
-        }),
+        Op::Heal(side) => changed(state, |next| next.side_mut(side).heal()),
+        Op::CutPower(side) => changed(state, |next| next.side_mut(side).powered = false),
+        Op::RestorePower(side) => changed(state, |next| next.side_mut(side).powered = true),
         Op::BreakHook(slot) => changed(state, |next| {
             next.broken.insert(slot);
         }),
@@ -90,56 +90,62 @@ pub(super) fn refuse(state: &Specification, reasons: BTreeSet<Refusal>) -> Steps
 fn add(state: &Specification, slot: Slot) -> Steps {
     let mut reasons = BTreeSet::new();
     if state.devices.contains_key(&slot) {
-        let is_going = state.marked.contains(&slot);
-        reasons.insert(if is_going { Refusal::Busy } else { Refusal::AlreadyRegistered });
+        let is_leaving = state.is_leaving_device(slot);
+        reasons.insert(if is_leaving { Refusal::Busy } else { Refusal::AlreadyRegistered });
     }
-    if state.met(slot).into_iter().chain(slot.parent()).any(|met| claims::is_claimed(state, met)) {
+    let joined = state.joined(slot);
+    let parent_group = slot.parent().map(|parent| state.group(parent)).unwrap_or_default();
+    if joined.iter().flatten().chain(&parent_group).any(|met| state.reserved.contains_key(met)) {
         reasons.insert(Refusal::Busy);
     }
     if slot.streams().is_empty() {
         reasons.insert(Refusal::NoStreams);
     }
-    let is_parent = |slot: Slot| state.devices.contains_key(&slot) && !state.marked.contains(&slot);
-    if slot.parent().is_some_and(|parent| !is_parent(parent)) {
+    let stays = |slot: Slot| state.devices.contains_key(&slot) && !state.is_leaving_device(slot);
+    if slot.parent().is_some_and(|parent| !stays(parent)) {
         reasons.insert(Refusal::ParentMissing);
     }
     for (side, id, mask) in slot.streams() {
-        if !state.side(*side).registered {
+        let here = state.side(*side);
+        if !here.registered {
             reasons.insert(Refusal::ProviderMissing(*side));
         }
-        if state.side(*side).leaving {
+        if here.leaving {
             reasons.insert(Refusal::ProviderGone(*side));
         }
-        if (id | mask) & !state.side(*side).part.id_bits != 0 {
+        if (id | mask) & !here.part.id_bits != 0 {
             reasons.insert(Refusal::TooWide(*side));
+        }
+        if here.registered && !here.powered {
+            reasons.insert(Refusal::NoPower(*side));
         }
     }
     // One that would bridge two owners, or share a live entry without the policy's yes (contract I-11).
-    let shared = state.sharers(slot).into_iter().filter_map(|sharer| state.owner(sharer));
-    let shares_forbidden = shared.into_iter().any(|guest| !guest.may_have(slot) && shares_live(state, slot, guest));
-    if state.owners(state.met(slot)).len() > 1 || shares_forbidden {
+    let opens =
+        Side::ALL.into_iter().flat_map(|side| slot.ids(side)).filter_map(|(side, id)| state.reach(side, id.into()));
+    if state.owners(&joined).len() > 1 || opens.into_iter().any(|guest| !guest.may_have(slot)) {
         reasons.insert(Refusal::GroupConflict);
     }
+    let mates: BTreeSet<Slot> = joined.iter().flatten().copied().collect();
     let mut may_be_told = BTreeSet::new();
     let mut nexts = vec![state.clone()];
     for side in Side::ALL.into_iter().filter(|side| is_on(slot, *side)) {
-        let ways = entries::after_add(state, slot, side);
-        let (fitting, excess): (Vec<_>, Vec<_>) =
-            ways.into_iter().partition(|way| way.len() <= state.side(side).part.entries);
+        let added = entries::after_add(state, slot, &mates, side);
         let lacking = Refusal::Exhausted(side, Lacking::Entries);
-        if fitting.is_empty() {
+        if added.ways.is_empty() {
             reasons.insert(lacking);
-        } else if !excess.is_empty() {
+        } else if added.may_lack {
             may_be_told.insert(lacking);
         }
-        nexts = with_entries(&nexts, side, &fitting);
+        nexts = with_entries(&nexts, side, &added.ways);
     }
     if !reasons.is_empty() {
         reasons.extend(may_be_told);
         return refuse(state, reasons);
     }
     let registered = |mut next: Specification| {
-        next.devices.insert(slot, Owner::Blocked);
+        next.devices.insert(slot, Record { owner: Owner::Blocked, going: false });
+        next.join(slot, &joined);
         if !next.handles.insert(slot) {
             next.old_handles.insert(slot);
         }
@@ -151,7 +157,7 @@ fn add(state: &Specification, slot: Slot) -> Steps {
 }
 
 /// Each state with each set of entries.
-fn with_entries(states: &[Specification], side: Side, ways: &[BTreeSet<Cube>]) -> Vec<Specification> {
+pub(super) fn with_entries(states: &[Specification], side: Side, ways: &[BTreeSet<Cube>]) -> Vec<Specification> {
     let with = |state: &Specification, way: &BTreeSet<Cube>| {
         let mut next = state.clone();
         next.side_mut(side).entries.clone_from(way);
@@ -160,44 +166,82 @@ fn with_entries(states: &[Specification], side: Side, ways: &[BTreeSet<Cube>]) -
     states.iter().flat_map(|state| ways.iter().map(|way| with(state, way))).collect()
 }
 
-/// Whether an entry that translates for `guest` captures a stream of `slot`.
-fn shares_live(state: &Specification, slot: Slot, guest: Guest) -> bool {
-    Side::ALL.into_iter().any(|side| slot.ids(side).any(|(_, id)| state.reach(side, id.into()) == Some(guest)))
-}
-
 fn remove(state: &Specification, slot: Slot) -> Steps {
     if !state.devices.contains_key(&slot) {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
-    let stays = |child: &&Slot| child.parent() == Some(slot) && !state.marked.contains(*child);
-    if state.devices.keys().any(|child| stays(&child)) {
-        return refuse(state, BTreeSet::from([Refusal::HasChildren]));
+    let mut children = state.devices.keys().filter(|child| child.parent() == Some(slot)).peekable();
+    if children.peek().is_some() {
+        let stays = children.any(|child| !state.is_leaving_device(*child));
+        return refuse(state, BTreeSet::from([if stays { Refusal::HasChildren } else { Refusal::Busy }]));
     }
     claims::remove_later(state, slot).unwrap_or_else(|| remove_now(state, slot))
 }
 
-/// The removal of a registered device to which nothing stands in the way.
+/// The removal of a registered device to which nothing stands in the way. Where its DMA cannot be cut, or the cut is not
+/// confirmed, the device stays registered (contract C-8).
 pub(super) fn remove_now(state: &Specification, slot: Slot) -> Steps {
-    let mut next = state.clone();
-    let failed = block(&mut next, &BTreeSet::from([slot]), &Side::ALL);
-    next.devices.remove(&slot);
-    let mut nexts = Gone::without(&next, slot);
-    for side in Side::ALL {
-        let used = state.used(slot, side);
-        nexts = with_entries(&nexts, side, &entries::after_remove(&next, &used, side));
+    let Some(record) = state.devices.get(&slot).copied() else { return Steps::new() };
+    let dark = |side: &Side| state.is_at(slot, *side) && !state.side(*side).powered;
+    let dark: Vec<Refusal> = Side::ALL.into_iter().filter(dark).map(Refusal::NoPower).collect();
+    if !dark.is_empty() {
+        let left = if state.owner(slot).is_some() { After::GoingLive } else { After::Going };
+        let mut next = state.clone();
+        next.devices.insert(slot, Record { going: true, ..record });
+        let mut steps = failures(&next, dark, left);
+        if record.owner == Owner::Blocked {
+            // Where it shares all of its entries there, and they fit those that stay, nothing is to be written.
+            let stays = |(_, next): &(Outcome, Specification)| {
+                let dark = |side: &Side| !state.side(*side).powered;
+                Side::ALL.into_iter().filter(dark).all(|side| next.side(side).entries == state.side(side).entries)
+            };
+            steps.extend(remove_powered(state, slot).into_iter().filter(stays));
+        }
+        return steps;
     }
-    let still: BTreeSet<Slot> = state.sharers(slot).into_iter().filter(|mate| state.owner(*mate).is_some()).collect();
-    let end = |mut next: Specification| {
+    remove_powered(state, slot)
+}
+
+fn remove_powered(state: &Specification, slot: Slot) -> Steps {
+    let Some(record) = state.devices.get(&slot).copied() else { return Steps::new() };
+    let group = state.group(slot);
+    let mut steps = Steps::new();
+    let slots = BTreeSet::from([slot]);
+    let gone = Side::ALL.into_iter().filter(|side| state.is_stranded(slot, *side)).map(Refusal::ProviderGone);
+    let gone: Vec<Refusal> = gone.collect();
+    for way in block(state.clone(), &slots, &Side::ALL) {
+        if way.owes {
+            let mut next = way.state;
+            let owner = Owner::Quarantined(Lacks { drain: true, reset: true });
+            next.devices.insert(slot, Record { owner, going: true });
+            steps.extend(failures(&next, way.failed, After::Going));
+            continue;
+        }
+        let sharers = way.state.sharers(slot).into_iter();
+        let still: BTreeSet<Slot> = sharers.filter(|mate| way.state.owner(*mate).is_some()).collect();
+        let mut next = way.state.clone();
+        next.devices.remove(&slot);
+        next.part(slot);
+        let mut nexts = Gone::without(&next, slot);
         for side in Side::ALL {
-            next.side_mut(side).undrained.remove(&slot);
+            next.side_mut(side).owed.remove(&slot);
+            let used = way.state.used(slot, side);
+            nexts = with_entries(&nexts, side, &entries::after_remove(&next, &used, side));
         }
-        match &failed {
-            failed if !failed.is_empty() => failures(&next, failed.clone(), After::Removed),
-            _ if still.is_empty() => done(next),
-            _ => vec![(Outcome::Removed(still.clone()), next)],
+        let mut rest = group.clone();
+        rest.remove(&slot);
+        for next in nexts {
+            let told = if still.is_empty() { Outcome::Done } else { Outcome::Removed(still.clone()) };
+            let done = vec![(told, next.clone())];
+            // An SMMU that went says so, at least when it first hears of it.
+            let mut ends = failures(&next, gone.clone(), After::Removed);
+            if gone.is_empty() || record.going {
+                ends.extend(done);
+            }
+            steps.extend(moves::split_after(ends, &rest));
         }
-    };
-    nexts.into_iter().flat_map(end).collect()
+    }
+    steps
 }
 
 /// What was done, but for one of these, of which any may be told.

@@ -37,9 +37,15 @@ pub enum Outcome {
 pub enum After {
     /// Nothing changed.
     Unchanged,
-    /// In fault, owned by nobody.
+    /// In fault, owned by no guest.
     Quarantined,
-    /// Gone, but perhaps not drained.
+    /// Assigned still, and perhaps not at each SMMU.
+    PartlyAssigned,
+    /// In fault, registered, and on its way out.
+    Going,
+    /// On its way out, and not cut off.
+    GoingLive,
+    /// Gone.
     Removed,
 }
 
@@ -59,6 +65,8 @@ pub enum Refusal {
     HasChildren,
     Hook,
     InUse,
+    /// An SMMU without power.
+    NoPower(Side),
     /// An SMMU that is on its way out, or that somebody else is changing.
     IommuBusy(Side),
     NoStreams,
@@ -113,7 +121,10 @@ impl From<&Error> for Outcome {
         let left = match error.left {
             Left::Unchanged => After::Unchanged,
             Left::Quarantined => After::Quarantined,
-            _ => After::Removed,
+            Left::Going => After::Going,
+            Left::GoingLive => After::GoingLive,
+            Left::Removed => After::Removed,
+            _ => After::PartlyAssigned,
         };
         Self::Failed(Refusal::from(&error.cause), left)
     }
@@ -159,6 +170,7 @@ impl Refusal {
                 },
             ),
             IommuError::Busy => Self::IommuBusy(side),
+            IommuError::NoPower(_) => Self::NoPower(side),
             IommuError::ProviderGone => Self::ProviderGone(side),
             IommuError::SyncTimeout(_) => Self::SyncTimeout(side),
             IommuError::TooWide { .. } => Self::TooWide(side),

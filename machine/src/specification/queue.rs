@@ -133,7 +133,7 @@ fn answers(state: &Specification, ask: Ask, ended: bool) -> Steps {
     let mut reasons: BTreeSet<Refusal> =
         told.into_iter().filter(|refusal| matches!(refusal, Refusal::NotAssigned | Refusal::Denied)).collect();
     reasons.insert(Refusal::DomainGone);
-    if !state.owners([ask.slot()]).is_empty() {
+    if !state.owners([&state.group(ask.slot())]).is_empty() {
         reasons.extend([Refusal::GroupConflict, Refusal::AlreadyAssigned]);
     }
     refuse(state, reasons)

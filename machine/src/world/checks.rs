@@ -1,13 +1,14 @@
 //! What must hold after each operation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
-use iommu_assign::assign::{DeviceState, FaultRecord, Finding, Label};
+use iommu_assign::assign::{DeviceState, FaultRecord, Finding, Label, Lacks as Lacking};
 use smmu_model::Counters;
 
 use super::{MOST_STATES, PAGE, World, backing};
 use crate::op::{Guest, Op, Side, Slot};
-use crate::specification::{Outcome, Owner, Shown, Specification};
+use crate::specification::{Lacks, Outcome, Owner, Shown, Specification};
 
 /// Stream IDs at `side` that some entry of the universe can capture.
 fn ids(side: Side) -> BTreeSet<u32> {
@@ -56,7 +57,8 @@ impl World<'_> {
             let slot = Slot::of(info.device.key()).ok_or_else(|| format!("{:?} was never added", info.device))?;
             let owner = match info.state {
                 DeviceState::Blocked => Owner::Blocked,
-                DeviceState::Quarantined => Owner::Quarantined,
+                DeviceState::Quarantined(Lacking { drain, reset }) => Owner::Quarantined(Lacks { drain, reset }),
+                DeviceState::Going => Owner::Going,
                 DeviceState::Assigned(_) => {
                     let named =
                         |guest: &Guest| info.domain.as_ref().is_some_and(|label| label.to_string() == guest.name());
@@ -91,7 +93,7 @@ impl World<'_> {
         if let Outcome::Worked(ask, outcome) = outcome {
             return self.check_accesses(ask.op(), outcome, owed, before, after);
         }
-        let plans = matches!(
+        let finishes = matches!(
             op,
             Op::Assign(..)
                 | Op::AssignGroup(..)
@@ -99,23 +101,53 @@ impl World<'_> {
                 | Op::ReassignGroup(..)
                 | Op::TestAssign(..)
                 | Op::Reserve(..)
+                | Op::Destroy(_)
         );
         let is_planned = matches!(op, Op::TestAssign(..) | Op::Reserve(..)) && *outcome == Outcome::Done;
         let is_quiet = matches!(outcome, Outcome::Pending | Outcome::Idle(_));
         let is_dry = outcome.is_refusal() || is_planned || is_quiet;
         // A flush that one SMMU refuses has been done by the others.
-        let asked_only = is_dry && !(plans && owed) && !matches!(op, Op::Flush(_));
+        let asked_only = is_dry && !(finishes && owed) && !matches!(op, Op::Flush(_));
         for ((side, before), after) in Side::ALL.into_iter().zip(before).zip(after) {
             if asked_only && after.writes != before.writes {
                 let writes = after.writes.wrapping_sub(before.writes);
                 return Err(format!("{op}: {outcome:?}, but {writes} registers of SMMU {side:?} were written"));
             }
             let is_probe = matches!(op, Op::Register(at) if at == side);
+            let is_dark = self.power(side).off.load(Ordering::Relaxed);
+            let users = self.power(side).users.load(Ordering::Relaxed);
+            if users != 0 {
+                return Err(format!(
+                    "S-5: {op}: the power of SMMU {side:?} was asked for {users} times more than given back"
+                ));
+            }
+            if is_dark && after != before {
+                return Err(format!("S-5: {op}: SMMU {side:?} has no power, but its registers were accessed"));
+            }
             let in_service = self.states.iter().any(|state| state.is_registered(side));
             let leaves = matches!(op, Op::Unregister(at) | Op::ForceUnregister(at) if at == side);
             if !in_service && !is_probe && !leaves && after != before {
                 return Err(format!("{op}: SMMU {side:?} is not in service, but its registers were accessed"));
             }
+        }
+        Ok(())
+    }
+
+    /// Between two owners a device was quiesced and reset with success (contract I-14), whatever the specification says.
+    pub(super) fn check_cleansed(&mut self) -> Result<(), String> {
+        let shown = self.states.first().map(Specification::shown).unwrap_or_default();
+        self.owners.retain(|slot, _| shown.contains_key(slot));
+        for (slot, (owner, _)) in shown {
+            let before = self.owners.get(&slot).copied();
+            let Owner::Assigned(guest) = owner else {
+                self.owners.extend(before.map(|(guest, _)| (slot, (guest, false))));
+                continue;
+            };
+            let is_clean = self.hooks(slot).clean.swap(false, Ordering::Relaxed);
+            if before.is_some_and(|before| before != (guest, true)) && !is_clean {
+                return Err(format!("I-14: {slot:?} came to {guest:?} without a reset after {before:?}"));
+            }
+            self.owners.insert(slot, (guest, true));
         }
         Ok(())
     }
@@ -171,12 +203,20 @@ impl World<'_> {
     /// A fault record names a device that has the stream, or nobody where nobody has it (contract A-12).
     pub(super) fn check_record(&self, side: Side, record: &FaultRecord) -> Result<(), String> {
         let Some(stream) = record.raw.stream else { return Ok(()) };
-        let has = |slot: &Slot| slot.ids(side).any(|(_, id)| u32::from(id) == stream.value());
-        let registered = self.states.first().map(Specification::shown).unwrap_or_default();
+        let id = |slot: &Slot| slot.ids(side).any(|(_, id)| u32::from(id) == stream.value());
+        // A device that is with an instance that went has no stream at the one that came after it (contract C-9).
+        let has = |slot: &Slot| id(slot) && self.states.iter().any(|state| state.is_served(*slot, side));
         let named = record.device.as_ref().and_then(|label| Slot::ALL.into_iter().find(|slot| slot.label() == *label));
+        let in_domain = Guest::ALL
+            .into_iter()
+            .find(|guest| record.domain.as_ref().is_some_and(|label| label.to_string() == guest.name()));
+        // Some parts record a stream that did not fault: of a context fault a device is named only while its stream is
+        // translated by that context.
+        let reached =
+            in_domain.is_some() && self.states.iter().all(|state| state.reach(side, stream.value()) == in_domain);
         let truthful = match named {
-            Some(slot) => has(&slot) && registered.contains_key(&slot),
-            None => !registered.keys().any(has),
+            Some(slot) => has(&slot),
+            None => (record.raw.bank.is_some() && !reached) || !Slot::ALL.iter().any(has),
         };
         let ended = |guest: &Guest| self.states.iter().all(|state| !state.is_running(*guest));
         let lives = record.domain.as_ref().is_none_or(|label| {

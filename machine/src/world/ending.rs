@@ -14,8 +14,11 @@ impl World<'_> {
     ///
     /// What cannot be removed, or is not free afterwards.
     pub fn finish(mut self) -> Result<(), Violation> {
-        let mut ending: Vec<Op> = Side::ALL.map(Op::Heal).to_vec();
+        let mut ending: Vec<Op> = Side::ALL.map(Op::Heal).into_iter().chain(Side::ALL.map(Op::RestorePower)).collect();
         ending.extend(Slot::ALL.map(Op::Abandon));
+        // What is on its way out keeps its key, for which an add in the queue waits.
+        let going = |slot: &Slot| self.states.iter().any(|state| state.is_going(*slot));
+        ending.extend(Slot::ALL.into_iter().rev().filter(going).map(Op::Remove));
         let waiting = self.states.iter().map(Specification::waiting).max().unwrap_or(0);
         ending.extend(std::iter::repeat_n(Op::Work, waiting));
         ending.extend(Slot::ALL.into_iter().rev().map(Op::Remove));

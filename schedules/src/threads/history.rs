@@ -155,7 +155,7 @@ fn matches(state: &Specification, left: &BTreeMap<Slot, Option<Label>>) -> bool 
         .map(|(slot, (owner, _))| {
             let owner = match owner {
                 Owner::Assigned(guest) => Some(Label::from(guest.name())),
-                Owner::Blocked | Owner::Quarantined => None,
+                Owner::Blocked | Owner::Quarantined(_) | Owner::Going => None,
             };
             (slot, owner)
         })

@@ -8,8 +8,7 @@ use intrusive_collections::{
 };
 
 use super::node::Node;
-use crate::assign::graveyard::Graveyard;
-use crate::assign::identity::DeviceKey;
+use crate::assign::{DeviceKey, Graveyard};
 use crate::sync::Platform;
 
 intrusive_adapter!(Kept<P> = Arc<Node<P>>: Node<P> { kept => LinkedListAtomicLink } where P: Platform);
@@ -72,6 +71,11 @@ impl<P: Platform> Lists<P> {
     /// The first in line.
     pub(super) fn take_first(&mut self) -> Option<Arc<Node<P>>> {
         self.line.pop_front()
+    }
+
+    /// Whether a request has come that was not tried yet.
+    pub(super) fn has_new(&self) -> bool {
+        !self.line.is_empty()
     }
 
     /// Whether something about this device is aside.

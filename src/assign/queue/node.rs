@@ -6,9 +6,7 @@ use core::fmt;
 use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
 
 use super::request::{Answer, Request};
-use crate::assign::error::{Cause, Error, Operation};
-use crate::assign::identity::{DeviceKey, Label};
-use crate::assign::nested::Claims;
+use crate::assign::{CallChain, Cause, DeviceKey, Error, Label, Operation};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
 use crate::sync::{Once, Platform, Waiter};
@@ -218,7 +216,7 @@ impl<P: Platform> Completion<P> {
         }
     }
 
-    /// The answer, asked for inside a callback, which was handed `claims`. It runs within an operation, which may be the
+    /// The answer, asked for inside a callback, which was handed `chain`. It runs within an operation, which may be the
     /// worker's own, and holds up what the request may need: waiting could close a circle (contract C-4, C-12).
     ///
     /// # Errors
@@ -228,7 +226,7 @@ impl<P: Platform> Completion<P> {
     /// # Context
     ///
     /// Any; it does not wait.
-    pub fn wait_within(&self, _claims: Claims<'_>) -> Result<&Result<Answer, Error>, NoAnswer> {
+    pub fn wait_within(&self, _chain: CallChain<'_>) -> Result<&Result<Answer, Error>, NoAnswer> {
         self.poll().ok_or(NoAnswer::WouldDeadlock)
     }
 }

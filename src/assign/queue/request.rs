@@ -3,13 +3,11 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::assign::device::{Device, DeviceSpec};
-use crate::assign::domain::Domain;
-use crate::assign::error::{Cause, Error, Operation};
-use crate::assign::identity::{DeviceKey, Label};
-use crate::assign::provider::Quarantine;
-use crate::assign::removal::Removal;
-use crate::assign::service::{Deassigned, Service};
+use crate::assign::chain::Attempt;
+use crate::assign::{
+    CallChain, Cause, Deassigned, Device, DeviceKey, DeviceSpec, Domain, Error, Label, Operation, Quarantine, Removal,
+    Service,
+};
 use crate::sync::Platform;
 
 /// An operation to be carried out by the queue's worker. Each is the method of [`Service`] of the same name.
@@ -106,9 +104,10 @@ impl<P: Platform> Request<P> {
         }
     }
 
-    /// Carries it out, in the try form. It can be tried again.
-    pub(super) fn carry_out(&self, service: &Service<P>) -> Result<Answer, Error> {
+    /// Carries it out, in the try form. It can be tried again. `tries` counts what the tries give back.
+    pub(super) fn carry_out(&self, service: &Service<P>, tries: &Attempt) -> Result<Answer, Error> {
         let device = |target: &Target| target.resolve(service).ok_or_else(|| self.refuse(Cause::NotFound));
+        let service = service.within(CallChain::NONE.trying(tries));
         match self {
             Self::Add(spec) => service.add(copied(spec).map_err(|cause| self.refuse(cause))?).map(Answer::Added),
             Self::Assign(target, domain) => service.assign(&device(target)?, domain).map(done),

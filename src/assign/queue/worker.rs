@@ -5,10 +5,8 @@ use core::fmt;
 
 use super::RequestQueue;
 use super::node::Node;
-use crate::assign::error::{Cause, Error};
-use crate::assign::graveyard::take_all;
-use crate::assign::identity::DeviceKey;
-use crate::assign::service::Service;
+use crate::assign::chain::Attempt;
+use crate::assign::{Cause, DeviceKey, Error, Service, take_all};
 use crate::sync::atomic::Ordering;
 use crate::sync::order::Held;
 use crate::sync::{Platform, Waiter};
@@ -63,10 +61,14 @@ impl<'q, P: Platform> Worker<'q, P> {
     ///
     /// Waiting context, and not from inside a hook.
     pub fn run_one(&mut self, service: &Service<P>) -> Progress {
+        self.run_counted(service, &Attempt::default())
+    }
+
+    fn run_counted(&mut self, service: &Service<P>, tries: &Attempt) -> Progress {
         loop {
             match self.step() {
                 Step::Try(node) if node.start() => {
-                    if self.attempt(service, &node) {
+                    if self.attempt(service, &node, tries) {
                         return Progress::Answered;
                     }
                 }
@@ -104,10 +106,15 @@ impl<'q, P: Platform> Worker<'q, P> {
         P: Waiter,
     {
         loop {
-            // Before the round, so that what comes or ends during it begins another one.
-            let ticket = P::prepare();
-            self.drain(service);
-            if P::wait(ticket, deadline).is_err() {
+            // Read before the round, so that what ends during it begins another one.
+            let (ends, tries) = (service.ends.load(Ordering::Acquire), Attempt::default());
+            while self.run_counted(service, &tries) == Progress::Answered {}
+            // What its own tries gave back nothing of its own waits for: it would not sleep beside an add that is busy.
+            let ends = ends.wrapping_add(tries.ends.get());
+            let lists = &self.queue.lists;
+            let is_idle =
+                |held: &mut Held<'_, _>| service.ends.load(Ordering::Acquire) == ends && !lists.lock(held).has_new();
+            if service.wait_while(deadline, is_idle).is_err() {
                 return;
             }
         }
@@ -135,8 +142,8 @@ impl<'q, P: Platform> Worker<'q, P> {
     }
 
     /// Tries a started request. False: it met a claimed group, and is where it will be tried again.
-    fn attempt(&mut self, service: &Service<P>, node: &Arc<Node<P>>) -> bool {
-        match node.request.carry_out(service) {
+    fn attempt(&mut self, service: &Service<P>, node: &Arc<Node<P>>, tries: &Attempt) -> bool {
+        match node.request.carry_out(service, tries) {
             Err(Error { cause: Cause::Busy { .. }, .. }) => {
                 if let Round::Aside(after) = &mut self.round {
                     // This device's turn is over for this round.

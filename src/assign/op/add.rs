@@ -1,0 +1,431 @@
+//! Adding a device: register, publish, reserve, then join (design: mechanism 2).
+//!
+//! The key is registered first, in state `Adding`, with its group claimed from the start. Then the streams are published, which
+//! says what they overlap; those groups are claimed; the entries are reserved, and that hold of the driver is the judge. Until
+//! the claim is put back its groups stay apart, so that a refused add leaves each as it was. Undoing an add is a removal.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+
+use smallvec::SmallVec;
+
+use super::on_all_iommus::{power_down, power_up, shares_entry};
+use super::removal::{self, Outcome};
+use crate::assign::{
+    Attachment, CallChain, Cause, Claim, ConflictReason, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState,
+    DomainId, Error, Event, Group, Groups, Instance, IommuError, IommuKey, Label, Left, Member, Nodes, Obstacle,
+    Operation, PolicyRequest, Registry, Service, Stream, Streams, Why, belong_together, nodes_of,
+};
+use crate::sync::Platform;
+use crate::sync::atomic::Ordering;
+use crate::sync::broken::broken;
+use crate::sync::order::{Held, Unlocked};
+
+/// A device that is ready to be registered, with all memory that its life takes.
+struct NewDevice {
+    device: Device,
+    record: Box<DeviceRecord>,
+    nodes: Nodes,
+    group: Box<Group>,
+    /// One for each attachment.
+    masters: SmallVec<[Box<dyn Any + Send>; 2]>,
+}
+
+impl<P: Platform> Service<P> {
+    /// Registers a device: its streams take their stream-map entries, in fault, and it joins the group that they overlap.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NoStreams`], [`Cause::ProviderMissing`] (offer it again when the IOMMU is registered),
+    /// [`Cause::AlreadyRegistered`], [`Cause::ParentMissing`], [`Cause::GroupConflict`] when it would bridge two owners
+    /// or share a live stream without the policy's yes, [`Cause::Busy`] when a group that it overlaps is claimed,
+    /// [`Cause::Removed`], [`Cause::OutOfMemory`], and what the IOMMUs say. Nothing is changed then, but with [`Left::Going`]:
+    /// entries that were written could not be taken back; the device is registered, and is to be removed.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. It allocates before anything else, and nowhere later. Contract C-2, I-11, A-5, A-6, A-8.
+    pub fn add(&self, spec: DeviceSpec) -> Result<Device, Error> {
+        self.add_within(CallChain::NONE, spec)
+    }
+
+    pub(in crate::assign) fn add_within(&self, above: CallChain<'_>, spec: DeviceSpec) -> Result<Device, Error> {
+        let mut held = Held::enter();
+        let label = spec.label.clone();
+        let refuse = |cause| Error::unchanged(Operation::Add, label, cause);
+        let result = match self.make(&mut held, spec) {
+            Ok(new) => self.add_powered(&mut held, above, new),
+            Err(cause) => Err(refuse(cause)),
+        };
+        self.report(&result);
+        result
+    }
+
+    /// On several IOMMUs power is had on all of them before the first change, and until an add that fails is undone (contract
+    /// On one, `enrol` has it before it writes, and what was not written is withdrawn without.
+    fn add_powered(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: CallChain<'_>,
+        new: NewDevice,
+    ) -> Result<Device, Error> {
+        let device = new.device.clone();
+        if device.attachments().len() < 2 {
+            return self.add_made(held, above, new);
+        }
+        let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
+        power_up(held, &device).map_err(|(instance, error)| refuse(no_place(instance, error)))?;
+        let result = self.add_made(held, above, new);
+        power_down(held, &device);
+        result
+    }
+
+    fn add_made(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, new: NewDevice) -> Result<Device, Error> {
+        let NewDevice { device, record, nodes, group, masters } = new;
+        let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
+        let mut claim = self.register(held, above, &device, record, nodes, group).map_err(refuse)?;
+        let joined = self
+            .publish(held, &device, masters)
+            .and_then(|()| self.claim_overlapping(held, &mut claim))
+            .and_then(|()| self.join(held, &mut claim));
+        if let Err(cause) = joined {
+            return Err(self.undo_add(held, claim, cause));
+        }
+        if let Some(member) = claim.member(device.id()) {
+            member.state.set(DeviceState::Blocked);
+        }
+        self.tell(held, || Event::Added { device: device.label().clone() });
+        let parent = device.parent();
+        let is_unwanted = |registry: &Registry<P>| {
+            let parent = parent.and_then(|key| registry.device(key));
+            let parent_leaves = parent.is_some_and(DeviceRecord::is_leaving) && !broken!("parent_mark_ignored");
+            // Taken out of service by force meanwhile: look-ups have missed the device since (contract C-9, C-15).
+            parent_leaves || refusal(&device).is_some()
+        };
+        match self.put_back_unless(held, claim, is_unwanted) {
+            Err(claim) => {
+                let cause = refusal(&device).unwrap_or(Cause::ParentMissing);
+                Err(self.undo_add(held, claim, cause))
+            }
+            Ok(mut marked) => {
+                marked.unheard = Some(device.id());
+                let mut result = Ok(device.clone());
+                self.carry_out(held, marked, above, &mut |removed, outcome| {
+                    if removed.id() == device.id() {
+                        result = Err(was_removed(outcome, &device));
+                    } else {
+                        outcome.log();
+                    }
+                });
+                result
+            }
+        }
+    }
+
+    // --- 1: everything is made, with nothing locked ---
+
+    fn make(&self, held: &mut Held<'_, Unlocked>, mut spec: DeviceSpec) -> Result<NewDevice, Cause> {
+        spec.streams.sort_unstable();
+        spec.streams.dedup();
+        if spec.streams.is_empty() {
+            return Err(Cause::NoStreams);
+        }
+        let attachments = self.attach_to_instances(held, &spec.streams)?;
+        let id = DeviceId::new(self.last_device.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
+        let device = Device::new(id, spec, attachments.into_boxed_slice());
+        let mut masters = SmallVec::new();
+        masters.try_reserve_exact(device.attachments().len()).map_err(|_| Cause::OutOfMemory)?;
+        for at in device.attachments() {
+            let iommu = at.instance.iommu.call(held);
+            let made = iommu.make_master(id, device.streams_on(at), device.is_lazy());
+            masters.push(made.map_err(|error| no_place(&at.instance, error))?);
+        }
+        let record = DeviceRecord::adding(device.clone());
+        let (nodes, group) = (nodes_of(&device), Group::of(Member::new(device.clone())));
+        Ok(NewDevice { device, record, nodes, group, masters })
+    }
+
+    /// The IOMMUs that sorted streams are on.
+    fn attach_to_instances(&self, held: &mut Held<'_, Unlocked>, streams: &[Stream]) -> Result<Vec<Attachment>, Cause> {
+        let chunks = || streams.chunk_by(|one, next| one.iommu() == next.iommu());
+        let mut attachments = Vec::new();
+        attachments.try_reserve_exact(chunks().count()).map_err(|_| Cause::OutOfMemory)?;
+        let mut start = 0_u32;
+        let instances = self.instances.lock(held);
+        for chunk in chunks() {
+            let Some(key) = chunk.first().map(|stream| stream.iommu()) else { continue };
+            let instance = instances.find(key).ok_or(Cause::ProviderMissing(key))?;
+            let end = start.saturating_add(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
+            attachments.push(Attachment { instance, streams: start..end });
+            start = end;
+        }
+        Ok(attachments)
+    }
+
+    // --- 2: the key is registered, and the parent stays ---
+
+    fn register<'a>(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: CallChain<'a>,
+        device: &Device,
+        record: Box<DeviceRecord>,
+        nodes: Nodes,
+        mut group: Box<Group>,
+    ) -> Result<Claim<'a>, Cause> {
+        let mut registry = self.registry.lock(held);
+        let checked = registry.check_key(device, above).and_then(|()| {
+            for at in device.attachments() {
+                if let Some(cause) = at.instance.refusal() {
+                    above.meet(Obstacle::Instance(at.instance.key));
+                    return Err(cause);
+                }
+            }
+            registry.take_parent(device, above)
+        });
+        let (depth, parent) = match checked {
+            Ok(checked) => checked,
+            Err(cause) => {
+                drop(registry);
+                drop((record, nodes, group));
+                return Err(cause);
+            }
+        };
+        if broken!("early_release") {
+            drop(registry);
+            registry = self.registry.lock(held);
+        }
+        let unused = registry.unused();
+        device.set_depth(depth);
+        group.depth = depth;
+        registry.insert_device(record, nodes);
+        drop(registry);
+        drop(unused);
+        let mut claim = Claim::of(device.clone(), group, Operation::Add, above);
+        if let Some(parent) = parent {
+            claim.others.push(parent);
+        }
+        Ok(claim)
+    }
+
+    // --- 3: the streams are published ---
+
+    fn publish(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        device: &Device,
+        masters: SmallVec<[Box<dyn Any + Send>; 2]>,
+    ) -> Result<(), Cause> {
+        for (at, master) in device.attachments().iter().zip(masters) {
+            let published = at.instance.iommu.call(held).publish(master);
+            published.map_err(|error| no_place(&at.instance, error))?;
+        }
+        Ok(())
+    }
+
+    // --- 4: what they overlap is claimed, and what the bus does not keep apart ---
+
+    fn claim_overlapping(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
+        let device = claim.device.clone();
+        for at in device.attachments() {
+            let mut after = None;
+            while let Some(id) = at.instance.iommu.call(held).overlapping(device.id(), after) {
+                after = Some(id);
+                if claim.owns(id) && !broken!("own_group_is_out") {
+                    continue;
+                }
+                let registry = self.registry.lock(held);
+                // One that is not registered any more has left the driver since.
+                let record = registry.by_id(id).and_then(|device| registry.registration(device));
+                if let Some(record) = record.filter(|_| !broken!("unclaimed_join")) {
+                    let group = registry.take_group(record, Operation::Add, claim.above)?;
+                    drop(registry);
+                    claim.others.push(group);
+                }
+            }
+        }
+        if device.isolation().is_some() {
+            let registry = self.registry.lock(held);
+            if let Some(mate) = registry.bus_mate(&device).filter(|mate| !claim.owns(mate.device.id())) {
+                let group = registry.take_group(mate, Operation::Add, claim.above)?;
+                drop(registry);
+                claim.others.push(group);
+            }
+        }
+        Ok(())
+    }
+
+    // --- 5 to 7: entries are reserved; owners and the policy agree; entries are written ---
+
+    fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
+        let device = claim.device.clone();
+        let mut live_at = None;
+        for at in device.attachments() {
+            let is_claimed = |id| claim.owns(id) || broken!("unclaimed_join");
+            let reserved = at.instance.iommu.call(held).reserve(device.id(), &is_claimed);
+            match reserved {
+                Ok(Streams::Live) => live_at = live_at.or(Some(at.instance.clone())),
+                Ok(Streams::Fault) => {}
+                Err(IommuError::Foreign(_)) => {
+                    claim.above.meet(Obstacle::Driver);
+                    return Err(Cause::busy(Operation::Add));
+                }
+                Err(error) => return Err(no_place(&at.instance, error)),
+            }
+        }
+        let owner = choose_joining(held, claim, &device)?;
+        if let (Some(owner), Some(instance)) = (owner, live_at) {
+            claim.set_target(owner);
+            self.ask_to_share(held, claim, &device, owner, &instance)?;
+        }
+        for at in device.attachments() {
+            let enrolled = at.instance.iommu.call(held).enrol(device.id());
+            enrolled.map_err(|error| no_place(&at.instance, error))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the policy whether a device may share the live entries of an owner (contract I-11).
+    fn ask_to_share(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: &mut Claim<'_>,
+        device: &Device,
+        owner: DomainId,
+        instance: &Arc<Instance>,
+    ) -> Result<(), Cause> {
+        let with = keeper(held, &claim.others, device, owner, instance);
+        let label = self.registry.lock(held).domain(owner).map(|record| record.domain.label().clone());
+        let (Some(with), Some(domain)) = (with, label) else { return Ok(()) };
+        let allowed = claim.call_out(|chain| {
+            self.permits(held, &PolicyRequest { device, domain: &domain, why: Why::Shares { with: &with }, chain })
+        });
+        let reason = ConflictReason::SharedStream(instance.key);
+        if allowed { Ok(()) } else { Err(Cause::GroupConflict { with: with.label().clone(), reason }) }
+    }
+
+    /// Takes an add back: the drivers forget the device, then the registry, and each group that was claimed goes back as it was.
+    fn undo_add(&self, held: &mut Held<'_, Unlocked>, mut claim: Claim<'_>, cause: Cause) -> Error {
+        let (device, above) = (claim.device.clone(), claim.above);
+        let left = match removal::withdraw(held, &device) {
+            Ok(()) | Err(Cause::Iommu { error: IommuError::ProviderGone, .. }) => {
+                claim.depart(device.id());
+                claim.join_none();
+                Left::Unchanged
+            }
+            Err(withdrawal) => {
+                log::warn!("{} is registered, and is to be removed: {withdrawal}", device.label());
+                if let Some(member) = claim.member(device.id()) {
+                    member.state.set(DeviceState::Blocked);
+                    member.going.set(true);
+                }
+                Left::Going
+            }
+        };
+        let marked = self.put_back(held, claim);
+        self.carry_out(held, marked, above, &mut |_, outcome| outcome.log());
+        Error { operation: Operation::Add, subject: device.label().clone(), cause, left }
+    }
+}
+
+/// Why one of its IOMMUs takes no device any more, if so.
+fn refusal(device: &Device) -> Option<Cause> {
+    device.attachments().iter().find_map(|at| at.instance.refusal())
+}
+
+/// What an add says that a removal overtook: the device was removed; or one of its IOMMUs was.
+fn was_removed(outcome: Outcome, device: &Device) -> Error {
+    let gone = device.attachments().iter().find(|at| at.instance.refusal().is_some());
+    let mut error = outcome.overtook(Operation::Add, device);
+    if let Some(at) = gone.filter(|_| error.left == Left::Removed) {
+        error.cause = Cause::ProviderMissing(at.instance.key);
+    }
+    if error.left == Left::Removed {
+        error.left = Left::Unchanged;
+    }
+    error
+}
+
+/// Chooses which of the claimed groups join the device's: those with a member that overlaps it by stream, bus or entry. Returns
+/// the domain that owns them; two owners are refused.
+fn choose_joining(
+    held: &mut Held<'_, Unlocked>,
+    claim: &mut Claim<'_>,
+    device: &Device,
+) -> Result<Option<DomainId>, Cause> {
+    let mut owner: Option<(DomainId, Label)> = None;
+    let (mut conflict, level) = (None, claim.level);
+    claim.others.iter_mut(|group| {
+        let reason = group.members.iter().find_map(|member| belong_together(held, device, &member.device));
+        group.set_joins(level, reason.is_some());
+        let found = group.owner().filter(|_| reason.is_some());
+        let assigned = group.members.iter().find(|member| member.state.get().owner().is_some());
+        let name = assigned.or(group.members.front().get()).map(|member| member.device.label().clone());
+        match (&owner, found.zip(name)) {
+            (Some((one, _)), Some((two, with))) if *one != two => {
+                let reason = reason.unwrap_or(ConflictReason::SharedBus);
+                conflict.get_or_insert(Cause::GroupConflict { with, reason });
+            }
+            (None, found) => owner = found,
+            _ => {}
+        }
+    });
+    conflict.map_or(Ok(owner.map(|(owner, _)| owner)), Err)
+}
+
+/// An assigned device that shares an entry with a new one.
+fn keeper(
+    held: &mut Held<'_, Unlocked>,
+    groups: &Groups,
+    device: &Device,
+    owner: DomainId,
+    instance: &Instance,
+) -> Option<Device> {
+    let members = groups.iter().flat_map(|group| group.members.iter());
+    let mut assigned = members.filter(|member| member.state.get().owner() == Some(owner));
+    let keeper = assigned
+        .find(|member| member.device.attachment_to(instance).is_some() && shares_entry(held, device, &member.device));
+    keeper.map(|member| member.device.clone())
+}
+
+/// Why an instance that was registered has no place for a device.
+fn no_place(instance: &Instance, error: IommuError) -> Cause {
+    let iommu: IommuKey = instance.key;
+    match instance.refusal() {
+        Some(cause) if error == IommuError::ProviderGone => cause,
+        _ => Cause::Iommu { iommu, error },
+    }
+}
+
+impl<P: Platform> Registry<P> {
+    /// Refuses a key that is in use. One on its way in or out is busy: it may yet become free.
+    fn check_key(&self, device: &Device, above: CallChain<'_>) -> Result<(), Cause> {
+        let Some(other) = self.device(device.key()) else { return Ok(()) };
+        let running = match other.is_shown() {
+            _ if broken!("adding_is_registered") => None,
+            true if other.is_leaving() => Some(Operation::Remove),
+            false => Some(Operation::Add),
+            true => None,
+        };
+        let Some(running) = running else {
+            return Err(Cause::AlreadyRegistered { by: other.device.label().clone() });
+        };
+        above.meet(Obstacle::Registration(other.device.id()));
+        Err(Cause::busy(running))
+    }
+
+    /// Takes the group of a device's parent, so that the parent stays. Says at which depth the device will stand.
+    fn take_parent(&self, device: &Device, above: CallChain<'_>) -> Result<(u16, Option<Box<Group>>), Cause> {
+        let Some(key) = device.parent() else { return Ok((0, None)) };
+        let parent = self.device(key).filter(|parent| !parent.is_leaving()).ok_or(Cause::ParentMissing)?;
+        let group = self.take_group(parent, Operation::Add, above)?;
+        if !parent.is_shown() {
+            // Only an operation above can own the group of a device that is being added: its add may yet be undone.
+            self.give_back(group, above);
+            return Err(Cause::ParentMissing);
+        }
+        Ok((parent.device.depth().saturating_add(1), Some(group)))
+    }
+}

@@ -1,0 +1,179 @@
+//! Domains, from create to destroy.
+//!
+//! # Locking
+//!
+//! Level `Registry` at either end of a domain's life; nothing is held over a driver.
+
+use core::fmt;
+
+use crate::assign::{
+    AddressSpace, CallChain, Cause, Domain, DomainId, DomainRecord, Error, Event, IommuError, Label, Obstacle,
+    Operation, Service, Stage2,
+};
+use crate::sync::Platform;
+use crate::sync::atomic::Ordering;
+use crate::sync::broken::broken;
+use crate::sync::order::{Held, Unlocked};
+
+/// A domain that has ended, whose tables some IOMMU may still read: an invalidation was not confirmed (contract I-8).
+///
+/// Its memory must not be given to anyone before [`redeem`](Self::redeem) says so. Dropping it costs that memory.
+#[must_use = "the domain's tables must stay until this is redeemed"]
+pub struct TablesHeld<P: Platform>(Domain<P>);
+
+impl<P: Platform> TablesHeld<P> {
+    /// The domain's name.
+    #[must_use]
+    pub fn label(&self) -> &Label {
+        self.0.label()
+    }
+
+    /// Asks every IOMMU once more to forget the tables. After `Ok` their memory is free.
+    ///
+    /// # Errors
+    ///
+    /// The token itself, and what the first IOMMU that does not confirm says.
+    ///
+    /// # Context
+    ///
+    /// Waiting context.
+    pub fn redeem(self) -> Result<(), (Self, Cause)> {
+        let mut held = Held::enter();
+        match self.0.forget(&mut held) {
+            Ok(()) => {
+                self.0.end(&mut held);
+                Ok(())
+            }
+            Err(cause) => Err((self, cause)),
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for TablesHeld<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TablesHeld({})", self.0.label())
+    }
+}
+
+impl<P: Platform> Service<P> {
+    /// Makes a domain of a guest's stage 2. Its tables stay the caller's.
+    ///
+    /// # Errors
+    ///
+    /// None today; the result leaves room for a limit.
+    pub fn create_domain(&self, label: Label, stage2: Stage2) -> Result<Domain<P>, Error> {
+        let mut held = Held::enter();
+        let id = DomainId::new(self.last_domain.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
+        let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
+        let record = DomainRecord::new(domain.clone());
+        self.registry.lock(&mut held).insert_domain(record);
+        self.tell(&mut held, || Event::DomainCreated { domain: domain.label().clone() });
+        Ok(domain)
+    }
+
+    /// Ends a domain. After `Ok` no IOMMU uses its tables: they can be freed.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::InUse`] while a device refers to it, [`Cause::Busy`] while a running operation does, [`Cause::Gone`],
+    /// [`Cause::Iommu`] when an IOMMU does not confirm that it forgot the tables: the domain stays, its tables must stay
+    /// too, and destroying it can be tried again (contract I-8, I-10).
+    pub fn destroy_domain(&self, domain: &Domain<P>) -> Result<(), Error> {
+        self.destroy_within(CallChain::NONE, domain)
+    }
+
+    pub(in crate::assign) fn destroy_within(&self, above: CallChain<'_>, domain: &Domain<P>) -> Result<(), Error> {
+        let result = self.destroy_in(&mut Held::enter(), above, domain);
+        self.report(&result);
+        result
+    }
+
+    fn destroy_in(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, domain: &Domain<P>) -> Result<(), Error> {
+        let refuse = |cause| Error::unchanged(Operation::DestroyDomain, domain.label().clone(), cause);
+        {
+            let registry = self.registry.lock(held);
+            let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
+            above.meet(Obstacle::Domain(domain.id()));
+            if record.is_being_left() {
+                // The removal of the last device ends, and is counted then.
+                above.meet(Obstacle::Driver);
+            }
+            record.check_free().map_err(refuse)?;
+            record.destroying.set(!broken!("shared_destroy"));
+        }
+        let drained = domain.forget(held);
+        {
+            let mut registry = self.registry.lock(held);
+            if let Some(record) = registry.domain(domain.id()) {
+                record.destroying.set(false);
+            }
+            if drained.is_ok() {
+                registry.bury_domain(domain.id());
+            }
+        }
+        if drained.is_ok() {
+            domain.end(held);
+            self.tell(held, || Event::DomainDestroyed { domain: domain.label().clone() });
+        }
+        self.ends.fetch_add(1, Ordering::AcqRel);
+        P::wake();
+        drained.map_err(refuse)
+    }
+
+    /// [`destroy_domain`](Self::destroy_domain), also where an IOMMU does not confirm that it forgot the tables: the
+    /// domain ends then all the same, and its tables are held by the token. `None`: they can be freed at once.
+    ///
+    /// # Errors
+    ///
+    /// As for [`destroy_domain`](Self::destroy_domain), but for `SyncTimeout`.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract I-8, I-10.
+    pub fn retire_domain(&self, domain: &Domain<P>) -> Result<Option<TablesHeld<P>>, Error> {
+        let error = match self.destroy_domain(domain) {
+            Ok(()) => return Ok(None),
+            Err(error) => error,
+        };
+        if !matches!(error.cause, Cause::Iommu { error: IommuError::SyncTimeout(_), .. }) {
+            return Err(error);
+        }
+        let mut held = Held::enter();
+        let ended = {
+            let mut registry = self.registry.lock(&mut held);
+            let is_free = registry.domain(domain.id()).is_some_and(|record| record.check_free().is_ok());
+            is_free && registry.bury_domain(domain.id())
+        };
+        if !ended {
+            return Err(error);
+        }
+        self.tell(&mut held, || Event::DomainDestroyed { domain: domain.label().clone() });
+        P::wake();
+        Ok(Some(TablesHeld(domain.clone())))
+    }
+
+    // --- flushes ---
+}
+
+impl<P: Platform> DomainRecord<P> {
+    /// Whether all devices that are assigned to it were asked to go.
+    fn is_being_left(&self) -> bool {
+        self.assigned.get() > 0 && self.leaving.get() == self.assigned.get()
+    }
+
+    /// Why the domain cannot end now, if it cannot (contract I-10).
+    fn check_free(&self) -> Result<(), Cause> {
+        if self.destroying.get() {
+            return Err(Cause::busy(Operation::DestroyDomain));
+        }
+        if self.holds.get() > 0 {
+            return Err(Cause::busy(Operation::Assign));
+        }
+        match self.assigned.get() {
+            0 => Ok(()),
+            // Every other operation on these devices says already that they are gone (contract C-15).
+            _ if self.is_being_left() => Err(Cause::busy(Operation::Remove)),
+            devices => Err(Cause::InUse { devices }),
+        }
+    }
+}

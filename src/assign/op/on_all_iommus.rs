@@ -1,0 +1,271 @@
+//! One step of an operation on all IOMMUs that it concerns: plan on all or on none, commit on all or end in fault (contract A-1).
+//!
+//! IOMMUs are gone through in the order of their names. Power is had on all of them before the first changes.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::assign::{
+    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Member, Obstacle, Operation,
+    Streams,
+};
+use crate::few::{self, Few};
+use crate::sync::broken::broken;
+use crate::sync::order::{Held, Unlocked};
+
+/// Which members a step is about.
+pub(super) type Which = fn(&Member, u16) -> bool;
+
+/// The members that the operation moves.
+pub(super) const MOVERS: Which = Member::moves;
+/// These, and those that it must cleanse.
+pub(super) const ALL_WORK: Which = |member, level| member.work.get() == level;
+/// Of these, those that are assigned or lack something.
+pub(super) const LIVE_WORK: Which = |member, level| {
+    let state = member.state.get();
+    member.work.get() == level && (state.owner().is_some() || state.is_quarantined())
+};
+
+/// Room for the numbers of the devices that an operation is about. It is made before the first change (contract A-8).
+pub(super) struct Crew(Few<DeviceId>);
+
+impl Crew {
+    pub(super) fn of(claim: &Claim<'_>) -> Result<Self, Cause> {
+        let count = claim.members().filter(|member| member.work.get() == claim.level).count();
+        few::with_room(count).map(Self).ok_or(Cause::OutOfMemory)
+    }
+}
+
+/// Runs `act` for each IOMMU of the members that `which` accepts, with those that are on it, until it says that that is enough.
+fn each<T>(
+    claim: &Claim<'_>,
+    crew: &mut Crew,
+    which: Which,
+    mut act: impl FnMut(&Arc<Instance>, &[DeviceId]) -> Option<T>,
+) -> Option<T> {
+    let members = || claim.members().filter(|member| which(member, claim.level));
+    let mut some = members();
+    let first = &some.next()?.device;
+    if some.next().is_none() {
+        // A device alone, as most are: its attachments are in order.
+        return first.attachments().iter().find_map(|at| act(&at.instance, &[first.id()]));
+    }
+    let mut after = None;
+    loop {
+        let instances = members().flat_map(|member| member.device.attachments()).map(|at| &at.instance);
+        let next = instances.filter(|instance| after.is_none_or(|after| instance.order() > after));
+        let instance = next.min_by_key(|instance| instance.order())?;
+        after = Some(instance.order());
+        crew.0.clear();
+        let here = members().filter(|member| member.device.attachment_to(instance).is_some());
+        crew.0.extend(here.map(|member| member.device.id()));
+        if let Some(enough) = act(instance, &crew.0) {
+            return Some(enough);
+        }
+    }
+}
+
+/// What a driver's refusal is for the operation: where another operation is in its way it is busy.
+pub(super) fn refusal(claim: &Claim<'_>, instance: &Instance, error: IommuError) -> Cause {
+    let running = match error {
+        IommuError::Busy => Operation::Reassign,
+        IommuError::Foreign(_) => Operation::Add,
+        error => return Cause::Iommu { iommu: instance.key, error },
+    };
+    claim.above.meet(Obstacle::Driver);
+    Cause::busy(running)
+}
+
+/// Reserves on all IOMMUs, or on none.
+pub(super) fn plan(
+    held: &mut Held<'_, Unlocked>,
+    claim: &Claim<'_>,
+    crew: &mut Crew,
+    space: &AddressSpace,
+) -> Result<(), Cause> {
+    let failed = each(claim, crew, MOVERS, |instance, devices| {
+        let planned = instance.iommu.call(held).plan(devices, space, &|id| claim.owns(id));
+        planned.err().map(|error| (instance.clone(), error))
+    });
+    let Some((instance, error)) = failed else { return Ok(()) };
+    each(claim, crew, MOVERS, |before, devices| {
+        let is_planned = before.order() < instance.order();
+        if is_planned {
+            before.iommu.call(held).abandon(devices);
+        }
+        (!is_planned).then_some(())
+    });
+    Err(refusal(claim, &instance, error))
+}
+
+/// Gives back what was planned.
+pub(super) fn abandon(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew) {
+    each(claim, crew, MOVERS, |instance, devices| -> Option<()> {
+        instance.iommu.call(held).abandon(devices);
+        None
+    });
+}
+
+/// Moves on all IOMMUs. Where one fails, what was planned is given back; the caller blocks the devices.
+pub(super) fn install(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew) -> Result<(), Cause> {
+    let failed = each(claim, crew, MOVERS, |instance, devices| {
+        let installed = instance.iommu.call(held).install(devices);
+        installed.err().map(|error| Cause::Iommu { iommu: instance.key, error })
+    });
+    failed.map_or(Ok(()), |cause| {
+        abandon(held, claim, crew);
+        Err(cause)
+    })
+}
+
+/// How far a block has come.
+#[derive(Debug, Default)]
+pub(super) struct Blocked {
+    /// The first failure of an IOMMU that is in service.
+    pub(super) failed: Option<Cause>,
+    /// The first that is out of service: it faults everything, and nothing of the devices is in flight there.
+    gone: Option<Cause>,
+    /// An IOMMU did nothing: streams there translate as before.
+    pub(super) is_live: bool,
+    /// An IOMMU did something.
+    pub(super) has_begun: bool,
+    /// A drain was not confirmed.
+    pub(super) owes: bool,
+    /// Entries stay live for other devices.
+    pub(super) is_kept_live: bool,
+}
+
+impl Blocked {
+    fn note(&mut self, instance: &Instance, blocked: Result<Streams, IommuError>) {
+        let untouched = matches!(blocked, Err(IommuError::NoPower(_) | IommuError::Busy | IommuError::OutOfMemory));
+        self.is_live |= untouched;
+        self.has_begun |= !untouched;
+        match blocked {
+            Ok(streams) => self.is_kept_live |= streams == Streams::Live,
+            Err(error) => {
+                self.owes |= matches!(error, IommuError::SyncTimeout(_) | IommuError::WriteLost { .. });
+                let failed = if error == IommuError::ProviderGone { &mut self.gone } else { &mut self.failed };
+                failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
+            }
+        }
+    }
+
+    /// What the devices lack afterwards, if all of them are in fault. They were not reset.
+    pub(super) const fn lacks(&self) -> Lacks {
+        Lacks { drain: self.owes, reset: true }
+    }
+
+    pub(super) fn result(&mut self) -> Result<(), Cause> {
+        self.failed.take().or(self.gone.take()).map_or(Ok(()), Err)
+    }
+}
+
+/// Whether the devices are on more than one IOMMU.
+pub(super) fn spans_several(claim: &Claim<'_>, which: Which) -> bool {
+    let members = claim.members().filter(|member| which(member, claim.level));
+    let mut orders = members.flat_map(|member| member.device.attachments()).map(|at| at.instance.order());
+    let first = orders.next();
+    orders.any(|order| Some(order) != first)
+}
+
+/// Has power on all IOMMUs of the devices, so that these change as a whole or not at all. On an error nothing is held.
+pub(super) fn hold_power(
+    held: &mut Held<'_, Unlocked>,
+    claim: &Claim<'_>,
+    crew: &mut Crew,
+    which: Which,
+) -> Result<(), (Arc<Instance>, IommuError)> {
+    let without = each(claim, crew, which, |instance, _| {
+        let powered = instance.iommu.call(held).hold_power();
+        powered.err().map(|error| (instance.clone(), error))
+    });
+    let Some((lacking, error)) = without else { return Ok(()) };
+    each(claim, crew, which, |instance, _| {
+        let had = instance.order() < lacking.order();
+        if had {
+            instance.iommu.call(held).release_power();
+        }
+        (!had).then_some(())
+    });
+    Err((lacking, error))
+}
+
+/// Ends what [`hold_power`] began.
+pub(super) fn release_power(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) {
+    each(claim, crew, which, |instance, _| -> Option<()> {
+        instance.iommu.call(held).release_power();
+        None
+    });
+}
+
+/// Has power on all IOMMUs of one device. On an error nothing is held.
+pub(super) fn power_up<'d>(
+    held: &mut Held<'_, Unlocked>,
+    device: &'d Device,
+) -> Result<(), (&'d Instance, IommuError)> {
+    for (index, at) in device.attachments().iter().enumerate() {
+        if let Err(error) = at.instance.iommu.call(held).hold_power() {
+            let before = device.attachments().iter().take(index);
+            before.for_each(|at| at.instance.iommu.call(held).release_power());
+            return Err((&at.instance, error));
+        }
+    }
+    Ok(())
+}
+
+/// Ends what [`power_up`] began.
+pub(super) fn power_down(held: &mut Held<'_, Unlocked>, device: &Device) {
+    device.attachments().iter().for_each(|at| at.instance.iommu.call(held).release_power());
+}
+
+/// Puts the devices in fault on every IOMMU, also after one of them failed. Where there are several, power is had on all of
+/// them first, so that a device is cut off as a whole or not at all.
+pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) -> Blocked {
+    let mut all = Blocked::default();
+    let holds_power = spans_several(claim, which) && !broken!("unpowered_cut");
+    if holds_power && let Err((instance, error)) = hold_power(held, claim, crew, which) {
+        all.note(&instance, Err(error));
+        return all;
+    }
+    each(claim, crew, which, |instance, devices| -> Option<()> {
+        all.note(instance, instance.iommu.call(held).block(devices));
+        None
+    });
+    if holds_power {
+        release_power(held, claim, crew, which);
+    }
+    all
+}
+
+/// Whether two devices use a common stream-map entry anywhere.
+pub(super) fn shares_entry(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> bool {
+    let mut instances = one.attachments().iter().map(|at| &at.instance);
+    instances.any(|instance| {
+        other.attachment_to(instance).is_some() && instance.iommu.call(held).shares(one.id(), other.id())
+    })
+}
+
+/// Room for the names of the members that stay and that `may_keep` accepts, so that the first change is made with it at hand.
+pub(super) fn room_for_keepers(claim: &Claim<'_>, may_keep: impl Fn(&Member) -> bool) -> Result<Vec<Label>, Cause> {
+    let mut names = Vec::new();
+    let staying = claim.members().filter(|mate| mate.work.get() == 0 && may_keep(mate));
+    names.try_reserve_exact(staying.count()).map_err(|_| Cause::OutOfMemory)?;
+    Ok(names)
+}
+
+/// The assigned mates that keep an entry live which one of `leaving` uses too. Of those that came during a callback as many as
+/// there is memory for.
+pub(super) fn names_of_keepers(
+    held: &mut Held<'_, Unlocked>,
+    claim: &Claim<'_>,
+    leaving: impl Fn(&Member) -> bool,
+    mut names: Vec<Label>,
+) -> Vec<Label> {
+    for mate in claim.members().filter(|mate| !leaving(mate) && mate.state.get().owner().is_some()) {
+        let mut left = claim.members().filter(|member| leaving(member));
+        if left.any(|one| shares_entry(held, &one.device, &mate.device)) && names.try_reserve(1).is_ok() {
+            names.push(mate.device.label().clone());
+        }
+    }
+    names
+}

@@ -1,0 +1,467 @@
+//! Removal: refuse, cut, wait, unregister, release (contract C-8).
+//!
+//! A removal is a mark on the device and the claim of its group. What has the claim when it is put back carries the removal out:
+//! the caller of `remove`, or the operation that it met. Where the cut could not be made or was not confirmed, or calls are
+//! inside, the device stays registered, is `Going`, and its mark is spent: it can be removed again.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::on_all_iommus::{self, Crew, names_of_keepers, room_for_keepers};
+use crate::assign::guarded;
+use crate::assign::{
+    CallChain, Cause, Claim, Device, DeviceId, DeviceKey, DeviceRecord, DeviceState, Error, Event, Group, HookContext,
+    IommuError, Label, Lacks, Left, Marked, Member, Obstacle, Operation, Registry, Service, is_protected,
+};
+use crate::sync::broken::broken;
+use crate::sync::order::{Held, Unlocked};
+use crate::sync::{Platform, Waiter};
+
+/// What `remove` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Removal {
+    /// The device is gone.
+    Done,
+    /// The device is gone, but these devices of its group keep a live stream-map entry that captures its streams: they
+    /// reach that domain until the entry is in fault (contract I-6; a live entry is not narrowed, I-15).
+    StillReachable(Vec<Label>),
+    /// Another operation of the device's group is running: it will finish the removal when it ends, and undo itself.
+    Pending,
+}
+
+/// What became of a device that was asked to go.
+#[must_use = "the device may be gone"]
+pub(super) enum Outcome {
+    /// It was removed. Names what keeps its streams' entries live; an error where its IOMMU is out of service.
+    Removed(Result<Vec<Label>, Error>),
+    /// It is going still.
+    Going(Error),
+}
+
+impl Outcome {
+    /// What the operation says that the removal overtook.
+    pub(super) fn overtook(self, operation: Operation, device: &Device) -> Error {
+        let left = match self {
+            Self::Removed(_) => Left::Removed,
+            Self::Going(error) => error.left,
+        };
+        Error { operation, subject: device.label().clone(), cause: Cause::Removed, left }
+    }
+
+    /// Says a failure of which no caller is told.
+    pub(super) fn log(self) {
+        if let Self::Removed(Err(error)) | Self::Going(error) = self {
+            log::warn!("{error}");
+        }
+    }
+
+    fn result(self) -> Result<Removal, Error> {
+        match self {
+            Self::Removed(names) => names.map(done),
+            Self::Going(error) => Err(error),
+        }
+    }
+}
+
+fn done(names: Vec<Label>) -> Removal {
+    if names.is_empty() { Removal::Done } else { Removal::StillReachable(names) }
+}
+
+impl<P: Platform> Service<P> {
+    /// Removes the device that is registered under `key`, whatever its state: its DMA is cut, then it is forgotten.
+    ///
+    /// Removing an assigned device is legal (a surprise unplug): the domain loses it.
+    ///
+    /// # Errors
+    ///
+    /// [`Cause::NotFound`]; [`Cause::HasChildren`] while devices stand behind it, [`Cause::Busy`] while all of these are on their
+    /// way out; [`Cause::StillInUse`] with [`Left::Going`] while calls are inside the device ([`Device::enter`]): its DMA is
+    /// cut, call again; [`Cause::Iommu`] with [`Left::Going`] or [`Left::GoingLive`] where its DMA could not be cut, or the cut was
+    /// not confirmed: call again; with [`Left::Removed`] where an IOMMU of the device is out of service.
+    ///
+    /// # Context
+    ///
+    /// Waiting context (a drain is polled, a hook is called). Contract C-2, C-8.
+    pub fn remove(&self, key: DeviceKey) -> Result<Removal, Error> {
+        self.remove_within(CallChain::NONE, key)
+    }
+
+    /// [`remove`](Self::remove), and waits until the device is gone: where another operation finishes the removal, and
+    /// where calls are inside the device.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove), and [`Cause::TimedOut`]: the removal stays asked for.
+    ///
+    /// # Context
+    ///
+    /// Waiting context; see [`wait`](Self::wait).
+    pub fn remove_and_wait(&self, key: DeviceKey, deadline: Option<P::Deadline>) -> Result<(), Error>
+    where
+        P: Waiter,
+    {
+        self.remove_waiting(CallChain::NONE, key, deadline)
+    }
+
+    /// Removes the device that is registered under `key` and everything that stands behind it, children first.
+    ///
+    /// From the call on, no child can be added anywhere in the tree.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove), but for children. What fails for one device does not keep the others: the first
+    /// failure is told.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract C-5.
+    pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
+        self.remove_tree_within(CallChain::NONE, key)
+    }
+
+    pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, key: DeviceKey) -> Result<Removal, Error> {
+        let result = self.remove_in(&mut Held::enter(), above, key, None);
+        self.report(&result);
+        result
+    }
+
+    /// Removes this very registration.
+    pub(in crate::assign) fn remove_registration(&self, device: &Device) -> Result<Removal, Error> {
+        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, device.key(), Some(device.id()));
+        self.report(&result);
+        result
+    }
+
+    /// `only`: this registration, not a later one under the same key (contract C-7).
+    fn remove_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: CallChain<'_>,
+        key: DeviceKey,
+        only: Option<DeviceId>,
+    ) -> Result<Removal, Error> {
+        let operation = Operation::Remove;
+        let (id, marked) = {
+            let registry = self.registry.lock(held);
+            let found = registry.device(key).filter(|record| only.is_none_or(|only| only == record.device.id()));
+            let record = found.ok_or_else(|| Error::unchanged(operation, Label::of_key(key), Cause::NotFound))?;
+            let refuse = |cause| Error::unchanged(operation, record.device.label().clone(), cause);
+            registry.check_children(record, above).map_err(refuse)?;
+            let id = record.device.id();
+            let taken = registry.take_group(record, operation, above).and_then(|group| {
+                // Of a frame above: the operation there is about the device, or adds a child of it, which sees the mark.
+                if is_protected(&group, id) || record.children.get() > 0 {
+                    registry.give_back(group, above);
+                    return Err(registry.busy(registry.leader_of(record), above));
+                }
+                Ok(group)
+            });
+            let mut group = match taken {
+                Ok(group) => group,
+                Err(cause @ Cause::WouldDeadlock { .. }) => return Err(refuse(cause)),
+                Err(_) => {
+                    if !broken!("dropped_mark") {
+                        registry.mark(record);
+                    }
+                    return Ok(Removal::Pending);
+                }
+            };
+            registry.mark(record);
+            group.doomed = Some(id);
+            (id, Marked::of(group))
+        };
+        let mut result = Ok(Removal::Pending);
+        self.carry_out(held, marked, above, &mut |device, outcome| {
+            if device.id() == id {
+                result = outcome.result();
+            } else {
+                outcome.log();
+            }
+        });
+        result
+    }
+
+    pub(in crate::assign) fn remove_tree_within(&self, above: CallChain<'_>, key: DeviceKey) -> Result<Removal, Error> {
+        let result = self.remove_tree_in(&mut Held::enter(), above, key);
+        self.report(&result);
+        result
+    }
+
+    fn remove_tree_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: CallChain<'_>,
+        key: DeviceKey,
+    ) -> Result<Removal, Error> {
+        let root = {
+            let registry = self.registry.lock(held);
+            let root = registry.device(key);
+            let root = root.ok_or_else(|| Error::unchanged(Operation::Remove, Label::of_key(key), Cause::NotFound))?;
+            registry.mark_tree(root);
+            root.device.clone()
+        };
+        let mut result = Ok(Vec::new());
+        loop {
+            let group = {
+                let registry = self.registry.lock(held);
+                let leaf = registry.registration(&root).and_then(|root| registry.doomed_leaf(root));
+                leaf.and_then(|leaf| registry.take_doomed(leaf))
+            };
+            let Some(group) = group else { break };
+            // When the last child goes its parent follows: the whole tree can go with any leaf.
+            self.carry_out(held, Marked::of(group), above, &mut |_, outcome| match (outcome.result(), &mut result) {
+                (Ok(Removal::StillReachable(names)), Ok(all)) => {
+                    let room = all.try_reserve(names.len());
+                    all.extend(names.into_iter().take_while(|_| room.is_ok()));
+                }
+                (Err(error), Ok(_)) => result = Err(error),
+                _ => {}
+            });
+        }
+        let names = result?;
+        let is_gone = self.registry.lock(held).registration(&root).is_none();
+        if is_gone { Ok(done(names)) } else { Ok(Removal::Pending) }
+    }
+
+    pub(in crate::assign) fn remove_waiting(
+        &self,
+        above: CallChain<'_>,
+        key: DeviceKey,
+        deadline: Option<P::Deadline>,
+    ) -> Result<(), Error>
+    where
+        P: Waiter,
+    {
+        let mut held = Held::enter();
+        let device = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
+        let Some(device) = device else { return self.remove_within(above, key).map(drop) };
+        let attempt = crate::assign::chain::Attempt::default();
+        loop {
+            let met = match self.remove_in(&mut held, above.trying(&attempt), key, Some(device.id())) {
+                Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
+                    return Ok(());
+                }
+                Ok(Removal::Pending) => Cause::TimedOut { running: Operation::Remove },
+                Err(Error { cause: Cause::Busy { running }, operation, subject, left }) => {
+                    if above.depth() > 0 {
+                        // Its children are on their way out, maybe by an operation above.
+                        return Err(Error { operation, subject, cause: Cause::WouldDeadlock { running }, left });
+                    }
+                    Cause::TimedOut { running }
+                }
+                Err(Error { cause: Cause::StillInUse { calls }, .. }) => Cause::StillInUse { calls },
+                result => {
+                    self.report(&result);
+                    return result.map(drop);
+                }
+            };
+            let waited = self.wait_while(deadline, |held| self.removal_must_wait(held, &device));
+            if waited.is_err() {
+                let subject = device.label().clone();
+                let result = Err(Error { operation: Operation::Remove, subject, cause: met, left: Left::Going });
+                self.report(&result);
+                return result;
+            }
+        }
+    }
+
+    /// Whether the removal of `device` can only be waited for now: another operation has its group, its children are going
+    /// still, or calls are inside.
+    fn removal_must_wait(&self, held: &mut Held<'_, Unlocked>, device: &Device) -> bool {
+        let registry = self.registry.lock(held);
+        let Some(record) = registry.registration(device) else { return false };
+        registry.leader_of(record).is_out() || record.children.get() > 0 || device.in_flight() > 0
+    }
+
+    /// Carries out the removals that a put-back has found, and those that their own put-backs find. Tells what became of each
+    /// device.
+    pub(super) fn carry_out(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        mut marked: Marked,
+        above: CallChain<'_>,
+        tell: &mut dyn FnMut(&Device, Outcome),
+    ) {
+        while let Some(mut group) = marked.groups.pop() {
+            let doomed = group.doomed.take().and_then(|id| group.member(id));
+            let Some(device) = doomed.map(|member| member.device.clone()) else {
+                self.registry.lock(held).give_back(group, above);
+                continue;
+            };
+            let mut claim = Claim::of(device.clone(), group, Operation::Remove, above);
+            let outcome = self.remove_claimed(held, &mut claim);
+            marked.groups.append(self.put_back(held, claim).groups);
+            if matches!(outcome, Outcome::Removed(_)) && marked.unheard != Some(device.id()) {
+                let hooks = device.hooks().call(held);
+                guarded::told(|| hooks.release(&HookContext { device: &device, chain: above }));
+            }
+            tell(&device, outcome);
+        }
+    }
+
+    /// The second and third steps, and the driver's part of the fourth, on the claim's device. Afterwards it has departed from
+    /// its group, or is going. On several IOMMUs power is had on all of them first, so that it goes from all or from none.
+    fn remove_claimed(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Outcome {
+        let device = claim.device.clone();
+        let Some(member) = claim.member(device.id()) else { return Outcome::Removed(Ok(Vec::new())) };
+        member.work.set(claim.level);
+        let was_live = member.state.get().owner().is_some();
+        if device.attachments().len() < 2 || broken!("unpowered_cut") {
+            return self.cut_and_withdraw(held, claim);
+        }
+        if let Err((instance, error)) = on_all_iommus::power_up(held, &device) {
+            member.going.set(true);
+            let cause = Cause::Iommu { iommu: instance.key, error };
+            let left = if was_live { Left::GoingLive } else { Left::Going };
+            let subject = device.label().clone();
+            return Outcome::Going(Error { operation: Operation::Remove, subject, cause, left });
+        }
+        let outcome = self.cut_and_withdraw(held, claim);
+        on_all_iommus::power_down(held, &device);
+        outcome
+    }
+
+    /// Cuts the device's DMA, and withdraws it where no call is inside.
+    fn cut_and_withdraw(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Outcome {
+        let device = claim.device.clone();
+        let fail = |cause, left| Error { operation: Operation::Remove, subject: device.label().clone(), cause, left };
+        let going = |claim: &Claim<'_>, cause, left| {
+            if let Some(member) = claim.member(device.id()) {
+                member.going.set(true);
+            }
+            Outcome::Going(fail(cause, left))
+        };
+        let is_assigned = |mate: &Member| mate.state.get().owner().is_some();
+        let room = Crew::of(claim).and_then(|crew| Ok((crew, room_for_keepers(claim, is_assigned)?)));
+        let (mut crew, names) = match room {
+            Ok(room) => room,
+            Err(cause) => return going(claim, cause, Left::GoingLive),
+        };
+        // 2: cut.
+        let mut gone = None;
+        let mut blocked = on_all_iommus::block(held, claim, &mut crew, on_all_iommus::LIVE_WORK);
+        match blocked.result() {
+            Ok(()) => {}
+            Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = Some(cause),
+            Err(cause) if blocked.is_live => {
+                let was_live = claim.member(device.id()).is_some_and(is_assigned);
+                return going(claim, cause, if was_live { Left::GoingLive } else { Left::Going });
+            }
+            Err(cause) => {
+                set_state(claim, DeviceState::Quarantined(blocked.lacks()));
+                return going(claim, cause, Left::Going);
+            }
+        }
+        let is_this = |member: &crate::assign::group::Member| member.device.id() == device.id();
+        if claim.members().filter(|member| is_this(member)).any(|member| member.state.get() != DeviceState::Blocked) {
+            set_state(claim, DeviceState::Quarantined(Lacks { drain: false, reset: true }));
+        }
+        // 3: wait for calls in flight.
+        let calls = device.in_flight();
+        if calls > 0 {
+            return going(claim, Cause::StillInUse { calls }, Left::Going);
+        }
+        // 4: the drivers forget it, then the registry.
+        let names = names_of_keepers(held, claim, is_this, names);
+        match withdraw(held, &device) {
+            Ok(()) => {}
+            Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = gone.or(Some(cause)),
+            Err(cause) => return going(claim, cause, Left::Going),
+        }
+        self.tell(held, || Event::Removed { device: device.label().clone() });
+        claim.depart(device.id());
+        Outcome::Removed(gone.map_or(Ok(names), |cause| Err(fail(cause, Left::Removed))))
+    }
+}
+
+/// Has every IOMMU forget a device, which is in fault. One that has forgotten it already says so; one that is out of service
+/// forgets it in software, which is told when all have.
+pub(super) fn withdraw(held: &mut Held<'_, Unlocked>, device: &Device) -> Result<(), Cause> {
+    let mut gone = Ok(());
+    for at in device.attachments() {
+        match at.instance.iommu.call(held).withdraw(device.id()) {
+            Ok(_) | Err(IommuError::Unknown) => {}
+            Err(error @ IommuError::ProviderGone) => gone = Err(Cause::Iommu { iommu: at.instance.key, error }),
+            Err(error) => return Err(Cause::Iommu { iommu: at.instance.key, error }),
+        }
+    }
+    gone
+}
+
+fn set_state(claim: &Claim<'_>, state: DeviceState) {
+    if let Some(member) = claim.member(claim.device.id()) {
+        member.state.set(state);
+    }
+}
+
+impl<P: Platform> Registry<P> {
+    /// Refuses to remove a device alone behind which others stand. One that is on its way in does not count: its add may be
+    /// undone, and sees the mark of its parent. Where all are on their way out the removal comes too early.
+    fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
+        let (mut staying, mut leaving) = (0_usize, None);
+        let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
+        while let Some(child) = next {
+            if child.is_leaving() {
+                leaving = Some(child.device.id());
+            } else if child.is_shown() {
+                staying = staying.saturating_add(1);
+            }
+            next = self.child(record.device.key(), Some(child.device.key()));
+        }
+        match leaving {
+            _ if staying > 0 => Err(Cause::HasChildren { children: staying }),
+            Some(child) => {
+                above.meet(Obstacle::Registration(child));
+                Err(Cause::busy(Operation::Remove))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the group of a marked device, to remove it.
+    fn take_doomed(&self, record: &DeviceRecord) -> Option<Box<Group>> {
+        let mut group = self.take_group(record, Operation::Remove, CallChain::NONE).ok()?;
+        group.doomed = Some(record.device.id());
+        Some(group)
+    }
+
+    /// Marks `root` and all that stands behind it.
+    fn mark_tree(&self, root: &DeviceRecord) {
+        let mut at = root;
+        loop {
+            self.mark(at);
+            match self.next_below(root, at) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// A marked device in the tree of `root` that has no child and whose group is not claimed.
+    fn doomed_leaf<'a>(&'a self, root: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
+        let mut at = root;
+        loop {
+            if at.may_go() && !self.leader_of(at).is_out() {
+                return Some(at);
+            }
+            at = self.next_below(root, at)?;
+        }
+    }
+
+    /// The record after `at` in the tree of `root`: its first child, else the next one beside it or beside one above it.
+    fn next_below<'a>(&'a self, root: &DeviceRecord, at: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
+        if let Some(child) = self.child(at.device.key(), None) {
+            return Some(child);
+        }
+        let mut at = at;
+        while at.device.id() != root.device.id() {
+            let parent = at.device.parent()?;
+            if let Some(next) = self.child(parent, Some(at.device.key())) {
+                return Some(next);
+            }
+            at = self.device(parent)?;
+        }
+        None
+    }
+}

@@ -1,0 +1,59 @@
+//! The frame of an operation on a group: claim, work, put back, and carry out what was asked for meanwhile.
+
+use super::on_all_iommus::Crew;
+use super::removal::Outcome;
+use crate::assign::{CallChain, Cause, Claim, Device, Error, Left, Operation, Registry, Service};
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+
+/// Why an operation did not succeed, and what it left.
+pub(super) type Failure = (Cause, Left);
+
+impl<P: Platform> Service<P> {
+    /// Runs an operation. `check` looks at the claimed group under the registry's lock, marks the members that the operation is
+    /// about, and refuses what cannot be; `work` does it, with nothing locked.
+    pub(super) fn operate<'a, T>(
+        &self,
+        above: CallChain<'a>,
+        device: &Device,
+        operation: Operation,
+        check: impl FnOnce(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
+        work: impl FnOnce(&mut Held<'_, Unlocked>, &mut Claim<'a>, &mut Crew) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let mut held = Held::enter();
+        let claimed = self.claim(&mut held, above, device, operation, check);
+        let result = match claimed {
+            Err(cause) => Err(Error::unchanged(operation, device.label().clone(), cause)),
+            Ok(mut claim) => {
+                let crew = Crew::of(&claim).map_err(|cause| (cause, Left::Unchanged));
+                let done = crew.and_then(|mut crew| work(&mut held, &mut claim, &mut crew));
+                self.end(&mut held, claim, done)
+            }
+        };
+        self.report(&result);
+        result
+    }
+
+    /// Ends an operation: what it came to, or that a removal overtook it.
+    pub(super) fn end<T>(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: Claim<'_>,
+        done: Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let (operation, device, above) = (claim.operation, claim.device.clone(), claim.above);
+        let marked = self.put_back(held, claim);
+        let mut overtaken: Option<Outcome> = None;
+        self.carry_out(held, marked, above, &mut |removed, outcome| {
+            if removed.id() == device.id() {
+                overtaken = Some(outcome);
+            } else {
+                outcome.log();
+            }
+        });
+        match overtaken {
+            None => done.map_err(|(cause, left)| Error { operation, subject: device.label().clone(), cause, left }),
+            Some(outcome) => Err(outcome.overtook(operation, &device)),
+        }
+    }
+}

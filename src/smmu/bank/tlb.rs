@@ -1,0 +1,237 @@
+//! Post and synchronise: invalidations, and the one sync in flight of a sync register.
+//!
+//! An instance has a global sync, which completes everything, and in version 2 one in each bank, which completes what
+//! was posted in that bank. Each is a [`Tlb`] of its own. The global one also knows which banks may hold translations of
+//! which domain, so that a flush of a domain takes this lock alone.
+//!
+//! # Locking
+//!
+//! Level `TlbSync`, held to post an invalidation and the sync behind it, to note that a sync has completed, and to look
+//! up or change the banks of a domain: a few register writes, never a poll (contract C-14).
+//!
+//! # Invariants
+//!
+//! 1. Syncs are numbered from 1. `issued` is the last one that was written to the register, `completed` the last one
+//!    whose completion was seen. `issued` is `completed` (none in flight) or one more.
+//! 2. Sync `n` was started after every invalidation whose ticket is at most `n` was written, so that its completion
+//!    completes them (IHI 0062D, TLB maintenance).
+//! 3. A sync is started only when the status was seen inactive after the one before it was started. A waiter that gives up
+//!    changes nothing: its sync stays in flight, and its ticket completes when that sync is seen complete.
+//! 4. `banks` is sorted, has each bank at most once, and never grows beyond the room reserved at construction.
+
+use alloc::vec::Vec;
+
+use crate::assign::DomainId;
+use crate::smmu::hardware::Geometry;
+use crate::smmu::hardware::Registers;
+use crate::smmu::hardware::access::Access;
+use crate::smmu::hardware::part::BankIndex;
+use crate::smmu::hardware::registers::{ANY_VALUE, cb, gr0};
+use crate::smmu::levels::TlbSync;
+use crate::smmu::stream::number_set::Set;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::lock::Lock;
+use crate::sync::order::{Before, Held};
+use crate::sync::{Bound, Platform, Waited, Watch};
+
+/// The number of the sync that completes what was posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use = "an invalidation is complete only when its sync is"]
+pub(in crate::smmu) struct Ticket(pub(in crate::smmu) u64);
+
+/// The sync was not confirmed within the bound. Its ticket completes later, if the hardware ever completes the sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::smmu) struct SyncTimeout(pub(in crate::smmu) Waited);
+
+/// One sync register and what was posted for it.
+#[derive(Debug)]
+pub(in crate::smmu) struct Tlb<P: Platform> {
+    /// Offsets of the register that starts a sync and of its status.
+    sync: u32,
+    status: u32,
+    state: Lock<TlbSync, State, P::Lock>,
+    /// Written under the lock, read without it.
+    issued: AtomicU64,
+    completed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The highest ticket that was given out.
+    wanted: u64,
+    /// Which banks may hold translations of which domain. Empty in a bank's own `Tlb`.
+    banks: Vec<(DomainId, BankIndex)>,
+}
+
+impl<P: Platform> Tlb<P> {
+    /// The global sync of an instance with so many banks. `None` when memory could not be reserved.
+    pub(in crate::smmu) fn global(banks: u8) -> Option<Self> {
+        let mut table = Vec::new();
+        table.try_reserve_exact(banks.into()).ok()?;
+        Some(Self::at(gr0::STLBGSYNC, gr0::STLBGSTATUS, table))
+    }
+
+    /// The sync of one bank (version 2).
+    pub(in crate::smmu) fn of_bank(geometry: &Geometry, bank: BankIndex) -> Self {
+        Self::at(geometry.bank(bank, cb::TLBSYNC), geometry.bank(bank, cb::TLBSTATUS), Vec::new())
+    }
+
+    fn at(sync: u32, status: u32, banks: Vec<(DomainId, BankIndex)>) -> Self {
+        let state = Lock::new(State { wanted: 0, banks });
+        Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
+    }
+
+    // --- which banks hold a domain's translations ---
+
+    /// From now on a flush of `domain` invalidates the VMID of `bank`. Called before the bank's M becomes 1, with a barrier
+    /// in between (contract C-17, I-9).
+    pub(in crate::smmu) fn enter<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
+        let mut state = self.state.lock(held);
+        let banks = &mut state.banks;
+        let Err(place) = banks.binary_search(&(domain, bank)) else { return };
+        if banks.len() < banks.capacity() {
+            banks.insert(place, (domain, bank));
+        } else if let Some(stale) = banks.iter().position(|(_, theirs)| *theirs == bank) {
+            // There is room for each bank once, so that a full table has this one already, of a domain that did not leave.
+            banks.remove(stale);
+            let place = if stale < place { place.saturating_sub(1) } else { place };
+            banks.insert(place, (domain, bank));
+        }
+    }
+
+    /// Nothing of `domain` is cached under the VMID of `bank` any more: the bank is retired (contract I-7).
+    pub(in crate::smmu) fn leave<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
+        let banks = &mut self.state.lock(held).banks;
+        if let Ok(place) = banks.binary_search(&(domain, bank)) {
+            banks.remove(place);
+        }
+    }
+
+    /// The banks that may hold translations of `domain`, for invalidations in the banks themselves.
+    pub(in crate::smmu) fn banks_of<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId) -> Set {
+        // Of a bank that joins after this look, the walker sees the tables as they are now.
+        P::barrier();
+        let state = self.state.lock(held);
+        banks_of(&state.banks, domain).iter().fold(Set::EMPTY, |all, (_, bank)| all | Set::one(*bank))
+    }
+
+    // --- posting ---
+
+    /// Writes invalidations, and a sync behind them where none is in flight. Otherwise the next sync completes them.
+    pub(in crate::smmu) fn post<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &Access<R>,
+        invalidate: impl FnOnce(&Access<R>),
+    ) -> Ticket {
+        // Table writes are visible to the walker before the invalidation is (contract S-1).
+        P::barrier();
+        let mut state = self.state.lock(held);
+        invalidate(registers);
+        self.synchronise(&mut state.wanted, registers)
+    }
+
+    /// Writes the invalidation of every VMID that `domain` has here, and the sync behind them, in one hold. `None`, without a
+    /// register access, where no bank holds the domain.
+    pub(in crate::smmu) fn post_domain<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &Access<R>,
+        domain: DomainId,
+        vmid_of: impl Fn(BankIndex) -> u32,
+    ) -> Option<Ticket> {
+        // Before the look too: of a bank that joins after it, the walker sees the tables as they are now (contract C-17).
+        P::barrier();
+        let mut guard = self.state.lock(held);
+        let State { wanted, banks } = &mut *guard;
+        let banks = banks_of(banks, domain);
+        if banks.is_empty() {
+            return None;
+        }
+        for (_, bank) in banks {
+            registers.write32(gr0::TLBIVMID, vmid_of(*bank));
+        }
+        Some(self.synchronise(wanted, registers))
+    }
+
+    /// A ticket for what was written under this hold.
+    fn synchronise<R: Registers>(&self, wanted: &mut u64, registers: &Access<R>) -> Ticket {
+        let issued = self.issued.load(Ordering::Relaxed);
+        // A sync in flight may have passed these invalidations already: only the next one is sure to cover them.
+        *wanted = issued.saturating_add(1);
+        if issued == self.completed.load(Ordering::Relaxed) {
+            self.start(issued, registers);
+        }
+        Ticket(*wanted)
+    }
+
+    /// Starts the sync after `issued`, which was seen complete. The lock is held.
+    fn start<R: Registers>(&self, issued: u64, registers: &Access<R>) {
+        registers.write32(self.sync, ANY_VALUE);
+        self.issued.store(issued.saturating_add(1), Ordering::Release);
+    }
+
+    // --- waiting ---
+
+    /// Whether everything that was posted under `ticket` is known to be complete. Reads no register.
+    pub(in crate::smmu) fn is_complete(&self, ticket: Ticket) -> bool {
+        self.completed.load(Ordering::Acquire) >= ticket.0
+    }
+
+    /// Reads the status once, with no lock held. Where it is inactive, the sync in flight is complete, and the next one
+    /// starts if a ticket needs it, whether or not the ticket's holder still waits.
+    pub(in crate::smmu) fn look<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &Access<R>,
+    ) {
+        const ACTIVE: u32 = 1;
+        // Which sync the status is about must be known before it is read: afterwards another may be in flight.
+        let about = self.issued.load(Ordering::Acquire);
+        if registers.status(self.status) & ACTIVE != 0 {
+            return;
+        }
+        let state = self.state.lock(held);
+        if self.issued.load(Ordering::Relaxed) != about {
+            return;
+        }
+        self.completed.store(about, Ordering::Release);
+        if state.wanted > about {
+            self.start(about, registers);
+        }
+    }
+
+    /// Polls, with no lock held, until the sync of `ticket` is seen complete. A wait that times out can be repeated with the
+    /// same ticket: it joins the sync in flight.
+    pub(in crate::smmu) fn wait<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &Access<R>,
+        ticket: Ticket,
+        bound: Bound,
+    ) -> Result<(), SyncTimeout> {
+        let mut watch = Watch::<P>::start(bound);
+        let mut was_last = false;
+        while !self.is_complete(ticket) {
+            if was_last {
+                return Err(SyncTimeout(watch.waited()));
+            }
+            was_last = watch.is_last();
+            self.look(held, registers);
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
+}
+
+/// The part of the table that is about `domain`.
+fn banks_of(banks: &[(DomainId, BankIndex)], domain: DomainId) -> &[(DomainId, BankIndex)] {
+    let first = banks.partition_point(|(theirs, _)| *theirs < domain);
+    let from = banks.get(first..).unwrap_or_default();
+    let count = from.iter().take_while(|(theirs, _)| *theirs == domain).count();
+    from.get(..count).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "tlb_tests.rs"]
+mod tests;

@@ -1,0 +1,338 @@
+//! From fault into a domain: plan, install; or abandon.
+//!
+//! # Locking
+//!
+//! `StreamMap`; `Masters` around it where a device is lazy, or shares entries with a space of the service's own. None while a
+//! status is polled (contract C-14).
+
+use core::ops::ControlFlow;
+
+use super::drain::Drain;
+use super::enrol::written;
+use crate::assign::{AddressSpace, DeviceId, IommuError, Resource, own_space};
+use crate::smmu::bank::banks::{BankState, Banks, Choice};
+use crate::smmu::bank::stage2;
+use crate::smmu::gate::Purpose;
+use crate::smmu::hardware::Registers;
+use crate::smmu::hardware::part::BankIndex;
+use crate::smmu::instance::{Shadow, Smmu};
+use crate::smmu::levels;
+use crate::smmu::stream::map::Entries;
+use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::placing::Placing;
+use crate::smmu::stream::user::{Members, StreamUser, Users};
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+
+/// What a plan lacks for now.
+enum Lack {
+    /// A drain that one of the devices owes, or one of the domain.
+    Drain,
+    /// Entries of lazy devices.
+    Entries(IommuError),
+    /// A bank.
+    Bank,
+}
+
+impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// Reserves a bank, and the entries of lazy devices.
+    pub(in crate::smmu) fn plan_move(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+    ) -> Result<(), IommuError> {
+        let limits = self.part.limits();
+        stage2::check(&self.part.geometry, &limits, self.part.config.empty_root.size, &space.stage2)
+            .map_err(IommuError::Incompatible)?;
+        // Each of what can be done about a lack is tried once.
+        let (mut drained, mut packed, mut finished) = (false, false, None);
+        loop {
+            let lack = {
+                let _inside = self.enter(Purpose::Acquire)?;
+                self.try_plan(held, devices, space, is_claimed, finished.is_none())?
+            };
+            match lack {
+                None => return Ok(()),
+                Some(Lack::Drain) if !drained => {
+                    drained = true;
+                    self.powered(held, Purpose::Acquire, |held| {
+                        self.finish_owed(held, devices)?;
+                        self.finish_drains(held, |_, bank| bank.domain() == Some(space.domain), None)
+                    })?;
+                }
+                Some(Lack::Entries(_)) if !packed && self.repack(held, devices, is_claimed)? => packed = true,
+                Some(Lack::Bank) if finished.is_none() => {
+                    let all = |held: &mut Held<'_, Unlocked>| self.finish_drains(held, |_, _| true, None);
+                    finished = Some(self.powered(held, Purpose::Acquire, all));
+                }
+                Some(Lack::Drain) => return Err(IommuError::Busy),
+                Some(Lack::Entries(error)) => return Err(error),
+                Some(Lack::Bank) => {
+                    finished.unwrap_or(Ok(()))?;
+                    let total = usize::from(self.part.geometry.banks);
+                    let resource = Resource::ContextBanks;
+                    return Err(IommuError::Exhausted { resource, needed: 1, free: 0, total });
+                }
+            }
+        }
+    }
+
+    /// Reserves everything, or nothing and says what is lacking.
+    fn try_plan(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+        finishable: bool,
+    ) -> Result<Option<Lack>, IommuError> {
+        {
+            let mut guard = self.shadow.lock(held);
+            let Shadow { entries, users, banks } = &mut *guard;
+            if !users.all_of(devices).any(|user| user.lazy) {
+                return plan_bank(entries, users, banks, devices, space, finishable);
+            }
+        }
+        self.placing(held, |placing, banks, _| {
+            let users = placing.users;
+            if let Some(lack) = plan_bank(placing.entries, users, banks, devices, space, finishable)? {
+                return Ok(Some(lack));
+            }
+            for user in users.all_of(devices).filter(|user| user.lazy) {
+                if let Err(error) = placing.reserve(user, is_claimed, true) {
+                    unplan(users, banks, devices);
+                    users.all_of(devices).for_each(|user| placing.unplace(user));
+                    let exhausted = matches!(error, IommuError::Exhausted { .. });
+                    return if exhausted { Ok(Some(Lack::Entries(error))) } else { Err(error) };
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Gives back what a plan reserved. A bank that it alone has kept live ends now, or where there is no power with the
+    /// next drain that is finished.
+    pub(in crate::smmu) fn abandon_plan(&self, devices: &[DeviceId]) {
+        let mut held = Held::enter();
+        let Ok(inside) = self.enter(Purpose::Release) else { return };
+        let (idle, lazy) = {
+            let mut shadow = self.shadow.lock(&mut held);
+            let Shadow { users, banks, .. } = &mut *shadow;
+            let left = unplan(users, banks, devices);
+            (left.each().any(|bank| banks.at(bank).is_idle()), users.all_of(devices).any(|user| user.lazy))
+        };
+        if lazy {
+            self.placing(&mut held, |placing, _, _| {
+                placing.users.all_of(devices).for_each(|user| placing.unplace(user));
+            });
+        }
+        drop(inside);
+        if idle {
+            // A timeout poisons the bank, which is all that can be done about it here.
+            let _ = self
+                .powered(&mut held, Purpose::Release, |held| self.finish_drains(held, |_, bank| bank.is_idle(), None));
+        }
+    }
+
+    /// Moves devices into the space that was planned. What is in a space of the service's own leaves it first.
+    pub(in crate::smmu) fn install_move(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+    ) -> Result<(), IommuError> {
+        loop {
+            {
+                let mut guard = self.shadow.lock(held);
+                let (shadow, held) = guard.split();
+                let Shadow { entries, users, banks } = &*shadow;
+                if !users.all_of(devices).any(|user| in_own_space(entries, banks, user)) {
+                    return self.turn(held, shadow, devices);
+                }
+            }
+            self.leave_own_spaces(held, devices)?;
+        }
+    }
+
+    /// Puts those of the devices in fault that are in a space of the service's own; where there is none, other devices that keep
+    /// an entry of theirs in one: a reserved stream ends where a device that has it is assigned.
+    #[cold]
+    fn leave_own_spaces(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
+        let (ticket, drain) = self.placing(held, |placing, banks, held| {
+            let mut drain = Drain::default();
+            let users = placing.users;
+            for user in users.all_of(devices) {
+                if user.bank.get().is_some_and(|bank| banks.at(bank).is_own()) {
+                    self.detach(placing.entries, banks, user, &mut drain);
+                }
+            }
+            if !drain.banks.is_empty() {
+                return Ok((self.post_drain(held, banks, users.all_of(devices), &mut drain), drain));
+            }
+            while let Some(other) = own_sharer(placing, banks, devices) {
+                self.detach(placing.entries, banks, other, &mut drain);
+            }
+            if drain.banks.is_empty() {
+                // Another call has just done so.
+                return Err(IommuError::Busy);
+            }
+            Ok((self.post_drain(held, banks, users.each(), &mut drain), drain))
+        })?;
+        self.drain(held, drain, ticket, devices).0
+    }
+
+    /// Programs the bank where that is still to do, writes entries that are not, and turns all of them.
+    fn turn(
+        &self,
+        held: &mut Held<'_, levels::StreamMap>,
+        shadow: &mut Shadow,
+        devices: &[DeviceId],
+    ) -> Result<(), IommuError> {
+        let Shadow { entries, users, banks } = shadow;
+        let members = users.all_of(devices);
+        let planned = members.clone().next().and_then(|user| user.planned.get());
+        let Some(index) = planned else { return if devices.is_empty() { Ok(()) } else { Err(IommuError::Busy) } };
+        let bank = banks.at(index);
+        let (BankState::Live(space) | BankState::Reserved(space)) = bank.state else { return Err(IommuError::Busy) };
+        let (mut wanted, mut ready) = (Set::EMPTY, 0_u32);
+        for user in members.clone() {
+            let in_fault = user.bank.get().is_none() && user.owes.get().is_none();
+            if !in_fault || user.planned.get() != Some(index) || conflicts(entries, &members, banks, user, &space) {
+                return Err(IommuError::Busy);
+            }
+            ready = ready.saturating_add(1);
+            wanted |= if user.repacked.get() { entries.stale } else { user.entries.get() };
+        }
+        // Without `ready` one is not known; with a next space the users that were to leave have not: the devices were not blocked.
+        if ready as usize != devices.len() || bank.next.is_some() {
+            return Err(IommuError::Busy);
+        }
+        if matches!(bank.state, BankState::Reserved(_)) {
+            let programmed = self.port().program(held, banks, index, &space);
+            programmed.map_err(|register| IommuError::WriteLost { register })?;
+        }
+        written(entries.write(&self.part, wanted))?;
+        if let Some(bank) = banks.at_mut(index) {
+            bank.users = bank.users.saturating_add(ready);
+            bank.plans = bank.plans.saturating_sub(ready);
+        }
+        let mut holds = true;
+        for user in members {
+            user.repacked.set(false);
+            user.planned.set(None);
+            user.bank.set(Some(index));
+            holds &= entries.turn(&self.part, user, index);
+        }
+        if holds { Ok(()) } else { Err(IommuError::WriteLost { register: "S2CR" }) }
+    }
+}
+
+/// Checks the devices, and reserves a bank for them.
+///
+/// With `finishable` drains that are owed are finished before a bank is promised.
+fn plan_bank(
+    entries: &Entries,
+    users: &Users,
+    banks: &mut Banks,
+    devices: &[DeviceId],
+    space: &AddressSpace,
+    finishable: bool,
+) -> Result<Option<Lack>, IommuError> {
+    let members = users.all_of(devices);
+    let (mut owes, mut known) = (false, 0_u32);
+    for user in members.clone() {
+        known = known.saturating_add(1);
+        let busy = user.planned.get().is_some() || !user.joined.get();
+        if busy || conflicts(entries, &members, banks, user, space) {
+            return Err(IommuError::Busy);
+        }
+        owes |= user.owes.get().is_some();
+    }
+    if known as usize != devices.len() {
+        return Err(IommuError::Unknown);
+    }
+    if owes {
+        return Ok(Some(Lack::Drain));
+    }
+    let bank = match banks.choose(space) {
+        Choice::Bank(bank) => bank,
+        Choice::Unfinished => return Ok(Some(Lack::Drain)),
+        Choice::Busy => return Err(IommuError::Busy),
+        Choice::None if finishable && banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle()) => {
+            return Ok(Some(Lack::Bank));
+        }
+        Choice::None => {
+            let Some(bank) = freed_by(banks, members.clone()) else { return Ok(Some(Lack::Bank)) };
+            banks.promise(bank, space);
+            bank
+        }
+    };
+    members.for_each(|user| user.planned.set(Some(bank)));
+    banks.reserve(bank, space, known);
+    Ok(None)
+}
+
+/// The bank that this very move frees: all of its users are `members` (contract A-1).
+fn freed_by(banks: &Banks, mut members: Members<'_>) -> Option<BankIndex> {
+    let index = members.clone().next()?.bank.get()?;
+    let users = members.try_fold(0_u32, |users, user| users.checked_add((user.bank.get() == Some(index)).into()))?;
+    let bank = banks.at(index);
+    let live = matches!(bank.state, BankState::Live(_)) && !bank.stuck;
+    (live && bank.users == users && bank.plans == 0 && bank.next.is_none()).then_some(index)
+}
+
+/// Takes the devices' plans back. Returns their banks.
+fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> Set {
+    let mut left = Set::EMPTY;
+    for bank in users.all_of(devices).filter_map(|user| user.planned.take()) {
+        banks.unreserve(bank);
+        left.put(bank, true);
+    }
+    left
+}
+
+/// Whether a device outside `moving` keeps an entry of `user` in another domain.
+///
+/// A space of the service's own is no domain: devices leave it when a group-mate is moved.
+#[inline]
+fn conflicts(entries: &Entries, moving: &Members<'_>, banks: &Banks, user: &StreamUser, space: &AddressSpace) -> bool {
+    let live = user.entries.get() & entries.live;
+    !live.is_empty() && any_conflicts(entries, moving, banks, live, space)
+}
+
+fn any_conflicts(entries: &Entries, moving: &Members<'_>, banks: &Banks, live: Set, space: &AddressSpace) -> bool {
+    live.each().any(|number| {
+        let theirs = entries.bank_of(number).map_or(Some(space.domain), |bank| banks.at(bank).domain());
+        if theirs == Some(space.domain) || theirs.is_some_and(own_space::is_own) {
+            return false;
+        }
+        let entry = entries.at(number);
+        let live = moving.clone().filter(|user| user.bank.get().is_some());
+        entry.assigned > live.map(|user| user.pairs_in(entry)).fold(0, u32::saturating_add)
+    })
+}
+
+/// Whether a device, or one of its entries, is in a space of the service's own that it must leave.
+fn in_own_space(entries: &Entries, banks: &Banks, user: &StreamUser) -> bool {
+    let leaves = |bank: BankIndex| banks.at(bank).is_own() && user.planned.get() != Some(bank);
+    user.bank.get().is_some_and(|bank| banks.at(bank).is_own())
+        || (user.entries.get() & entries.live).each().any(|number| entries.bank_of(number).is_some_and(leaves))
+}
+
+/// A device that uses an entry of `devices` and is in a space of the service's own that they are to leave.
+fn own_sharer<'a>(placing: &Placing<'a>, banks: &Banks, devices: &[DeviceId]) -> Option<&'a StreamUser> {
+    let Placing { tree, iommu, entries, users } = placing;
+    users.all_of(devices).find_map(|user| {
+        let leaves = |bank: BankIndex| banks.at(bank).is_own() && user.planned.get() != Some(bank);
+        (user.entries.get() & entries.live).each().find_map(|number| {
+            let found = tree.each_overlap(*iommu, entries.cube(number)?, |other, _| {
+                match users.find(other).filter(|other| other.bank.get().is_some_and(leaves)) {
+                    Some(other) => ControlFlow::Break(other),
+                    None => ControlFlow::Continue(()),
+                }
+            });
+            found.break_value()
+        })
+    })
+}

@@ -1,0 +1,245 @@
+//! Waiting for drains, and finishing those that were not confirmed.
+//!
+//! # Locking
+//!
+//! `TlbSync` to post, `StreamMap` for what follows; no lock is held while a status is polled (contract C-14).
+//!
+//! # Invariants
+//!
+//! 1. M is cleared only when no S2CR names the bank and a sync has completed behind an invalidation that was posted after
+//!    the last such S2CR was put in fault (contract I-4).
+//! 2. A bank is `Draining` exactly while one call waits for its drain; that call retires or poisons it.
+//! 3. A device that was put in fault owes the drain, from the hold that did so until the hardware has confirmed it.
+
+use crate::assign::{DeviceId, IommuError, Patience, Streams};
+use crate::smmu::bank::banks::{Bank, BankState, Banks};
+use crate::smmu::bank::context_bank::Missing;
+use crate::smmu::bank::tlb::{SyncTimeout, Ticket};
+use crate::smmu::hardware::Registers;
+use crate::smmu::hardware::part::BankIndex;
+use crate::smmu::hardware::quirks::Effects;
+use crate::smmu::hardware::registers::gr0;
+use crate::smmu::instance::{Smmu, timed_out};
+use crate::smmu::levels;
+use crate::smmu::stream::map::Entries;
+use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::user::StreamUser;
+use crate::sync::Platform;
+use crate::sync::broken::broken;
+use crate::sync::order::{Before, Held, Unlocked};
+
+/// The sync of a drain that the running hold has not posted yet.
+const NOT_POSTED: u64 = u64::MAX;
+
+/// What is to be drained.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Drain {
+    /// The banks whose VMIDs are to be invalidated.
+    pub(super) banks: Set,
+    /// Those of them that are to be retired, and are `Draining`.
+    pub(super) retiring: Set,
+    /// The entries that were put in fault.
+    pub(super) faulted: Set,
+}
+
+/// A drain was not confirmed: the sync that would have, and how long it was waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unconfirmed {
+    pub(super) ticket: Ticket,
+    pub(super) timeout: SyncTimeout,
+}
+
+impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// Counts a device out of its bank, and puts the entries in fault that no other keeps. Says whether they hold.
+    ///
+    /// What is missing is a drain, of which `drain` takes a note; [`post_drain`](Self::post_drain) of the same hold says which.
+    pub(super) fn detach(
+        &self,
+        entries: &mut Entries,
+        banks: &mut Banks,
+        user: &StreamUser,
+        drain: &mut Drain,
+    ) -> bool {
+        let Some(index) = user.bank.take() else { return true };
+        let before = drain.faulted;
+        let holds = entries.fault(&self.part, user, &mut drain.faulted);
+        let Some(bank) = banks.at_mut(index) else { return holds };
+        bank.stuck |= !holds;
+        bank.users = bank.users.saturating_sub(1);
+        if drain.faulted != before || bank.users == 0 {
+            drain.banks.put(index, true);
+            user.owes.set(Some((index, NOT_POSTED)));
+        }
+        holds
+    }
+
+    /// Begins to retire the banks of `drain` that no device uses any more, and posts the invalidation of all of them.
+    pub(super) fn post_drain<'a>(
+        &self,
+        held: &mut Held<'_, levels::StreamMap>,
+        banks: &mut Banks,
+        users: impl Iterator<Item = &'a StreamUser>,
+        drain: &mut Drain,
+    ) -> Ticket {
+        let port = self.port();
+        drain.retiring = drain.banks.filter(|bank| port.park_if_left(banks, bank));
+        let ticket = self.post_vmids(held, drain.banks);
+        for user in users {
+            let used = !(user.entries.get() & drain.faulted).is_empty();
+            match user.owes.get() {
+                Some((bank, NOT_POSTED)) => user.owes.set(Some((bank, ticket.0))),
+                // It had left before, or just now, and others have kept its entries until now.
+                _ if used => user.owes.set(drain.banks.lowest().map(|bank| (bank, ticket.0))),
+                _ => {}
+            }
+        }
+        ticket
+    }
+
+    /// Waits until the hardware has confirmed a drain that was posted. Nothing is retired yet.
+    pub(super) fn confirm(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        drain: Drain,
+        ticket: Ticket,
+    ) -> Result<(), Unconfirmed> {
+        self.await_sync(held, ticket)?;
+        if drain.retiring.is_empty() || !self.part.registers.has(Effects::SPLIT_64) {
+            return Ok(());
+        }
+        // Q8: without an empty root a bank walks ahead until its M is 0. What it has cached up to there goes only now.
+        let walked = {
+            let mut shadow = self.shadow.lock(held);
+            let port = self.port();
+            drain.retiring.filter(|bank| port.stop_walking(&mut shadow.banks, bank))
+        };
+        if walked.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.post_vmids(held, walked);
+        self.await_sync(held, ticket)
+    }
+
+    fn await_sync(&self, held: &mut Held<'_, Unlocked>, ticket: Ticket) -> Result<(), Unconfirmed> {
+        if broken!("bank_freed_before_sync") {
+            return Ok(());
+        }
+        let bound = self.part.config.bound(Patience::Waiting);
+        let waited = self.tlb.wait(held, &self.part.registers, ticket, bound);
+        waited.map_err(|timeout| Unconfirmed { ticket, timeout })
+    }
+
+    /// Posts the invalidation of the VMIDs of `banks`.
+    pub(super) fn post_vmids<H: Before<levels::TlbSync>>(&self, held: &mut Held<'_, H>, banks: Set) -> Ticket {
+        self.tlb.post(held, &self.part.registers, |registers| {
+            for bank in banks.each() {
+                registers.write32(gr0::TLBIVMID, self.part.vmid(bank));
+            }
+        })
+    }
+
+    /// Waits for a drain, and retires its banks, or poisons them where it was not confirmed; `devices` owe nothing then, or
+    /// this. Says whether entries of theirs translate still; `None` where some are to be refitted first.
+    pub(super) fn drain(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        drain: Drain,
+        ticket: Ticket,
+        devices: &[DeviceId],
+    ) -> (Result<(), IommuError>, Option<Streams>) {
+        let confirmed = self.confirm(held, drain, ticket);
+        let mut guard = self.shadow.lock(held);
+        let (shadow, held) = guard.split();
+        for bank in drain.retiring.each() {
+            match &confirmed {
+                Ok(()) => self.port().retire(held, &mut shadow.banks, bank),
+                Err(unconfirmed) => self.port().poison(&mut shadow.banks, bank, unconfirmed.ticket),
+            }
+        }
+        let mut used = Set::EMPTY;
+        for user in shadow.users.all_of(devices) {
+            used |= user.entries.get();
+            let Some((bank, sync)) = user.owes.get().filter(|(bank, _)| drain.banks.has(*bank)) else { continue };
+            match &confirmed {
+                // It may owe a later one by now.
+                Ok(()) if sync > ticket.0 => {}
+                Ok(()) => user.owes.set(None),
+                Err(unconfirmed) => user.owes.set(Some((bank, unconfirmed.ticket.0))),
+            }
+        }
+        let entries = &shadow.entries;
+        let streams = entries.surplus.is_empty().then(|| entries.streams(used));
+        (confirmed.map_err(|unconfirmed| timed_out(unconfirmed.timeout)), streams)
+    }
+
+    /// Finishes drains that were not confirmed in their time, of the banks that `chosen` accepts, and ends those of them that
+    /// are idle. Waits for the sync that was waited for in vain, and for the one of `beside`; only what was never posted is.
+    pub(in crate::smmu) fn finish_drains(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        chosen: impl Fn(BankIndex, &Bank) -> bool,
+        beside: Option<Ticket>,
+    ) -> Result<(), IommuError> {
+        let owed = |index, bank: &Bank| (bank.is_poisoned() || bank.is_idle()) && chosen(index, bank);
+        let owed = self.shadow.lock(held).banks.select(owed);
+        if owed.is_empty() && beside.is_none() {
+            return Ok(());
+        }
+        // It may have completed since.
+        self.tlb.look(held, &self.part.registers);
+        let mut drain = Drain::default();
+        let mut ticket = beside.filter(|ticket| !self.tlb.is_complete(*ticket));
+        {
+            let mut guard = self.shadow.lock(held);
+            let (shadow, held) = guard.split();
+            let port = self.port();
+            for index in owed.each() {
+                if port.park_if_left(&mut shadow.banks, index) {
+                    drain.banks.put(index, true);
+                    drain.retiring.put(index, true);
+                    continue;
+                }
+                match port.resume_drain(held, &mut shadow.banks, index) {
+                    Missing::Nothing => continue,
+                    Missing::Sync(sync) => ticket = ticket.max(Some(sync)),
+                    Missing::Invalidation => drain.banks.put(index, true),
+                }
+                drain.retiring.put(index, true);
+            }
+            if !drain.banks.is_empty() {
+                ticket = Some(self.post_vmids(held, drain.banks));
+            }
+        }
+        ticket.map_or(Ok(()), |ticket| self.drain(held, drain, ticket, &[]).0)
+    }
+
+    /// Finishes the drains that `devices` owe (contract I-6).
+    pub(super) fn finish_owed(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
+        let (mut owed, mut last) = (Set::EMPTY, None);
+        {
+            let shadow = self.shadow.lock(held);
+            for (bank, sync) in shadow.users.all_of(devices).filter_map(|user| user.owes.get()) {
+                if matches!(shadow.banks.at(bank).state, BankState::Draining(_)) && !broken!("owed_drain_ignored") {
+                    // Another call waits for just this drain.
+                    return Err(IommuError::Busy);
+                }
+                owed.put(bank, true);
+                last = last.max(Some(Ticket(sync)));
+            }
+        }
+        if owed.is_empty() {
+            return Ok(());
+        }
+        if !broken!("owed_drain_ignored") {
+            self.finish_drains(held, |index, _| owed.has(index), last)?;
+        }
+        let shadow = self.shadow.lock(held);
+        for user in shadow.users.all_of(devices) {
+            // It may owe a later one by now.
+            let settled =
+                |(_, sync): &(BankIndex, u64)| self.tlb.is_complete(Ticket(*sync)) || broken!("owed_drain_ignored");
+            user.owes.set(user.owes.get().filter(|owed| !settled(owed)));
+        }
+        Ok(())
+    }
+}

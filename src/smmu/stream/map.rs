@@ -1,0 +1,234 @@
+//! The stream-map entries of one instance, and who uses them: the shadow, which is the truth. What a register holds is lost
+//! with the power, and on some parts reads back as something else.
+//!
+//! # Locking
+//!
+//! All of it is guarded by the instance's lock of level `StreamMap`.
+//!
+//! # Invariants
+//!
+//! 1. No two entries' cubes have an ID in common, and no two entries' written cubes (contract I-1).
+//! 2. `registered` and `assigned` of an entry count pairs of joined users and their streams (contract I-12).
+//! 3. `free` are the entries without a cube; `live` those that translate; `stale` those whose registers are not as they should be; `surplus` those that may
+//!    capture IDs that none of their users has.
+
+use alloc::vec::Vec;
+
+use super::cover::Cube;
+use super::entry::{Entry, EntryIndex};
+use super::number_set::Set;
+use super::user::StreamUser;
+use crate::assign::Streams;
+use crate::smmu::hardware::Registers;
+use crate::smmu::hardware::part::{BankIndex, Part};
+use crate::smmu::hardware::registers::S2cr;
+
+/// All entries.
+pub(in crate::smmu) struct Entries {
+    list: Vec<Entry>,
+    pub(in crate::smmu) free: Set,
+    pub(in crate::smmu) live: Set,
+    pub(in crate::smmu) surplus: Set,
+    pub(in crate::smmu) stale: Set,
+    /// Changes whenever an entry is to match something else, and when a device comes, joins or goes.
+    pub(in crate::smmu) generation: u64,
+    /// A stream ID is the index of its entry: there are no SMRs.
+    indexed: bool,
+}
+
+impl Entries {
+    /// All entries free. `None` when memory could not be reserved.
+    pub(in crate::smmu) fn new(count: u8, matching: bool) -> Option<Self> {
+        let mut list = Vec::new();
+        list.try_reserve_exact(count.into()).ok()?;
+        list.resize(count.into(), Entry::FREE);
+        let empty = Set::EMPTY;
+        let (free, indexed) = (Set::below(count), !matching);
+        Some(Self { list, free, live: empty, surplus: empty, stale: empty, generation: 0, indexed })
+    }
+
+    pub(in crate::smmu) fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// An entry that exists; a free one for any other number.
+    pub(in crate::smmu) fn at(&self, number: EntryIndex) -> &Entry {
+        self.list.get(usize::from(number)).unwrap_or(&Entry::FREE)
+    }
+
+    fn at_mut(&mut self, number: EntryIndex) -> Option<&mut Entry> {
+        self.list.get_mut(usize::from(number))
+    }
+
+    pub(in crate::smmu) fn cube(&self, number: EntryIndex) -> Option<Cube> {
+        self.at(number).cube
+    }
+
+    /// The bank through which an entry translates.
+    pub(in crate::smmu) fn bank_of(&self, number: EntryIndex) -> Option<BankIndex> {
+        match self.at(number).action {
+            S2cr::Translate(bank) => Some(bank),
+            S2cr::Fault => None,
+        }
+    }
+
+    /// Whether one of `set` translates.
+    pub(in crate::smmu) fn streams(&self, set: Set) -> Streams {
+        if (set & self.live).is_empty() { Streams::Fault } else { Streams::Live }
+    }
+
+    pub(in crate::smmu) fn each(&self) -> impl Iterator<Item = (EntryIndex, &Entry)> {
+        (0..=u8::MAX).zip(&self.list)
+    }
+
+    /// Those of `set` that have an ID in common with `wanted`, and what they are to match.
+    pub(in crate::smmu) fn overlapping(&self, set: Set, wanted: Cube) -> impl Iterator<Item = (EntryIndex, Cube)> {
+        let overlap = move |number| self.cube(number).filter(|cube| cube.meets(wanted)).map(|cube| (number, cube));
+        set.each().filter_map(overlap)
+    }
+
+    /// Of those of `set` that overlap `wanted`, the lowest cube: what does not depend on numbers.
+    pub(in crate::smmu) fn lowest_overlap(&self, set: Set, wanted: Cube) -> Option<Cube> {
+        self.overlapping(set, wanted).map(|(_, cube)| cube).min()
+    }
+
+    // --- what an entry is to match ---
+
+    /// Takes a free entry for `cube`; no device uses it yet.
+    pub(in crate::smmu) fn take(&mut self, cube: Cube) -> Option<EntryIndex> {
+        let named = |id: u32| u8::try_from(id).ok().filter(|number| self.free.has(*number));
+        let number = if self.indexed { named(cube.id()) } else { self.free.lowest() }?;
+        self.set_cube(number, Some(cube));
+        Some(number)
+    }
+
+    /// An entry that no device uses any more is to match nothing.
+    pub(in crate::smmu) fn release(&mut self, number: EntryIndex) {
+        if let Some(entry) = self.at_mut(number) {
+            (entry.registered, entry.assigned) = (0, 0);
+        }
+        self.surplus.put(number, false);
+        self.set_cube(number, None);
+    }
+
+    fn set_cube(&mut self, number: EntryIndex, cube: Option<Cube>) {
+        let Some(entry) = self.at_mut(number) else { return };
+        entry.cube = cube;
+        let stale = entry.written != cube;
+        self.free.put(number, cube.is_none());
+        self.stale.put(number, stale);
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// An entry that firmware made, as its registers have it.
+    pub(in crate::smmu) fn adopt(&mut self, number: EntryIndex, cube: Cube) {
+        if let Some(entry) = self.at_mut(number) {
+            entry.written = Some(cube);
+        }
+        self.set_cube(number, Some(cube));
+        self.surplus.put(number, true);
+    }
+
+    // --- counts ---
+
+    /// Counts `user` in at an entry that overlaps its streams.
+    pub(in crate::smmu) fn join(&mut self, number: EntryIndex, user: &StreamUser) {
+        let Some(entry) = self.at_mut(number) else { return };
+        entry.registered = entry.registered.saturating_add(user.pairs_in(entry));
+        user.use_entry(number, true);
+    }
+
+    /// Counts `user`, which goes, out of its entries, and releases those that no other uses. Returns the rest.
+    pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> Set {
+        user.entries.take().filter(|number| {
+            let Some(entry) = self.at_mut(number) else { return false };
+            entry.registered = entry.registered.saturating_sub(user.pairs_in(entry));
+            let used = entry.registered > 0;
+            if !used {
+                self.release(number);
+            }
+            used
+        })
+    }
+
+    // --- registers ---
+
+    /// Writes those of `wanted` whose registers are not as they should be, in fault. Says whether they hold.
+    ///
+    /// Everything that is to stop matching is invalidated before anything new is written: two valid entries must never match
+    /// one ID (contract I-1). In between the streams fault, as before.
+    pub(in crate::smmu) fn write<R: Registers>(&mut self, part: &Part<R>, wanted: Set) -> bool {
+        let wanted = wanted & self.stale;
+        if wanted.is_empty() {
+            return true;
+        }
+        let comes = |cube: Cube| wanted.each().any(|number| self.cube(number).is_some_and(|new| new.meets(cube)));
+        let in_the_way = (self.stale & !wanted).filter(|number| self.at(number).written.is_some_and(comes));
+        for number in (wanted | in_the_way).each() {
+            if self.at_mut(number).is_some_and(|entry| entry.written.take().is_some()) {
+                part.write_free_entry(number);
+            }
+        }
+        let mut stale = in_the_way.filter(|number| self.cube(number).is_some());
+        let mut holds = true;
+        for number in wanted.each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            let Some(cube) = entry.cube else { continue };
+            // Where it does not hold it may match all the same: it is invalidated before it is written again.
+            entry.written = Some(cube);
+            if !part.write_new_entry(number, cube) {
+                holds = false;
+                stale.put(number, true);
+            }
+        }
+        self.stale = (self.stale & !(wanted | in_the_way)) | stale;
+        holds
+    }
+
+    /// Counts `user` into a space, and turns the entries that no other user has turned. Says whether they hold.
+    pub(in crate::smmu) fn turn<R: Registers>(&mut self, part: &Part<R>, user: &StreamUser, bank: BankIndex) -> bool {
+        let action = S2cr::Translate(bank);
+        let mut holds = true;
+        for number in user.entries.get().each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            entry.assigned = entry.assigned.saturating_add(user.pairs_in(entry));
+            if entry.action != action {
+                entry.action = action;
+                holds &= part.write_action(number, action);
+                self.live.put(number, true);
+            }
+        }
+        holds
+    }
+
+    /// Counts `user` out of its space, and puts the entries in fault that no other user keeps; adds them to `faulted`. Says
+    /// whether they hold.
+    pub(in crate::smmu) fn fault<R: Registers>(
+        &mut self,
+        part: &Part<R>,
+        user: &StreamUser,
+        faulted: &mut Set,
+    ) -> bool {
+        let mut holds = true;
+        for number in user.entries.get().each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            entry.assigned = entry.assigned.saturating_sub(user.pairs_in(entry));
+            if entry.assigned == 0 && entry.action != S2cr::Fault {
+                entry.action = S2cr::Fault;
+                holds &= part.write_action(number, S2cr::Fault);
+                faulted.put(number, true);
+                self.live.put(number, false);
+            }
+        }
+        holds
+    }
+
+    /// Writes every entry that was written before the power went, and what it does. Says whether they hold.
+    pub(in crate::smmu) fn replay<R: Registers>(&self, part: &Part<R>) -> bool {
+        self.each().all(|(number, entry)| {
+            let Some(cube) = entry.written else { return true };
+            part.write_new_entry(number, cube)
+                && (entry.action == S2cr::Fault || part.write_action(number, entry.action))
+        })
+    }
+}

@@ -1,0 +1,285 @@
+//! Taking entries for a device, giving them back, and refitting those that stay.
+//!
+//! Reserving is one hold of the tree and of the map: an entry that is found free in it is taken in it. Every result is exact,
+//! and none needs a search: what an entry captures already is subtracted, and the rest is disjoint cubes.
+//!
+//! # Locking
+//!
+//! The caller holds `Masters` and `StreamMap`.
+
+use core::ops::ControlFlow;
+
+use smallvec::SmallVec;
+
+use super::cover::Cube;
+use super::entry::EntryIndex;
+use super::map::Entries;
+use super::masters::{Tree, is_reserved};
+use super::number_set::Set;
+use super::user::{StreamUser, Users};
+use crate::assign::{DeviceId, IommuError, IommuKey, Resource, Streams};
+use crate::sync::broken::broken;
+
+/// As many cubes as there can be entries, in place: for refits alone.
+type Pieces = SmallVec<[Cube; 128]>;
+
+/// The tree and one instance's map, both locked.
+pub(in crate::smmu) struct Placing<'a> {
+    pub(in crate::smmu) tree: &'a Tree,
+    pub(in crate::smmu) iommu: IommuKey,
+    pub(in crate::smmu) entries: &'a mut Entries,
+    pub(in crate::smmu) users: &'a Users,
+}
+
+impl Placing<'_> {
+    /// Calls `visit` for each joined user that has a stream in `wanted`, once for each such stream, until it breaks.
+    fn each_user<B>(&self, wanted: Cube, mut visit: impl FnMut(&StreamUser) -> ControlFlow<B>) -> ControlFlow<B> {
+        self.tree.each_overlap(self.iommu, wanted, |device, _| match self.users.joined(device) {
+            Some(user) => visit(user),
+            None => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Lets a device share the entries that overlap its streams and takes free ones for the rest of them; a lazy one only
+    /// with `own`. Nothing has changed on an error. Says whether one of its entries translates.
+    pub(in crate::smmu) fn reserve(
+        &mut self,
+        user: &StreamUser,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+        own: bool,
+    ) -> Result<Streams, IommuError> {
+        if user.joined.get() && !own {
+            return Err(IommuError::Busy);
+        }
+        let (near, alone) = self.judge(user, is_claimed)?;
+        let cover = if own || !user.lazy { user.cover.as_slice() } else { &[] };
+        let mut needed = 0_usize;
+        cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
+        if self.entries.free.each().take(needed).count() < needed {
+            let (free, total) = (self.entries.free.len(), self.entries.count());
+            let needed = needed.saturating_sub(free);
+            return Err(IommuError::Exhausted { resource: Resource::StreamMapEntries, needed, free, total });
+        }
+        user.joined.set(true);
+        for number in (near & !user.entries.get()).each() {
+            self.entries.join(number, user);
+        }
+        self.entries.generation = self.entries.generation.wrapping_add(1);
+        for cube in cover {
+            self.beside(near, *cube, &mut |placing, piece| {
+                if !alone {
+                    placing.place(piece);
+                } else if let Some(number) = placing.entries.take(piece) {
+                    placing.entries.join(number, user);
+                }
+            });
+        }
+        Ok(self.entries.streams(near))
+    }
+
+    /// Calls `found` with disjoint cubes, together exactly what of `cube` the entries `near` do not capture.
+    #[inline]
+    fn beside(&mut self, near: Set, cube: Cube, found: &mut impl FnMut(&mut Self, Cube)) {
+        if near.is_empty() {
+            found(self, cube);
+        } else {
+            uncovered(self, cube, &|placing, piece| placing.entries.lowest_overlap(near, piece), found);
+        }
+    }
+
+    /// The entries that overlap the streams of `user`, if all of their users are claimed; and whether no other user's streams
+    /// do.
+    ///
+    /// This is the judge of who shares entries: it runs in the hold that takes them (contract I-11).
+    fn judge(&self, user: &StreamUser, is_claimed: &dyn Fn(DeviceId) -> bool) -> Result<(Set, bool), IommuError> {
+        let all = |flow: ControlFlow<IommuError>| flow.break_value().map_or(Ok(()), Err);
+        let check = |other: &StreamUser| {
+            let device = other.device;
+            let may_share = device == user.device || is_reserved(device) || is_claimed(device);
+            if may_share || broken!("reserve_without_judge") {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(IommuError::Foreign(device))
+            }
+        };
+        let (mut around, mut near, mut alone) = (self.entries.surplus | user.entries.get(), Set::EMPTY, true);
+        for stream in &user.streams {
+            all(self.tree.each_overlap(self.iommu, *stream, |device, _| {
+                let other = if device == user.device { None } else { self.users.joined(device) };
+                let Some(other) = other else { return ControlFlow::Continue(()) };
+                around |= other.entries.get();
+                alone = false;
+                check(other)
+            }))?;
+        }
+        for stream in user.streams.iter().filter(|_| !around.is_empty()) {
+            for (number, cube) in self.entries.overlapping(around, *stream) {
+                near.put(number, true);
+                // Where the entry captures no more than this stream, all of its users were asked about above.
+                if !stream.contains(cube) {
+                    all(self.each_user(cube, |other| {
+                        if other.entries.get().has(number) { check(other) } else { ControlFlow::Continue(()) }
+                    }))?;
+                }
+            }
+        }
+        Ok((near, alone))
+    }
+
+    /// Takes an entry for IDs that no entry captures, with all joined users whose streams overlap them.
+    fn place(&mut self, piece: Cube) -> Option<EntryIndex> {
+        let number = self.entries.take(piece)?;
+        // A user with several streams in it is met several times, and counted with all of them once.
+        let _ = self.tree.each_overlap(self.iommu, piece, |device, _| {
+            if let Some(user) = self.users.joined(device).filter(|user| !user.entries.get().has(number)) {
+                self.entries.join(number, user);
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        Some(number)
+    }
+
+    /// Lets a device join whose entries are about to be taken by [`replace`](Self::replace), in the same hold.
+    pub(in crate::smmu) fn admit(
+        &self,
+        user: &StreamUser,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+    ) -> Result<(), IommuError> {
+        self.judge(user, is_claimed)?;
+        user.joined.set(true);
+        user.repacked.set(true);
+        Ok(())
+    }
+
+    /// Counts a device that is gone from the tree and from the users out of its entries. Returns the entries that are to be
+    /// written.
+    pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> Set {
+        let used = user.entries.get();
+        let rest = self.entries.part(user);
+        self.entries.surplus |= rest;
+        self.entries.generation = self.entries.generation.wrapping_add(1);
+        rest.each().fold(used, |changed, number| changed | self.refit(number))
+    }
+
+    /// Fits an entry that may capture more than its users have to what they have, where it is in fault: each has its own cubes
+    /// of it then, as if it were reserved anew. Returns the entries that are to be written.
+    ///
+    /// Where entries do not suffice it stays as it was, and a newcomer with such an ID shares it (contract I-15).
+    pub(in crate::smmu) fn refit(&mut self, number: EntryIndex) -> Set {
+        if broken!("refit_left_out") {
+            self.entries.surplus.put(number, false);
+            return Set::EMPTY;
+        }
+        let Some(cube) = self.entries.cube(number) else { return Set::EMPTY };
+        let mut pieces = Pieces::new();
+        let mut fits = true;
+        let whole = self.each_user(cube, |user| {
+            if user.cover.iter().any(|own| own.contains(cube)) {
+                return ControlFlow::Break(());
+            }
+            for part in user.cover.iter().filter_map(|own| own.intersection(cube)) {
+                uncovered(&mut pieces, part, &lowest, &mut |pieces, piece| fits &= put(pieces, piece));
+            }
+            ControlFlow::Continue(())
+        });
+        if whole.is_break() {
+            self.entries.surplus.put(number, false);
+        } else if self.entries.live.has(number) {
+            // It is fitted when it goes to fault.
+        } else if !fits || pieces.len() > self.entries.free.len().saturating_add(1) {
+            let size = pieces.iter().map(|piece| piece.size()).fold(0, u64::saturating_add);
+            self.entries.surplus.put(number, !fits || size != cube.size());
+        } else {
+            return self.replace(Set::one(number), &pieces);
+        }
+        Set::EMPTY
+    }
+
+    /// Gives entries back, all of which are in fault, and takes others for the same IDs or fewer. There are enough.
+    /// Returns the entries that are to be written.
+    pub(in crate::smmu) fn replace(&mut self, gone: Set, cubes: &[Cube]) -> Set {
+        for number in gone.each() {
+            let Some(cube) = self.entries.cube(number) else { continue };
+            let _ = self.each_user(cube, |user| {
+                user.use_entry(number, false);
+                ControlFlow::<()>::Continue(())
+            });
+            self.entries.release(number);
+        }
+        cubes.iter().filter_map(|cube| self.place(*cube)).fold(gone, |changed, number| changed | Set::one(number))
+    }
+
+    /// Gives back the unwritten entries of a device that is at rest, where all their users are lazy and at rest too.
+    pub(in crate::smmu) fn unplace(&mut self, user: &StreamUser) {
+        let needs = |user: &StreamUser| {
+            if user.lazy && user.is_at_rest() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        for number in (user.entries.get() & self.entries.stale).each().filter(|_| needs(user).is_continue()) {
+            let entry = self.entries.at(number);
+            let unwritten = entry.cube.filter(|_| entry.written.is_none());
+            if unwritten.is_some_and(|cube| self.each_user(cube, needs).is_continue()) {
+                self.replace(Set::one(number), &[]);
+            }
+        }
+    }
+}
+
+/// Adds a piece where there is room for it.
+fn put(pieces: &mut Pieces, piece: Cube) -> bool {
+    let has_room = pieces.len() < 128;
+    if has_room {
+        pieces.push(piece);
+    }
+    has_room
+}
+
+/// The lowest of the pieces that overlaps `wanted`.
+fn lowest(pieces: &Pieces, wanted: Cube) -> Option<Cube> {
+    pieces.iter().copied().filter(|piece| piece.meets(wanted)).min()
+}
+
+/// Calls `found` with disjoint cubes, together exactly what of `cube` no other captures. `overlap` names one that overlaps; a
+/// piece that was found may be one from then on.
+///
+/// A piece ignores fewer bits than what it was cut from, so that this nests at most as deep as an ID has bits.
+fn uncovered<T>(
+    on: &mut T,
+    cube: Cube,
+    overlap: &impl Fn(&T, Cube) -> Option<Cube>,
+    found: &mut impl FnMut(&mut T, Cube),
+) {
+    match overlap(on, cube) {
+        None => found(on, cube),
+        Some(other) => cube.minus(other).for_each(|piece| uncovered(on, piece, overlap, found)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn what_no_entry_captures_is_cut_exactly() {
+        let cubes: Vec<Cube> = (0..32)
+            .flat_map(|mask| (0..32).filter(move |id| id & mask == 0).map(move |id| Cube::new(id, mask)))
+            .collect();
+        for (seed, &cube) in (0..).zip(&cubes) {
+            let mut others = Pieces::new();
+            for step in 0..5 {
+                let Some(&other) = cubes.get((seed * 31 + step * 47) % cubes.len()) else { continue };
+                if lowest(&others, other).is_none() {
+                    others.push(other);
+                }
+            }
+            let mut pieces = Vec::new();
+            uncovered(&mut others, cube, &lowest, &mut |_, piece| pieces.push(piece));
+            for id in 0..32 {
+                let times = pieces.iter().filter(|piece| piece.holds(id)).count();
+                let wanted = cube.holds(id) && !others.iter().any(|other| other.holds(id));
+                assert_eq!(times, usize::from(wanted), "{cube} without {others:?} at {id}");
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What one device uses of one instance.
+//!
+//! # Locking
+//!
+//! A user is reached through its stream map, whose lock guards the cells.
+
+use alloc::boxed::Box;
+use core::cell::Cell;
+
+use intrusive_collections::rbtree::{CursorMut, Entry};
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
+use smallvec::SmallVec;
+
+use super::cover::Cube;
+use super::entry::Entry as StreamEntry;
+use super::masters::{Nodes, nodes_of};
+use super::number_set::Set;
+use crate::assign::{DeviceId, IommuKey};
+use crate::smmu::hardware::part::BankIndex;
+
+/// A few cubes; one or two stand in place.
+pub(in crate::smmu) type Cubes = SmallVec<[Cube; 2]>;
+
+/// A device as one instance sees it.
+///
+/// # Invariants
+///
+/// 1. `bank` is set exactly while the device's entries translate through it. A device that owes a drain has none.
+/// 2. A device with a plan (`planned`) counts in that bank's `plans`.
+/// 3. A device that is `joined` uses every entry that overlaps its streams. One that is not lazy, or is planned or live,
+///    has all of its streams captured by them.
+pub(in crate::smmu) struct StreamUser {
+    link: RBTreeLink,
+    /// The instance that it was made for.
+    pub(in crate::smmu) iommu: IommuKey,
+    pub(in crate::smmu) device: DeviceId,
+    /// In canonical order, each once.
+    pub(in crate::smmu) streams: Cubes,
+    /// Their least cover.
+    pub(in crate::smmu) cover: Cubes,
+    /// It takes entries of its own only when it is first assigned.
+    pub(in crate::smmu) lazy: bool,
+    /// It uses entries, or will: its reservation was granted.
+    pub(in crate::smmu) joined: Cell<bool>,
+    /// Its reservation has moved entries of others, which its enrolment writes.
+    pub(in crate::smmu) repacked: Cell<bool>,
+    pub(in crate::smmu) bank: Cell<Option<BankIndex>>,
+    pub(in crate::smmu) planned: Cell<Option<BankIndex>>,
+    /// A drain that is not confirmed yet: the bank that the device left, and the sync that confirms it.
+    pub(in crate::smmu) owes: Cell<Option<(BankIndex, u64)>>,
+    pub(in crate::smmu) entries: Cell<Set>,
+    /// The nodes of its streams, while they are not in the tree of masters.
+    pub(in crate::smmu) nodes: Cell<Nodes>,
+}
+
+impl StreamUser {
+    pub(in crate::smmu) fn new(
+        iommu: IommuKey,
+        device: DeviceId,
+        streams: Cubes,
+        cover: Cubes,
+        lazy: bool,
+    ) -> Box<Self> {
+        let nodes = Cell::new(nodes_of(iommu, device, &streams));
+        Box::new(Self {
+            link: RBTreeLink::new(),
+            iommu,
+            device,
+            streams,
+            cover,
+            lazy,
+            joined: Cell::new(false),
+            repacked: Cell::new(false),
+            bank: Cell::new(None),
+            planned: Cell::new(None),
+            owes: Cell::new(None),
+            entries: Cell::new(Set::EMPTY),
+            nodes,
+        })
+    }
+
+    /// How many of the device's streams overlap what an entry is to match.
+    pub(in crate::smmu) fn pairs_in(&self, entry: &StreamEntry) -> u32 {
+        entry.cube.map_or(0, |cube| self.pairs_with(cube))
+    }
+
+    /// How many of the device's streams overlap `cube`.
+    pub(in crate::smmu) fn pairs_with(&self, cube: Cube) -> u32 {
+        match self.streams.as_slice() {
+            [only] => only.meets(cube).into(),
+            all => all.iter().map(|stream| u32::from(stream.meets(cube))).fold(0, u32::saturating_add),
+        }
+    }
+
+    pub(in crate::smmu) fn use_entry(&self, number: u8, used: bool) {
+        let mut entries = self.entries.get();
+        entries.put(number, used);
+        self.entries.set(entries);
+    }
+
+    /// Whether its entries may change what they match.
+    pub(in crate::smmu) fn is_at_rest(&self) -> bool {
+        self.bank.get().is_none() && self.planned.get().is_none()
+    }
+}
+
+intrusive_adapter!(pub(in crate::smmu) ByDevice = Box<StreamUser>: StreamUser { link => RBTreeLink });
+
+impl<'a> KeyAdapter<'a> for ByDevice {
+    type Key = DeviceId;
+
+    fn get_key(&self, user: &'a StreamUser) -> DeviceId {
+        user.device
+    }
+}
+
+/// All devices of one instance.
+pub(in crate::smmu) struct Users(RBTree<ByDevice>);
+
+impl Users {
+    pub(in crate::smmu) const fn new() -> Self {
+        Self(RBTree::new(ByDevice::NEW))
+    }
+
+    pub(in crate::smmu) fn find(&self, device: DeviceId) -> Option<&StreamUser> {
+        self.0.find(&device).get()
+    }
+
+    /// A device that uses entries.
+    pub(in crate::smmu) fn joined(&self, device: DeviceId) -> Option<&StreamUser> {
+        self.find(device).filter(|user| user.joined.get())
+    }
+
+    /// Those behind `after`, by number.
+    pub(in crate::smmu) fn after(&self, after: Option<DeviceId>) -> impl Iterator<Item = &StreamUser> {
+        let bound = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        self.0.range(bound, Bound::Unbounded)
+    }
+
+    /// All of them: for what looks at everything.
+    pub(in crate::smmu) fn each(&self) -> impl Iterator<Item = &StreamUser> {
+        self.0.iter()
+    }
+
+    /// Those of `devices` that are known; the first one is looked up once.
+    pub(in crate::smmu) fn all_of<'a>(&'a self, devices: &'a [DeviceId]) -> Members<'a> {
+        let mut rest = devices.iter();
+        Members { first: rest.next().and_then(|device| self.find(*device)), rest, users: self }
+    }
+
+    /// Puts a device in, or gives it back where its number is known.
+    pub(in crate::smmu) fn insert(&mut self, user: Box<StreamUser>) -> Result<(), Box<StreamUser>> {
+        match self.0.entry(&user.device) {
+            Entry::Vacant(place) => {
+                place.insert(user);
+                Ok(())
+            }
+            Entry::Occupied(_) => Err(user),
+        }
+    }
+
+    /// Where a device stands, to take it out. The caller drops it when the lock is free.
+    pub(in crate::smmu) fn find_mut(&mut self, device: DeviceId) -> CursorMut<'_, ByDevice> {
+        self.0.find_mut(&device)
+    }
+}
+
+/// Devices of one call. Most calls are about a single one.
+#[derive(Clone)]
+pub(in crate::smmu) struct Members<'a> {
+    first: Option<&'a StreamUser>,
+    rest: core::slice::Iter<'a, DeviceId>,
+    users: &'a Users,
+}
+
+impl Members<'_> {
+    /// The entries that one of them uses.
+    pub(in crate::smmu) fn entries(self) -> Set {
+        self.fold(Set::EMPTY, |all, user| all | user.entries.get())
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = &'a StreamUser;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a StreamUser> {
+        self.first.take().or_else(|| self.rest.find_map(|device| self.users.find(*device)))
+    }
+}

@@ -1,0 +1,177 @@
+//! Power lost and regained, and the end: suspend, resume, close, crash.
+//!
+//! # Locking
+//!
+//! [`Gate`](super::gate::Gate) sees to it that nobody is inside while the instance changes; the stream map's lock is
+//! taken all the same where the map is read. `crash` takes none.
+
+use core::sync::atomic::Ordering;
+
+use super::gate::{Changing, Mode, Purpose};
+use super::hardware::registers::{ANY_VALUE, S2cr, gr0};
+use super::hardware::{ProbeError, Registers};
+use super::instance::{Shadow, Smmu, timed_out};
+use super::reset;
+use crate::assign::{IommuError, IommuPower, Patience};
+use crate::sync::order::{Held, Unlocked};
+use crate::sync::{Platform, Watch};
+
+impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
+    fn hold_power(&self) -> Result<(), IommuError> {
+        let inside = self.enter(Purpose::Release)?;
+        if !matches!(inside.mode, Mode::Suspended | Mode::Gone) {
+            self.get_power(&mut Held::enter())?;
+            self.power_held.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    // Where the instance was suspended when its power was asked for, there is none to give back.
+    fn release_power(&self) {
+        let one_less = |count: u32| count.checked_sub(1);
+        if self.power_held.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
+            self.power.call(&mut Held::enter()).put();
+        }
+    }
+
+    /// Nothing is written: the integrator takes the power away.
+    fn suspend(&self) -> Result<(), IommuError> {
+        let changing = self.gate.change::<P>(Mode::Running, self.part.config.looks())?;
+        self.part.registers.set_dark(true);
+        changing.finish(Mode::Suspended);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), IommuError> {
+        let held = &mut Held::enter();
+        let changing = self.gate.change::<P>(Mode::Suspended, self.part.config.looks())?;
+        self.get_power(held)?;
+        self.part.registers.set_dark(false);
+        let replayed = self.replay(held);
+        if replayed.is_err() {
+            self.part.registers.set_dark(true);
+        }
+        self.power.call(held).put();
+        replayed?;
+        changing.finish(Mode::Running);
+        Ok(())
+    }
+
+    /// Out of service: nothing is left that could translate, and drains that are owed are finished.
+    fn retire(&self) -> Result<(), IommuError> {
+        let held = &mut Held::enter();
+        let mode = self.gate.try_enter(Purpose::Release).map_or_else(|mode| mode, |inside| inside.mode);
+        match mode {
+            Mode::Running | Mode::Suspended => {
+                let owed = self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle());
+                if owed {
+                    self.powered(held, Purpose::Release, |held| self.finish_drains(held, |_, _| true, None))?;
+                }
+                let changing = self.gate.change::<P>(mode, self.part.config.looks())?;
+                self.numb(held, changing);
+                Ok(())
+            }
+            // A forced end has begun already, and is to be finished as that.
+            Mode::Leaving => self.close(),
+            Mode::Changing => Err(IommuError::Busy),
+            Mode::Gone => Ok(()),
+        }
+    }
+
+    fn close(&self) -> Result<(), IommuError> {
+        let held = &mut Held::enter();
+        loop {
+            match self.gate.close::<P>(self.part.config.looks())? {
+                Mode::Gone => return Ok(()),
+                // Nothing says what a unit that was suspended does when its power returns: it is put in fault first.
+                Mode::Suspended => self.resume()?,
+                _ => break,
+            }
+        }
+        let changing = self.gate.change::<P>(Mode::Leaving, self.part.config.looks())?;
+        self.get_power(held)?;
+        let stopped = self.stop(held);
+        self.power.call(held).put();
+        stopped?;
+        self.numb(held, changing);
+        Ok(())
+    }
+
+    /// `stop` without a lock, and without a look at the shadow: another CPU may have died in the middle of anything.
+    fn crash(&self) -> Result<(), IommuError> {
+        if self.part.registers.is_dark() {
+            return Ok(());
+        }
+        // An access to what has no power can hang the bus, and with it all that is still to be stopped.
+        if !self.power.call(&mut Held::enter()).is_on() {
+            return Err(IommuError::NoPower("it is off, and a crash cannot switch it on"));
+        }
+        for entry in 0..self.part.geometry.entries {
+            // With extended IDs this takes the entry's validity too: an unmatched stream faults as well.
+            self.part.reset_action(entry, self.part.spelling);
+        }
+        P::barrier();
+        self.part.registers.write32(gr0::TLBIALLNSNH, ANY_VALUE);
+        self.part.registers.write32(gr0::STLBGSYNC, ANY_VALUE);
+        let mut watch = Watch::<P>::start(self.part.config.bound(Patience::Atomic));
+        loop {
+            let is_last = watch.is_last();
+            if self.part.registers.status(gr0::STLBGSTATUS) & 1 == 0 {
+                return Ok(());
+            }
+            if is_last {
+                return Err(IommuError::SyncTimeout(watch.waited()));
+            }
+        }
+    }
+}
+
+impl<P: Platform, R: Registers> Smmu<P, R> {
+    /// The reset, then everything that the shadow says, in the order of its making; the enabling write last.
+    fn replay(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
+        let found = reset::reset(held, &self.part, &self.tlb, &[]).map_err(not_resumed)?;
+        if found.widths != self.part.widths || found.spelling != self.part.spelling {
+            return Err(IommuError::NotResumed("its stream-map entries are not what they were"));
+        }
+        {
+            let mut guard = self.shadow.lock(held);
+            let (Shadow { entries, banks, .. }, held) = guard.split();
+            // The reset has drained all: what was poisoned is free, or goes on to the domain that it was promised to.
+            for index in self.port().reset(held, banks).each() {
+                self.port().reprogram(held, banks, index).map_err(|register| IommuError::WriteLost { register })?;
+            }
+            // What is only reserved is written when its device is enrolled.
+            if !entries.replay(&self.part) {
+                return Err(IommuError::WriteLost { register: "SMR or S2CR" });
+            }
+        }
+        reset::enable::<P, R>(&self.part, self.faults.reports(None)).map_err(not_resumed)
+    }
+
+    /// No register is touched from now on (contract C-9).
+    fn numb(&self, held: &mut Held<'_, Unlocked>, changing: Changing<'_>) {
+        self.part.registers.set_dark(true);
+        self.faults.forget_banks();
+        changing.finish(Mode::Gone);
+        self.forget_reserved(held);
+    }
+
+    /// Every entry to fault, and what was in flight drained. Clients stay enabled: sCR0.CLIENTPD = 1 would let all pass.
+    fn stop(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
+        let mut holds = true;
+        for (number, entry) in self.shadow.lock(held).entries.each() {
+            holds &= entry.written.is_none() || self.part.write_action(number, S2cr::Fault);
+        }
+        reset::invalidate_all(held, &self.part, &self.tlb).map_err(timed_out)?;
+        if holds { Ok(()) } else { Err(IommuError::WriteLost { register: "S2CR" }) }
+    }
+}
+
+const fn not_resumed(error: ProbeError) -> IommuError {
+    match error {
+        ProbeError::SyncTimeout { waited, .. } => IommuError::SyncTimeout(waited),
+        ProbeError::LiveInOtherMode(_) => IommuError::NotResumed("it came back enabled in another mode"),
+        ProbeError::ControlNotTaken { .. } => IommuError::NotResumed("sCR0 did not take what was written"),
+        _ => IommuError::NotResumed("the reset failed"),
+    }
+}
