@@ -307,6 +307,21 @@ fn q23_v1_lines_follow_irptndx() {
     let _: &dyn Iommu = &*smmu;
 }
 
+#[test]
+fn q23_where_nothing_says_which_banks_share_a_line_every_line_tells_of_every_bank() {
+    for line in 0..2 {
+        let mut bench = Bench::new();
+        let part = named("generic v2");
+        bench.smmu_as(SmmuConfig { context_lines: 2, ..part.config }, part.model);
+        let guest = bench.guest("guest");
+        let device = bench.add("dma", &[(0x10, 0)]);
+        bench.assign(&device, &guest).unwrap();
+        stray(&bench, 0x10);
+        assert_eq!(take(&bench, FaultLine::Global).0, 0);
+        assert_eq!(take(&bench, FaultLine::Context(line)).0, 1);
+    }
+}
+
 // --- what a hostile review has found ---
 
 /// The records that an intake tells: the domain's number or 0, and the stream.

@@ -74,7 +74,9 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         let mut held = Held::enter();
         match self.powered(&mut held, Purpose::Release, |held| self.withdraw_device(held, device)) {
             Err(IommuError::NoPower(reason)) => {
-                self.withdraw_in_shadow(&mut held, device)?.ok_or(IommuError::NoPower(reason))
+                // A device all of whose written entries others use still goes without a register access.
+                let _inside = self.enter(Purpose::Release)?;
+                self.try_withdraw(&mut held, device, false)?.ok_or(IommuError::NoPower(reason))
             }
             withdrawn => withdrawn,
         }

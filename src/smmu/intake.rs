@@ -69,6 +69,6 @@ impl<P: Platform, R: Registers> IommuFaults for Smmu<P, R> {
     }
 
     fn coupled(&self, line: FaultLine, report: &mut dyn FnMut(DomainId)) {
-        self.faults.coupled(&self.part, line, report);
+        self.faults.coupled(line, report);
     }
 }

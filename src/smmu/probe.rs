@@ -81,7 +81,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let out_of_memory = ProbeError::OutOfMemory(iommu);
         let entries = Entries::new(geometry.entries, geometry.matching).ok_or(out_of_memory)?;
         let banks = Banks::new(geometry.banks).ok_or(out_of_memory)?;
-        let faults = FaultRecords::new(geometry.banks, part.config.fault_limits).ok_or(out_of_memory)?;
+        let faults = FaultRecords::new(&part).ok_or(out_of_memory)?;
         let own_syncs = if geometry.architecture == Architecture::V2 { geometry.banks } else { 0 };
         let mut bank_tlbs = room(own_syncs.into(), iommu)?;
         bank_tlbs.extend((0..own_syncs).map(|bank| Tlb::of_bank(&geometry, bank)));

@@ -189,13 +189,13 @@ pub(super) fn remove_now(state: &Specification, slot: Slot) -> Steps {
         let mut next = state.clone();
         next.devices.insert(slot, Record { going: true, ..record });
         let mut steps = failures(&next, dark, left);
-        if record.owner == Owner::Blocked {
-            // Where it shares all of its entries there, and they fit those that stay, nothing is to be written.
-            let stays = |(_, next): &(Outcome, Specification)| {
-                let dark = |side: &Side| !state.side(*side).powered;
-                Side::ALL.into_iter().filter(dark).all(|side| next.side(side).entries == state.side(side).entries)
-            };
-            steps.extend(remove_powered(state, slot).into_iter().filter(stays));
+        // Where other devices use all of its entries there, none is to be invalidated.
+        let is_shared = |side: Side| {
+            state.used(slot, side).into_iter().all(|cube| state.users(side, cube).any(|user| user != slot))
+        };
+        let shared = Side::ALL.into_iter().filter(|side| !state.side(*side).powered).all(is_shared);
+        if record.owner == Owner::Blocked && shared {
+            steps.extend(remove_powered(state, slot));
         }
         return steps;
     }

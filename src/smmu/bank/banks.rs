@@ -220,6 +220,22 @@ impl Banks {
         }
     }
 
+    /// The drain was not confirmed: the sync of this number would have.
+    pub(in crate::smmu) fn poison(&mut self, index: BankIndex, sync: u64) {
+        let Some(bank) = self.at_mut(index) else { return };
+        if let BankState::Draining(domain) = bank.state {
+            bank.state = BankState::Poisoned(domain, sync);
+        }
+    }
+
+    /// Takes a poisoned bank to finish its drain: no other call does from here on. Returns the number of its sync.
+    pub(in crate::smmu) fn resume_drain(&mut self, index: BankIndex) -> Option<u64> {
+        let bank = self.at_mut(index).filter(|bank| bank.is_poisoned())?;
+        let BankState::Poisoned(domain, sync) = bank.state else { return None };
+        bank.state = BankState::Draining(domain);
+        Some(sync)
+    }
+
     pub(super) fn end(&mut self, index: BankIndex, domain: DomainId) {
         let Some(bank) = self.at_mut(index) else { return };
         let next = bank.next.take();

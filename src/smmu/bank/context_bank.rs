@@ -9,7 +9,7 @@
 
 use super::banks::{Bank, BankState, Banks};
 use super::stage2;
-use super::tlb::{Ticket, Tlb};
+use super::tlb::Tlb;
 use crate::assign::AddressSpace;
 use crate::smmu::faults::fault_records::FaultRecords;
 use crate::smmu::hardware::Registers;
@@ -20,17 +20,6 @@ use crate::smmu::levels::StreamMap;
 use crate::smmu::stream::number_set::Set;
 use crate::sync::Platform;
 use crate::sync::order::Held;
-
-/// What is missing to retire a poisoned bank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::smmu) enum Missing {
-    /// It was retired.
-    Nothing,
-    /// The sync that was waited for in vain.
-    Sync(Ticket),
-    /// An invalidation of its VMID, and a sync.
-    Invalidation,
-}
 
 /// The registers of the banks, and what is told to flushes and to fault handlers.
 pub(in crate::smmu) struct BankPort<'a, P: Platform, R> {
@@ -102,26 +91,6 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
         !stuck
     }
 
-    /// Takes a poisoned bank to finish its drain: no other call does from here on.
-    pub(in crate::smmu) fn resume_drain(
-        &self,
-        held: &mut Held<'_, StreamMap>,
-        banks: &mut Banks,
-        index: BankIndex,
-    ) -> Missing {
-        let Some(bank) = banks.at_mut(index).filter(|bank| bank.is_poisoned()) else { return Missing::Nothing };
-        let BankState::Poisoned(domain, sync) = bank.state else { return Missing::Nothing };
-        bank.state = BankState::Draining(domain);
-        if !self.tlb.is_complete(Ticket(sync)) {
-            return Missing::Sync(Ticket(sync));
-        }
-        if self.stop_walking(banks, index) {
-            return Missing::Invalidation;
-        }
-        self.retire(held, banks, index);
-        Missing::Nothing
-    }
-
     /// Switches off a bank that could go on filling the TLB. Says whether its VMID must be invalidated once more: up to
     /// this write it may have walked ahead (IHI 0062D, TLB behaviour).
     pub(in crate::smmu) fn stop_walking(&self, banks: &mut Banks, index: BankIndex) -> bool {
@@ -145,14 +114,6 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
         self.switch_off(index, bank);
         self.tlb.leave(held, domain, index);
         banks.end(index, domain);
-    }
-
-    /// The drain was not confirmed.
-    pub(in crate::smmu) fn poison(&self, banks: &mut Banks, index: BankIndex, Ticket(sync): Ticket) {
-        let Some(bank) = banks.at_mut(index) else { return };
-        if let BankState::Draining(domain) = bank.state {
-            bank.state = BankState::Poisoned(domain, sync);
-        }
     }
 
     /// After a reset nothing is in flight, and no bank is on: what was poisoned is free, or the next domain's. Returns the banks

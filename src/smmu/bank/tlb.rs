@@ -112,7 +112,7 @@ impl<P: Platform> Tlb<P> {
         // Of a bank that joins after this look, the walker sees the tables as they are now.
         P::barrier();
         let state = self.state.lock(held);
-        banks_of(&state.banks, domain).iter().fold(Set::EMPTY, |all, (_, bank)| all | Set::one(*bank))
+        banks_of(&state.banks, domain).fold(Set::EMPTY, |all, bank| all | Set::one(bank))
     }
 
     // --- posting ---
@@ -144,14 +144,12 @@ impl<P: Platform> Tlb<P> {
         P::barrier();
         let mut guard = self.state.lock(held);
         let State { wanted, banks } = &mut *guard;
-        let banks = banks_of(banks, domain);
-        if banks.is_empty() {
-            return None;
+        let mut found = false;
+        for bank in banks_of(banks, domain) {
+            registers.write32(gr0::TLBIVMID, vmid_of(bank));
+            found = true;
         }
-        for (_, bank) in banks {
-            registers.write32(gr0::TLBIVMID, vmid_of(*bank));
-        }
-        Some(self.synchronise(wanted, registers))
+        found.then(|| self.synchronise(wanted, registers))
     }
 
     /// A ticket for what was written under this hold.
@@ -224,12 +222,10 @@ impl<P: Platform> Tlb<P> {
     }
 }
 
-/// The part of the table that is about `domain`.
-fn banks_of(banks: &[(DomainId, BankIndex)], domain: DomainId) -> &[(DomainId, BankIndex)] {
+/// The banks that the table names for `domain`.
+fn banks_of(banks: &[(DomainId, BankIndex)], domain: DomainId) -> impl Iterator<Item = BankIndex> {
     let first = banks.partition_point(|(theirs, _)| *theirs < domain);
-    let from = banks.get(first..).unwrap_or_default();
-    let count = from.iter().take_while(|(theirs, _)| *theirs == domain).count();
-    from.get(..count).unwrap_or_default()
+    banks.iter().skip(first).take_while(move |(theirs, _)| *theirs == domain).map(|(_, bank)| *bank)
 }
 
 #[cfg(test)]

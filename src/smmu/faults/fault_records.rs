@@ -67,6 +67,8 @@ pub(in crate::smmu) struct FaultRecords {
 /// A bank, or the global record.
 #[derive(Debug, Default)]
 struct Slot {
+    /// The context line that it raises; `None` for the global record, and where every line can be a bank's own.
+    line: Option<u8>,
     /// The domain whose faults are to be told; 0 for none.
     domain: AtomicU64,
     /// Held while the record is read and cleared.
@@ -83,12 +85,13 @@ impl Slot {
 }
 
 impl FaultRecords {
-    /// For so many banks. `None` when memory could not be reserved.
-    pub(in crate::smmu) fn new(banks: u8, limits: FaultLimits) -> Option<Self> {
+    /// Those of a part. `None` when memory could not be reserved.
+    pub(in crate::smmu) fn new<R>(part: &Part<R>) -> Option<Self> {
+        let (limits, banks) = (part.config.fault_limits, part.geometry.banks);
         let mut slots = Vec::new();
-        let count = usize::from(banks).saturating_add(1);
-        slots.try_reserve_exact(count).ok()?;
-        slots.resize_with(count, Slot::default);
+        slots.try_reserve_exact(usize::from(banks).saturating_add(1)).ok()?;
+        slots.push(Slot::default());
+        slots.extend((0..banks).map(|bank| Slot { line: part.line_of(bank), ..Slot::default() }));
         let storm = limits.storm.max(limits.records);
         Some(Self {
             limits: FaultLimits { storm, line: limits.line.max(storm), ..limits },
@@ -109,13 +112,13 @@ impl FaultRecords {
     }
 
     fn each(&self) -> impl Iterator<Item = (Option<BankIndex>, &Slot)> {
-        [None].into_iter().chain((0..).map(Some)).zip(&self.slots)
+        (0_u8..).zip(&self.slots).map(|(place, slot)| (place.checked_sub(1), slot))
     }
 
-    fn each_on<R>(&self, part: &Part<R>, line: FaultLine) -> impl Iterator<Item = (Option<BankIndex>, &Slot)> {
-        self.each().filter(move |(bank, slot)| match (line, bank) {
-            (FaultLine::Context(line), Some(bank)) => part.reports_on(*bank, line) && slot.domain().is_some(),
-            (line, bank) => line == FaultLine::Global && bank.is_none(),
+    fn each_on(&self, line: FaultLine) -> impl Iterator<Item = (Option<BankIndex>, &Slot)> {
+        self.each().filter(move |(bank, slot)| match line {
+            FaultLine::Global => bank.is_none(),
+            FaultLine::Context(line) => slot.line.is_none_or(|own| own == line) && slot.domain().is_some(),
         })
     }
 
@@ -181,8 +184,8 @@ impl FaultRecords {
     }
 
     /// The domains whose banks report on `line`.
-    pub(in crate::smmu) fn coupled<R>(&self, part: &Part<R>, line: FaultLine, report: &mut dyn FnMut(DomainId)) {
-        self.each_on(part, line).filter_map(|(_, slot)| slot.domain()).for_each(report);
+    pub(in crate::smmu) fn coupled(&self, line: FaultLine, report: &mut dyn FnMut(DomainId)) {
+        self.each_on(line).filter_map(|(_, slot)| slot.domain()).for_each(report);
     }
 
     // --- intake ---
@@ -201,12 +204,12 @@ impl FaultRecords {
             report(fault);
         }
         let (most_on_line, mut storms) = (bound(limits, None), false);
-        for (bank, slot) in self.each_on(from, line) {
+        for (bank, slot) in self.each_on(line) {
             for fault in from.registers.members().filter_map(|member| self.take(from, member, bank)) {
                 let (here, most_here) =
                     (slot.faults.fetch_add(1, Ordering::Relaxed).saturating_add(1), bound(limits, bank));
                 let taken = |(_, slot): (_, &Slot)| slot.faults.load(Ordering::Relaxed);
-                let on_line = self.each_on(from, line).map(taken).fold(0, u64::saturating_add);
+                let on_line = self.each_on(line).map(taken).fold(0, u64::saturating_add);
                 let counted = |stream| count(&mut *self.streams.try_lock()?, bank, stream, limits.storm);
                 let of_stream = fault.stream.and_then(counted).unwrap_or(0);
                 self.note(&fault);

@@ -88,11 +88,6 @@ impl<R> Part<R> {
             _ => 0,
         }
     }
-
-    /// Whether a fault of a bank may raise a line.
-    pub(in crate::smmu) fn reports_on(&self, bank: BankIndex, line: u8) -> bool {
-        self.line_of(bank).is_none_or(|own| own == line)
-    }
 }
 
 #[cfg(test)]
@@ -148,8 +143,6 @@ mod tests {
         for architecture in [Architecture::V1, Architecture::V2] {
             assert_eq!(lines(architecture, 1), [Some(0); 4]);
             assert_eq!(lines(architecture, 2), [None; 4]);
-            let few = part(architecture, 2, 3);
-            assert!((0..2).all(|line| few.reports_on(5, line)));
         }
         let none = part(Architecture::V1, 2, 0);
         assert_eq!((none.line_of(5), none.interrupt_of(5)), (Some(0), 0));

@@ -13,7 +13,6 @@
 
 use crate::assign::{DeviceId, IommuError, Patience, Streams};
 use crate::smmu::bank::banks::{Bank, BankState, Banks};
-use crate::smmu::bank::context_bank::Missing;
 use crate::smmu::bank::tlb::{SyncTimeout, Ticket};
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::BankIndex;
@@ -43,11 +42,7 @@ pub(super) struct Drain {
 }
 
 /// A drain was not confirmed: the sync that would have, and how long it was waited for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Unconfirmed {
-    pub(super) ticket: Ticket,
-    pub(super) timeout: SyncTimeout,
-}
+type Unconfirmed = (Ticket, SyncTimeout);
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Counts a device out of its bank, and puts the entries in fault that no other keeps. Says whether they hold.
@@ -97,21 +92,16 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Waits until the hardware has confirmed a drain that was posted. Nothing is retired yet.
-    pub(super) fn confirm(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        drain: Drain,
-        ticket: Ticket,
-    ) -> Result<(), Unconfirmed> {
+    fn confirm(&self, held: &mut Held<'_, Unlocked>, retiring: Set, ticket: Ticket) -> Result<(), Unconfirmed> {
         self.await_sync(held, ticket)?;
-        if drain.retiring.is_empty() || !self.part.registers.has(Effects::SPLIT_64) {
+        if retiring.is_empty() || !self.part.registers.has(Effects::SPLIT_64) {
             return Ok(());
         }
         // Q8: without an empty root a bank walks ahead until its M is 0. What it has cached up to there goes only now.
         let walked = {
             let mut shadow = self.shadow.lock(held);
             let port = self.port();
-            drain.retiring.filter(|bank| port.stop_walking(&mut shadow.banks, bank))
+            retiring.filter(|bank| port.stop_walking(&mut shadow.banks, bank))
         };
         if walked.is_empty() {
             return Ok(());
@@ -126,7 +116,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         let bound = self.part.config.bound(Patience::Waiting);
         let waited = self.tlb.wait(held, &self.part.registers, ticket, bound);
-        waited.map_err(|timeout| Unconfirmed { ticket, timeout })
+        waited.map_err(|timeout| (ticket, timeout))
     }
 
     /// Posts the invalidation of the VMIDs of `banks`.
@@ -147,13 +137,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         ticket: Ticket,
         devices: &[DeviceId],
     ) -> (Result<(), IommuError>, Option<Streams>) {
-        let confirmed = self.confirm(held, drain, ticket);
+        let confirmed = self.confirm(held, drain.retiring, ticket);
         let mut guard = self.shadow.lock(held);
         let (shadow, held) = guard.split();
         for bank in drain.retiring.each() {
             match &confirmed {
                 Ok(()) => self.port().retire(held, &mut shadow.banks, bank),
-                Err(unconfirmed) => self.port().poison(&mut shadow.banks, bank, unconfirmed.ticket),
+                Err((ticket, _)) => shadow.banks.poison(bank, ticket.0),
             }
         }
         let mut used = Set::EMPTY;
@@ -164,12 +154,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 // It may owe a later one by now.
                 Ok(()) if sync > ticket.0 => {}
                 Ok(()) => user.owes.set(None),
-                Err(unconfirmed) => user.owes.set(Some((bank, unconfirmed.ticket.0))),
+                Err((ticket, _)) => user.owes.set(Some((bank, ticket.0))),
             }
         }
         let entries = &shadow.entries;
         let streams = entries.surplus.is_empty().then(|| entries.streams(used));
-        (confirmed.map_err(|unconfirmed| timed_out(unconfirmed.timeout)), streams)
+        (confirmed.map_err(|(_, timeout)| timed_out(timeout)), streams)
     }
 
     /// Finishes drains that were not confirmed in their time, of the banks that `chosen` accepts, and ends those of them that
@@ -194,15 +184,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let (shadow, held) = guard.split();
             let port = self.port();
             for index in owed.each() {
-                if port.park_if_left(&mut shadow.banks, index) {
+                let banks = &mut shadow.banks;
+                if port.park_if_left(banks, index) {
                     drain.banks.put(index, true);
-                    drain.retiring.put(index, true);
+                } else if let Some(sync) = banks.resume_drain(index).map(Ticket) {
+                    if !self.tlb.is_complete(sync) {
+                        ticket = ticket.max(Some(sync));
+                    } else if port.stop_walking(banks, index) {
+                        drain.banks.put(index, true);
+                    } else {
+                        port.retire(held, banks, index);
+                        continue;
+                    }
+                } else {
                     continue;
-                }
-                match port.resume_drain(held, &mut shadow.banks, index) {
-                    Missing::Nothing => continue,
-                    Missing::Sync(sync) => ticket = ticket.max(Some(sync)),
-                    Missing::Invalidation => drain.banks.put(index, true),
                 }
                 drain.retiring.put(index, true);
             }

@@ -198,19 +198,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    /// Forgets a device all of whose written entries others use still: this takes no power. `None` where it would.
-    pub(in crate::smmu) fn withdraw_in_shadow(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        device: DeviceId,
-    ) -> Result<Option<Streams>, IommuError> {
-        let _inside = self.enter(Purpose::Release)?;
-        self.try_withdraw(held, device, false)
-    }
-
     /// Forgets a device. `None` where it owes a drain, or, without `power`, where an entry is to be invalidated. An entry that is
     /// refitted without power is written by what uses it next.
-    fn try_withdraw(
+    pub(in crate::smmu) fn try_withdraw(
         &self,
         held: &mut Held<'_, Unlocked>,
         device: DeviceId,

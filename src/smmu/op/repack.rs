@@ -20,12 +20,6 @@ use crate::smmu::stream::user::{StreamUser, Users};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// What a repack may change: entries all of whose users are claimed and at rest.
-struct Group {
-    gone: Set,
-    generation: u64,
-}
-
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Covers the streams of the claimed devices, and of `newcomers`, with fewer entries, if these suffice: then the newcomers
     /// have all that they need.
@@ -38,16 +32,16 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut streams: Vec<Cube> = Vec::new();
         let mut room = 0_usize;
         // Memory is reserved with nothing locked; what has come in between is counted again.
-        let group = loop {
+        let (gone, generation) = loop {
             streams.clear();
             streams.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
             let shadow = self.shadow.lock(held);
-            let Some(group) = group_of(&shadow.entries, &shadow.users, newcomers, is_claimed) else { return Ok(false) };
+            let Some(gone) = group_of(&shadow.entries, &shadow.users, newcomers, is_claimed) else { return Ok(false) };
             let all = || members(&shadow.users, newcomers, is_claimed).flat_map(|user| user.streams.iter().copied());
             room = all().count();
             if room <= streams.capacity() {
                 streams.extend(all());
-                break group;
+                break (gone, shadow.entries.generation);
             }
         };
         let widths = &self.part.widths;
@@ -59,17 +53,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         };
         self.placing(held, |placing, _, _| {
             let Placing { entries, users, .. } = &*placing;
-            let fits = cubes.len() <= entries.free.len().saturating_add(group.gone.len());
-            if entries.generation != group.generation
-                || !fits
-                || group_of(entries, users, newcomers, is_claimed).is_none()
-            {
+            let fits = cubes.len() <= entries.free.len().saturating_add(gone.len());
+            if entries.generation != generation || !fits || group_of(entries, users, newcomers, is_claimed).is_none() {
                 return Ok(false);
             }
             for &device in newcomers {
                 placing.admit(users.find(device).ok_or(IommuError::Unknown)?, is_claimed)?;
             }
-            placing.replace(group.gone, &cubes);
+            placing.replace(gone, &cubes);
             Ok(true)
         })
     }
@@ -85,13 +76,13 @@ fn members<'a>(
     users.each().filter(move |user| newcomers.contains(&user.device) || stays(user))
 }
 
-/// The entries of the group, if nothing of it translates and no device outside it uses one of them.
+/// The entries that a repack may change: those of the group, if nothing of it translates and no device outside it uses one of them.
 fn group_of(
     entries: &Entries,
     users: &Users,
     newcomers: &[DeviceId],
     is_claimed: &dyn Fn(DeviceId) -> bool,
-) -> Option<Group> {
+) -> Option<Set> {
     let mut gone = Set::EMPTY;
     for user in members(users, newcomers, is_claimed) {
         gone |= user.entries.get();
@@ -105,5 +96,5 @@ fn group_of(
         !inside && !(user.entries.get() & gone).is_empty()
     };
     let usable = entries.streams(gone) == Streams::Fault && !users.each().any(outside);
-    usable.then_some(Group { gone, generation: entries.generation })
+    usable.then_some(gone)
 }

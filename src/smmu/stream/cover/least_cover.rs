@@ -15,7 +15,7 @@ pub struct CoverOptions {
     pub id_bits: u32,
     /// The bits that the SMMU can ignore (1 = SMR.MASK keeps it).
     pub mask_bits: u32,
-    /// How many search nodes may be visited in one call. One costs about 3 microseconds at most, mostly far less; with
+    /// How many search nodes may be visited in one call. One costs about 5 microseconds at most, mostly far less; with
     /// many cubes to choose from it counts as several.
     pub nodes: u32,
     /// How many cubes the set may be given as, and may fall into, before [`CoverError::TooComplex`].
@@ -24,7 +24,7 @@ pub struct CoverOptions {
 
 impl CoverOptions {
     /// Enough for every board known, and 10 milliseconds at worst.
-    pub const DEFAULT_NODES: u32 = 4_000;
+    pub const DEFAULT_NODES: u32 = 2_000;
     /// Eight times as many as an SMMU has entries.
     pub const DEFAULT_MAX_CUBES: usize = 1024;
 
