@@ -1,6 +1,6 @@
 //! C-13: a lock taken out of order does not compile, and the message says so in words.
 //!
-//! Each file of `tests/compile_fail` is a program over the library's own `order.rs` and `levels.rs`. Its first line says
+//! Each file of `tests/compile_fail` is a program over the library's own `src/sync/{order, levels}.rs`. Its first line says
 //! what the compiler must answer. The messages are looked for, not compared whole, so that any compiler will do.
 
 #![expect(clippy::expect_used, reason = "a test that cannot go on must say where")]

@@ -9,8 +9,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{AddressSpace, Cause, DomainId, FlushList, Instance, InstanceState, Iommu, IommuError, Label};
+use super::{AddressSpace, Cause, DomainId, Instance, InstanceState, Iommu, IommuError, Label};
 use crate::sync::Platform;
+use crate::sync::levels::FlushList;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
 

@@ -16,7 +16,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `levels` | the lock order of this floor |
 //! | `spec` | streams and IOMMU names |
 //! | `identity` | keys, numbers, labels |
 //! | `space` | a guest's stage 2, and what an IOMMU can follow |
@@ -31,7 +30,8 @@
 //! | `guarded` | calls to hooks that may panic on the host |
 //! | `group` | groups, their members, their states |
 //! | `domain` | domains and their flush lists |
-//! | `registry` | what is registered |
+//! | `records` | what the registry keeps of each device and domain |
+//! | `registry` | what is registered: the trees |
 //! | `policy` | who may be assigned what |
 //! | `event` | what the hypervisor is told |
 //! | `service` | construction, look-up, traversal, waiting |
@@ -48,7 +48,6 @@
 //! hook, the policy or a register (contract C-3). Level `Instances` guards which instances are found by name, level `FlushList`
 //! one domain's list of IOMMUs, level `Queue` a request queue's lists. No two of them are ever held together.
 
-pub(crate) mod levels;
 mod spec;
 mod identity;
 mod space;
@@ -63,6 +62,7 @@ mod device;
 mod guarded;
 mod group;
 mod domain;
+mod records;
 mod registry;
 mod policy;
 mod event;
@@ -105,5 +105,5 @@ use device::Attachment;
 use graveyard::{Graveyard, take_all};
 use group::{Group, Groups, Member, belong_together};
 use iommu_record::{Instance, InstanceState, Instances};
-use levels::FlushList;
-use registry::{DeviceRecord, DomainRecord, Nodes, Registry, SourceRecord, nodes_of};
+use records::{DeviceRecord, DomainRecord, Nodes, SourceRecord, nodes_of};
+use registry::Registry;

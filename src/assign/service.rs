@@ -7,13 +7,13 @@ use core::marker::PhantomData;
 use core::sync::atomic::AtomicBool;
 
 use super::guarded;
-use super::levels;
 use super::{
     Attempt, CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceState, Error, Event, EventSink, Instance,
     InstanceState, Instances, IommuKey, Obstacle, Policy, PolicyRequest, Registry, Stage2Limits,
 };
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
+use crate::sync::levels;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;

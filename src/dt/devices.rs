@@ -3,10 +3,10 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::iommus::{self, SpecifierCount};
-use super::refusal::{Refusals, Refused};
+use super::refusal::Refusals;
 use super::smmu::SmmuNode;
-use super::tree::{Node, NodeId, Tree};
+use super::specifiers::{self, SpecifierCount};
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::Stream;
 
@@ -50,7 +50,7 @@ pub(super) fn read(
         match node.refused() {
             // Its map was refused, or all of it.
             Refused::Master | Refused::Whole => continue,
-            Refused::Above if node.property(iommus::IOMMUS).is_some() => {
+            Refused::Above if node.property(specifiers::IOMMUS).is_some() => {
                 refusals.add_below(tree, id)?;
                 continue;
             }
@@ -71,7 +71,7 @@ pub(super) fn read(
 }
 
 fn read_one(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>], devices: &[DtDevice]) -> Result<Option<DtDevice>, DtError> {
-    let Some(masters) = iommus::read(node, smmus)? else { return Ok(None) };
+    let Some(masters) = specifiers::read(node, smmus)? else { return Ok(None) };
     Ok(Some(DtDevice {
         node: node.id(),
         path: node.path()?,

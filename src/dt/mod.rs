@@ -18,6 +18,21 @@
 //! # }
 //! ```
 //!
+//! | file | what |
+//! |---|---|
+//! | `blob.rs` | the bytes: one checked walk from front to back |
+//! | `dt_error.rs` | what can be wrong: with the blob, with a node |
+//! | `tree.rs` | the nodes, their parents and their properties |
+//! | `cells.rs` | typed values of properties; addresses as the CPU sees them |
+//! | `refusal.rs` | nodes that are not offered, and why |
+//! | `soundness.rs` | from a blob to a tree: names and phandles that two nodes share |
+//! | `references.rs` | references to other nodes, by phandle |
+//! | `smmu.rs` | SMMU nodes |
+//! | `specifiers.rs` | the property `iommus` |
+//! | `devices.rs` | nodes with `iommus` |
+//! | `iommu_map.rs` | nodes with `iommu-map`: host bridges and others |
+//! | `msi.rs` | where message signalled interrupts go |
+//!
 //! # Invariants
 //!
 //! D1. Each SMMU has a CPU address of its own, and each device a key of its own.
@@ -25,29 +40,31 @@
 //! D3. `enabled` counts ancestors, everywhere.
 
 mod blob;
-mod cells;
-mod devices;
-mod error;
-mod host_bridge;
-mod iommus;
-mod msi;
-mod refusal;
-mod smmu;
+mod dt_error;
 mod tree;
+mod cells;
+mod refusal;
+mod soundness;
+mod references;
+mod smmu;
+mod specifiers;
+mod devices;
+mod iommu_map;
+mod msi;
 
 use alloc::vec::Vec;
 
 pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH, MAX_NAME};
 pub use cells::Region;
 pub use devices::DtDevice;
-pub use error::{DtError, NodeFault};
-pub use host_bridge::HostBridge;
-pub use iommus::SpecifierCount;
+pub use dt_error::{DtError, NodeFault};
+pub use iommu_map::HostBridge;
 pub use msi::{
     Doorbell, Msi, MsiController, MsiControllerKind, MsiIsolation, MsiMap, MsiMapEntry, MsiTarget, UnmappedMsi,
 };
 pub use refusal::Refusal;
 pub use smmu::{Interrupt, SmmuNode};
+pub use specifiers::SpecifierCount;
 pub use tree::{Node, NodeId, Property, Tree};
 
 use crate::assign::IommuKey;
@@ -93,7 +110,7 @@ impl<'a> Board<'a> {
         let mut tree = Tree::read_lenient(blob, &mut refusals)?;
         let smmus = smmu::read(&mut tree, &mut refusals)?;
         let mut devices = devices::read(&mut tree, &smmus, &mut refusals)?;
-        let host_bridges = host_bridge::read(&mut tree, &smmus, &mut refusals)?;
+        let host_bridges = iommu_map::read(&mut tree, &smmus, &mut refusals)?;
         devices::retain_sound(&tree, &mut devices);
         Ok(Self { tree, smmus, devices, host_bridges, refusals: refusals.into_list() })
     }

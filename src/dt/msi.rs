@@ -11,7 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cells::{Cells, Region};
-use super::iommus::resolve;
+use super::references::resolve;
 use super::tree::{Node, NodeId};
 use super::{DtError, NodeFault};
 use crate::assign::{Granule, PhysicalAddress};

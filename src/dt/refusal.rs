@@ -10,7 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::tree::{NodeId, Tree};
+use super::tree::{NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 
 /// A node that is not offered, and why.
@@ -34,19 +34,6 @@ impl fmt::Display for Refusal {
             error => write!(f, "{}: {error}", self.path),
         }
     }
-}
-
-/// What of a node was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// Nothing.
-    No,
-    /// What it says of its DMA. What refers to it can be followed.
-    Master,
-    /// All of it, and it was told.
-    Whole,
-    /// All of it, for what is above. It was not told of, since most nodes are nobody's matter here.
-    Above,
 }
 
 /// The refusals so far, in the order in which they were found.

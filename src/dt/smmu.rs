@@ -7,9 +7,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cells::{Cells, Region};
-use super::iommus::resolve;
-use super::refusal::{Refusals, Refused};
-use super::tree::{Node, NodeId, Tree};
+use super::references::{IOMMU_CELLS, resolve};
+use super::refusal::Refusals;
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
 use crate::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
@@ -313,4 +313,3 @@ const EXTENDED: &str = "interrupts-extended";
 const INTERRUPTS: &str = "interrupts";
 const INTERRUPT_CELLS: &str = "#interrupt-cells";
 const INTERRUPT_PARENT: &str = "interrupt-parent";
-pub(super) const IOMMU_CELLS: &str = "#iommu-cells";

@@ -4,7 +4,7 @@
 //!
 //! T1. Nodes stand in document order: a parent before its children, a node's descendants right behind it.
 //! T2. A path names one node, a property name one property of its node, a phandle one node: of those nodes that were
-//!     not refused.
+//!     not refused (`soundness.rs`).
 //! T3. Nothing below a root child named `__like_this__` (`__symbols__`, `__local_fixups__`) is a device: such a
 //!     subtree repeats names and values of real nodes. Its nodes are disabled and have no phandle.
 //! T4. Nothing depends on where the blob lies in memory: a [`NodeId`] counts nodes, and is the same in every run
@@ -17,7 +17,6 @@ use core::iter;
 use core::ops::Range;
 
 use super::blob::{Event, MAX_DEPTH, Walk};
-use super::refusal::{Refusals, Refused};
 use super::{DtError, NodeFault};
 
 /// A device tree that was read from a blob, whose names and values it borrows.
@@ -30,32 +29,6 @@ pub struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// Reads the tree of `blob`; what follows the blob's `totalsize` bytes is ignored.
-    ///
-    /// # Errors
-    ///
-    /// [`DtError::Blob`] for a malformed or truncated blob, [`DtError::Node`] for a name or phandle that two nodes
-    /// or properties share, [`DtError::OutOfMemory`] when there is no room for the tree.
-    pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
-        let mut refusals = Refusals::default();
-        let tree = Self::read_lenient(blob, &mut refusals)?;
-        Refusals::first(&refusals.into_list())?;
-        Ok(tree)
-    }
-
-    /// The same with bad nodes: of names and phandles that two have, all are refused, with what is below.
-    pub(super) fn read_lenient(blob: &'a [u8], refusals: &mut Refusals) -> Result<Self, DtError> {
-        let mut tree = Self { nodes: Vec::new(), properties: Vec::new(), phandles: Vec::new() };
-        tree.collect(Walk::new(blob)?)?;
-        tree.refuse_repeated_properties(refusals)?;
-        tree.refuse_repeated_names(refusals)?;
-        tree.hand_refusals_down();
-        tree.mark_enabled();
-        // Nobody inherits a phandle.
-        tree.collect_phandles(refusals)?;
-        Ok(tree)
-    }
-
     /// The root node.
     #[must_use]
     pub fn root(&self) -> Option<Node<'_, 'a>> {
@@ -103,18 +76,25 @@ impl<'a> Tree<'a> {
         self.nodes.len()
     }
 
-    fn collect(&mut self, mut walk: Walk<'a>) -> Result<(), DtError> {
+    /// How many properties all nodes have together.
+    pub(super) fn property_count(&self) -> usize {
+        self.properties.len()
+    }
+
+    /// The nodes and properties that `walk` meets, whatever they say. What is left is for `soundness.rs`.
+    pub(super) fn collect(mut walk: Walk<'a>) -> Result<Self, DtError> {
+        let mut tree = Self { nodes: Vec::new(), properties: Vec::new(), phandles: Vec::new() };
         let mut open: Option<NodeId> = None;
         while let Some(event) = walk.step()? {
             match event {
                 Event::Begin { name } => {
-                    let id = NodeId(self.nodes.len());
-                    let parent = open.and_then(|id| self.nodes.get(id.0));
+                    let id = NodeId(tree.nodes.len());
+                    let parent = open.and_then(|id| tree.nodes.get(id.0));
                     let data = NodeData {
                         name,
                         parent: open,
                         end: id.0,
-                        properties: self.properties.len()..self.properties.len(),
+                        properties: tree.properties.len()..tree.properties.len(),
                         phandle: None,
                         enabled: false,
                         refused: Refused::No,
@@ -126,70 +106,27 @@ impl<'a> Tree<'a> {
                             None => FNV_OFFSET_BASIS,
                         },
                     };
-                    self.nodes.try_reserve(1)?;
-                    self.nodes.push(data);
+                    tree.nodes.try_reserve(1)?;
+                    tree.nodes.push(data);
                     open = Some(id);
                 }
                 Event::Property { name, value } => {
-                    self.properties.try_reserve(1)?;
-                    self.properties.push(Property { name, value });
-                    if let Some(node) = open.and_then(|id| self.nodes.get_mut(id.0)) {
-                        node.properties.end = self.properties.len();
+                    tree.properties.try_reserve(1)?;
+                    tree.properties.push(Property { name, value });
+                    if let Some(node) = open.and_then(|id| tree.nodes.get_mut(id.0)) {
+                        node.properties.end = tree.properties.len();
                     }
                 }
                 Event::End => {
-                    let end = self.nodes.len();
-                    if let Some(node) = open.and_then(|id| self.nodes.get_mut(id.0)) {
+                    let end = tree.nodes.len();
+                    if let Some(node) = open.and_then(|id| tree.nodes.get_mut(id.0)) {
                         node.end = end;
                         open = node.parent;
                     }
                 }
             }
         }
-        Ok(())
-    }
-
-    fn refuse_repeated_properties(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
-        let properties = self.nodes().flat_map(|node| node.properties().map(move |property| (node.id, property.name)));
-        let mut last = None;
-        for (id, name) in repeated(properties, self.properties.len())? {
-            if last != Some(id) {
-                let mut property = String::new();
-                property.try_reserve_exact(name.len())?;
-                property.push_str(name);
-                let error = self.error_at(id, NodeFault::DuplicateProperty { property });
-                refusals.add(self, id, Refused::Whole, error)?;
-            }
-            last = Some(id);
-        }
-        Ok(())
-    }
-
-    fn refuse_repeated_names(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
-        let children = self.nodes().filter_map(|node| Some((node.data.parent?, node.data.name)));
-        let names = repeated(children, self.nodes.len())?;
-        if names.is_empty() {
-            return Ok(());
-        }
-        for index in 0..self.nodes.len() {
-            let Some(node) = self.node(NodeId(index)) else { continue };
-            let Some(parent) = node.data.parent else { continue };
-            if names.binary_search(&(parent, node.data.name)).is_ok() {
-                let error = node.error(NodeFault::DuplicateNode);
-                refusals.add(self, NodeId(index), Refused::Whole, error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a node inherits it has from above: below one that is not sound nothing is (R3).
-    fn hand_refusals_down(&mut self) {
-        for index in 0..self.nodes.len() {
-            let Some(node) = self.node(NodeId(index)) else { continue };
-            if node.parent().is_some_and(|parent| parent.refused() != Refused::No) && node.refused() == Refused::No {
-                self.refuse(NodeId(index), Refused::Above);
-            }
-        }
+        Ok(tree)
     }
 
     /// Marks a node as refused.
@@ -200,7 +137,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Parents come first (T1), so one pass carries `status` down to all descendants.
-    fn mark_enabled(&mut self) {
+    pub(super) fn mark_enabled(&mut self) {
         for index in 0..self.nodes.len() {
             let Some(node) = self.node(NodeId(index)) else { continue };
             let above = node.parent().is_none_or(|parent| parent.is_enabled());
@@ -213,52 +150,15 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn collect_phandles(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
-        for index in 0..self.nodes.len() {
-            let Some(node) = self.node(NodeId(index)) else { continue };
-            let stated = if node.data.metadata { Ok(None) } else { node.stated_phandle() };
-            let phandle = match stated {
-                Ok(phandle) => phandle,
-                Err(error) => {
-                    refusals.add(self, NodeId(index), Refused::Whole, error)?;
-                    None
-                }
-            };
-            let Some(phandle) = phandle else { continue };
-            self.phandles.try_reserve(1)?;
-            self.phandles.push((phandle, NodeId(index)));
-            if let Some(node) = self.nodes.get_mut(index) {
-                node.phandle = Some(phandle);
+    /// Says which nodes have phandles, ascending by phandle. Where several have one, a reference to it finds the first.
+    pub(super) fn set_phandles(&mut self, mut phandles: Vec<(u32, NodeId)>) {
+        for (phandle, id) in &phandles {
+            if let Some(node) = self.nodes.get_mut(id.0) {
+                node.phandle = Some(*phandle);
             }
         }
-        self.phandles.sort_unstable();
-        self.refuse_repeated_phandles(refusals)
-    }
-
-    /// Which of the nodes a reference means nobody can say: none of them is sound. One stays in the table, so that what
-    /// refers to it finds it refused.
-    fn refuse_repeated_phandles(&mut self, refusals: &mut Refusals) -> Result<(), DtError> {
-        let mut repeated: Vec<(u32, NodeId, NodeId)> = Vec::new();
-        for (&(phandle, first), &(next, second)) in self.phandles.iter().zip(self.phandles.iter().skip(1)) {
-            if phandle == next {
-                repeated.try_reserve(1)?;
-                repeated.push((phandle, first, second));
-            }
-        }
-        let mut last = None;
-        for (phandle, first, second) in repeated {
-            let mut refuse = |id, other| {
-                let error = self.error_at(id, NodeFault::DuplicatePhandle { phandle, other: self.path_of(other)? });
-                refusals.add(self, id, Refused::Whole, error)
-            };
-            refuse(second, first)?;
-            if last != Some(phandle) {
-                refuse(first, second)?;
-            }
-            last = Some(phandle);
-        }
-        self.phandles.dedup_by_key(|(phandle, _)| *phandle);
-        Ok(())
+        phandles.dedup_by_key(|(phandle, _)| *phandle);
+        self.phandles = phandles;
     }
 
     /// The full path of the node that `id` names; of no node, the empty string.
@@ -294,6 +194,19 @@ impl NodeId {
     pub const fn index(self) -> usize {
         self.0
     }
+}
+
+/// What of a node was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Nothing.
+    No,
+    /// What it says of its DMA. What refers to it can be followed.
+    Master,
+    /// All of it, and it was told.
+    Whole,
+    /// All of it, for what is above. It was not told of, since most nodes are nobody's matter here.
+    Above,
 }
 
 /// A node of a tree.
@@ -414,18 +327,6 @@ impl<'t, 'a> Node<'t, 'a> {
     pub(super) fn error(&self, cause: NodeFault) -> DtError {
         self.tree.error_at(self.id, cause)
     }
-
-    fn stated_phandle(&self) -> Result<Option<u32>, DtError> {
-        let phandle = self.u32("phandle")?;
-        let legacy = self.u32("linux,phandle")?;
-        match (phandle.or(legacy), legacy) {
-            (Some(phandle @ (0 | u32::MAX)), _) => Err(self.error(NodeFault::ReservedPhandle { phandle })),
-            (Some(phandle), Some(legacy)) if phandle != legacy => {
-                Err(self.error(NodeFault::ContradictingPhandles { phandle, legacy }))
-            }
-            (phandle, _) => Ok(phandle),
-        }
-    }
 }
 
 impl fmt::Debug for Node<'_, '_> {
@@ -468,26 +369,6 @@ struct NodeData<'a> {
     refused: Refused,
     /// FNV-1a of the path; of the empty string for the root, so that children go on from it.
     path_hash: u64,
-}
-
-/// The pairs that `pairs` has twice or more, by order, each once.
-fn repeated<'a>(
-    pairs: impl Iterator<Item = (NodeId, &'a str)>,
-    at_most: usize,
-) -> Result<Vec<(NodeId, &'a str)>, DtError> {
-    let mut sorted: Vec<(NodeId, &'a str)> = Vec::new();
-    sorted.try_reserve_exact(at_most)?;
-    // Never more than was reserved: `extend` would abort when memory runs out.
-    sorted.extend(pairs.take(at_most));
-    sorted.sort_unstable();
-    let mut found: Vec<(NodeId, &'a str)> = Vec::new();
-    for (one, next) in sorted.iter().zip(sorted.iter().skip(1)) {
-        if one == next && found.last() != Some(one) {
-            found.try_reserve(1)?;
-            found.push(*one);
-        }
-    }
-    Ok(found)
 }
 
 /// FNV-1a, 64 bits, going on from `hash`.

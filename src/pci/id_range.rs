@@ -2,8 +2,6 @@
 
 use alloc::vec::Vec;
 
-use super::MapFault;
-
 /// Requester ID `rid_base + n`, after the map's mask, becomes `id_base + n`, for n below `length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdRange {
@@ -64,4 +62,37 @@ pub(crate) fn checked<E: Copy>(
     checked.try_reserve_exact(kept.len()).map_err(|_| MapFault::OutOfMemory)?;
     checked.extend(kept.into_iter().map(|(_, entry)| entry));
     Ok(checked)
+}
+
+/// A map that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapFault {
+    /// An entry's first requester ID has bits that the mask removes, so that it could never be hit as written.
+    #[error("entry {index} begins at requester ID {rid_base:#x}, outside the mask {mask:#x}")]
+    OutsideMask {
+        /// Which entry.
+        index: usize,
+        /// Its first requester ID.
+        rid_base: u32,
+        /// The map's mask.
+        mask: u32,
+    },
+    /// An entry runs past 32 bits.
+    #[error("entry {index} runs past 32 bits")]
+    Overflow {
+        /// Which entry.
+        index: usize,
+    },
+    /// Two entries hold one requester ID.
+    #[error("entries {first} and {second} overlap")]
+    Overlap {
+        /// One entry.
+        first: usize,
+        /// The other.
+        second: usize,
+    },
+    /// No memory for the map.
+    #[error("out of memory for a requester ID map")]
+    OutOfMemory,
 }

@@ -9,21 +9,38 @@
 //! 3. The host bridge's [`RequesterIdMap`] turns them into [`Stream`](crate::assign::Stream)s.
 //! 4. [`control`] keeps a function quiet while it changes owners: bus mastering off, ATS, PRI and PASID off, reset.
 //!
+//! | file | what |
+//! |---|---|
+//! | `address.rs` | where a function is: segment, bus, device, function |
+//! | `config.rs` | access to configuration space, and the header |
+//! | `capability/` | bounded walks of the capability lists |
+//! | `key.rs` | where a function is plugged: its stable identity |
+//! | `id_range.rs` | what `iommu-map` and `msi-map` have in common |
+//! | `requester_id_map.rs` | from requester IDs to streams |
+//! | `topology.rs` | requester IDs that a function's DMA can carry; isolation groups |
+//! | `function.rs` | what is known of a function |
+//! | `host_bridge.rs` | a host bridge, and the streams of functions behind it |
+//! | `enumeration.rs` | the walk over all buses behind a host bridge |
+//! | `control/` | keeping a function quiet while it changes owners |
+//! | `fake/` | a configuration space made of memory, for tests |
+//!
 //! # Locking
 //!
 //! No lock is taken here, and nothing here blocks: what has to wait is a step that says "not yet".
 
 mod address;
-mod capability;
 mod config;
+mod capability;
+mod key;
+pub(crate) mod id_range;
+mod requester_id_map;
+mod topology;
+mod function;
+mod host_bridge;
+mod enumeration;
 pub mod control;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
-mod host_bridge;
-pub(crate) mod id_range;
-mod key;
-mod requester_id_map;
-mod topology;
 
 pub use address::{AddressError, Bus, DeviceFunction, RequesterId, Sbdf, Segment};
 pub use capability::{
@@ -31,7 +48,10 @@ pub use capability::{
     ResizableBars, SrIov,
 };
 pub use config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
-pub use host_bridge::{Enumeration, Function, FunctionKind, HostBridge, OutOfMemory, Problem, StreamsError, enumerate};
+pub use enumeration::{Enumeration, OutOfMemory, Problem, enumerate};
+pub use function::{Function, FunctionKind};
+pub use host_bridge::{HostBridge, StreamsError};
+pub use id_range::MapFault;
 pub use key::{HostBridgeNumber, KeyError, PciKey};
-pub use requester_id_map::{MapEntry, MapError, MapFault, Provider, RequesterIdMap};
+pub use requester_id_map::{MapEntry, MapError, Provider, RequesterIdMap};
 pub use topology::{Alias, AliasKind, Isolation, IsolationCause};

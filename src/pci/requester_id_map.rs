@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use super::RequesterId;
-use super::id_range::{self, IdRange};
+use super::id_range::{self, IdRange, MapFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
 
 /// Who sees the DMA of a range of requester IDs.
@@ -130,39 +130,6 @@ impl RequesterIdMap {
             Provider::Foreign => Err(MapError::Foreign { rid }),
         }
     }
-}
-
-/// A map that cannot be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum MapFault {
-    /// An entry's first requester ID has bits that the mask removes, so that it could never be hit as written.
-    #[error("entry {index} begins at requester ID {rid_base:#x}, outside the mask {mask:#x}")]
-    OutsideMask {
-        /// Which entry.
-        index: usize,
-        /// Its first requester ID.
-        rid_base: u32,
-        /// The map's mask.
-        mask: u32,
-    },
-    /// An entry runs past 32 bits.
-    #[error("entry {index} runs past 32 bits")]
-    Overflow {
-        /// Which entry.
-        index: usize,
-    },
-    /// Two entries hold one requester ID.
-    #[error("entries {first} and {second} overlap")]
-    Overlap {
-        /// One entry.
-        first: usize,
-        /// The other.
-        second: usize,
-    },
-    /// No memory for the map.
-    #[error("out of memory for a requester ID map")]
-    OutOfMemory,
 }
 
 /// A requester ID that has no stream at an SMMU.

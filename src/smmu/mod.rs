@@ -6,7 +6,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `levels.rs` | the driver's place in the lock order |
 //! | `hardware/` | what a part is, its quirks, its registers |
 //! | `faults/` | fault records: read, cleared, counted; storms |
 //! | `stream/` | from stream IDs to stream-map entries |
@@ -42,7 +41,6 @@
 //! After [`Smmu::probe`], at every single register write: at most one entry matches a stream, and what it selects is
 //! fault or a fully programmed bank of its owner (contract I-1 to I-4). The files say which write keeps which.
 
-pub(crate) mod levels;
 mod hardware;
 mod faults;
 mod stream;

@@ -1,26 +1,46 @@
 //! The lock order, the locks, and the platform that supplies them. This floor alone names a lock crate.
 //!
+//! | file | what |
+//! |---|---|
+//! | `atomic.rs` | the atomics, those of an explorer where one runs |
+//! | `broken.rs` | defects that tests switch on |
+//! | `order.rs` | the lock order as types: levels, edges, the token |
+//! | `levels.rs` | all levels and edges of the library |
+//! | `outside.rs` | what may only be called with no lock held |
+//! | `trace.rs` | a recorder of which locks were taken under which, for tests |
+//! | `lock.rs` | a lock of a level, and its guard |
+//! | `time.rs` | microseconds |
+//! | `platform.rs` | what the hypervisor supplies: lock, barrier, clock |
+//! | `watch.rs` | a bounded wait for the hardware |
+//! | `wait.rs` | a hypervisor that can put a caller to sleep |
+//! | `inflight.rs` | revocable access: who is inside, and a mark after which nobody enters |
+//! | `interrupts.rs` | a platform that masks interrupts while a lock is held |
+//! | `one_cpu.rs` | a platform with a single CPU |
+//! | `explored.rs` | a platform for explorers of schedules |
+//!
 //! # Locking
 //!
-//! `order.rs` has the rules; every floor above declares its levels with them. The whole order stands in
-//! `docs/locking.md`, which a test compares with the types, and another one, by `trace.rs`, with what really happens.
+//! `order.rs` has the rules, `levels.rs` the levels of every floor above. The whole order stands in `docs/locking.md`,
+//! which a test compares with the types, and another one, by `trace.rs`, with what really happens.
 
 pub(crate) mod atomic;
 pub(crate) mod broken;
-#[cfg(any(loom, shuttle))]
-mod explored;
-pub(crate) mod inflight;
-mod interrupts;
-pub(crate) mod lock;
-mod one_cpu;
 pub(crate) mod order;
+pub(crate) mod levels;
 pub(crate) mod outside;
-mod platform;
-mod time;
 #[cfg(feature = "trace-locks")]
 #[cfg_attr(docsrs, doc(cfg(feature = "trace-locks")))]
 pub mod trace;
+pub(crate) mod lock;
+mod time;
+mod platform;
+mod watch;
 mod wait;
+pub(crate) mod inflight;
+mod interrupts;
+mod one_cpu;
+#[cfg(any(loom, shuttle))]
+mod explored;
 
 /// Something that is said once, and read without a lock.
 pub(crate) use spin::Once;
@@ -38,9 +58,10 @@ pub use interrupts::Daif;
 pub use interrupts::{InterruptSaving, Interrupts, SpinIrq};
 pub use one_cpu::{CheckedFlag, Halt, OneCpu, Reentry};
 pub use platform::{InterruptSafe, ManyCpus, Platform, SingleCpu, Spin};
-pub(crate) use time::{Bound, Watch};
-pub use time::{Micros, Waited};
+pub use time::Micros;
 pub use wait::{TimedOut, Waiter};
+pub use watch::Waited;
+pub(crate) use watch::{Bound, Watch};
 
 /// Lets others go on, in a loop that waits for one of them.
 pub(crate) fn pause() {

@@ -4,8 +4,8 @@
 //! holds; taking a lock of level `L` asks the token for [`Held::nest`], which exists only where `H: Before<L>`. A
 //! lock taken against the order therefore does not compile, and the compiler's message names both levels.
 //!
-//! Each floor declares its own levels and edges with [`lock_order!`](crate::sync::order::lock_order), the reason of
-//! each edge beside it. The same macro makes the table that `docs/locking.md` shows; a test compares them.
+//! `levels.rs` declares all levels and edges with [`lock_order!`](crate::sync::order::lock_order), the reason of each edge
+//! beside it. The same macro makes the table that `docs/locking.md` shows; a test compares them.
 //!
 //! # Invariants
 //!
@@ -81,48 +81,53 @@ pub(crate) struct Edge {
     pub(crate) reason: &'static str,
 }
 
-/// One lock of a floor, as documented.
+/// One lock, as documented.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LevelDoc {
+    /// The floor that takes it.
+    pub(crate) floor: &'static str,
     /// The level's name.
     pub(crate) name: &'static str,
     /// What the lock of this level guards.
     pub(crate) guards: &'static str,
 }
 
-/// Declares the levels of one floor and the edges between them, as types and as a table.
+/// Declares levels and the edges between them, as types and as a table.
 ///
 /// ```text
 /// lock_order! {
-///     levels { Outer: "what its lock guards", Inner: "what its lock guards" }
+///     levels { floor { Outer: "what its lock guards", Inner: "what its lock guards" } }
 ///     edges { Outer => Inner: "why both are held at once" }
 /// }
 /// ```
 macro_rules! lock_order {
     (
-        levels { $($(#[$meta:meta])* $level:ident: $guards:literal),* $(,)? }
+        levels { $($floor:ident { $($level:ident: $guards:literal),* $(,)? })* }
         edges { $($outer:ident => $inner:ident: $reason:literal),* $(,)? }
     ) => {
-        $(
+        $($(
             #[doc = $guards]
-            $(#[$meta])*
             #[derive(Debug)]
             pub(crate) enum $level {}
 
             impl $crate::sync::order::Level for $level {
                 const NAME: &'static str = stringify!($level);
             }
-        )*
+        )*)*
         $(
             impl $crate::sync::order::Before<$inner> for $outer {}
         )*
-        /// The locks of this floor, for the test that compares them with docs/locking.md.
+        /// The locks, for the test that compares them with docs/locking.md.
         #[cfg(test)]
         pub(crate) const LEVELS: &[$crate::sync::order::LevelDoc] = &[
-            $($crate::sync::order::LevelDoc { name: stringify!($level), guards: $guards }),*
+            $($($crate::sync::order::LevelDoc {
+                floor: stringify!($floor),
+                name: stringify!($level),
+                guards: $guards,
+            }),*),*
         ];
-        /// The edges of this floor, for the same test.
+        /// The edges, for the same test.
         #[cfg(test)]
         pub(crate) const EDGES: &[$crate::sync::order::Edge] = &[
             $($crate::sync::order::Edge { outer: stringify!($outer), inner: stringify!($inner), reason: $reason }),*

@@ -4,30 +4,22 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::lock::Lock;
-use super::order::{Edge, Held, LevelDoc};
+use super::levels::{EDGES, LEVELS, Masters, StreamMap};
+use super::lock::{Guard, Lock};
+use super::order::{Edge, Held};
 use super::platform::{Platform, Spin};
 #[cfg(feature = "trace-locks")]
 use super::trace;
-
-fn levels() -> Vec<(&'static str, LevelDoc)> {
-    let floor = |name: &'static str, levels: &'static [LevelDoc]| levels.iter().map(move |level| (name, *level));
-    floor("assign", crate::assign::levels::LEVELS).chain(floor("smmu", crate::smmu::levels::LEVELS)).collect()
-}
-
-fn edges() -> Vec<Edge> {
-    crate::assign::levels::EDGES.iter().chain(crate::smmu::levels::EDGES).copied().collect()
-}
 
 /// C-13: the one documented table shows all levels and edges with their reasons.
 #[test]
 fn c13_documented_order_equals_the_types() {
     let mut table = String::from("| floor | lock | guards |\n|---|---|---|\n");
-    for (floor, level) in levels() {
-        table += &format!("| {floor} | `{}` | {} |\n", level.name, level.guards);
+    for level in LEVELS {
+        table += &format!("| {} | `{}` | {} |\n", level.floor, level.name, level.guards);
     }
     table += "\n| held | then taken | why both at once |\n|---|---|---|\n";
-    for edge in edges() {
+    for edge in EDGES {
         table += &format!("| `{}` | `{}` | {} |\n", edge.outer, edge.inner, edge.reason);
     }
     let page = include_str!("../../docs/locking.md");
@@ -38,7 +30,7 @@ fn c13_documented_order_equals_the_types() {
 /// C-13: no circle, so that no two calls can wait for each other.
 #[test]
 fn c13_the_order_has_no_circle() {
-    let mut left: Vec<Edge> = edges();
+    let mut left: Vec<Edge> = EDGES.to_vec();
     while let Some(at) = left.iter().position(|edge| !left.iter().any(|other| other.inner == edge.outer)) {
         left.swap_remove(at);
     }
@@ -47,7 +39,6 @@ fn c13_the_order_has_no_circle() {
 
 #[test]
 fn an_inner_lock_is_taken_through_the_outer_guard() {
-    use crate::smmu::levels::{Masters, StreamMap};
     let masters: Lock<Masters, u32, <Spin as Platform>::Lock> = Lock::new(1);
     let map: Lock<StreamMap, u32, <Spin as Platform>::Lock> = Lock::new(2);
     let mut held = Held::enter();
@@ -61,7 +52,6 @@ fn an_inner_lock_is_taken_through_the_outer_guard() {
 #[cfg(feature = "trace-locks")]
 #[test]
 fn c13_the_recorder_sees_locks_that_are_nested_behind_the_types_back() {
-    use crate::smmu::levels::{Masters, StreamMap};
     type Raw = <Spin as Platform>::Lock;
     let masters: Lock<Masters, (), Raw> = Lock::new(());
     let maps: [Lock<StreamMap, (), Raw>; 2] = [Lock::new(()), Lock::new(())];
@@ -103,5 +93,5 @@ fn c20_a_guard_does_not_leave_its_cpu() {
     }
     type Raw = <Spin as Platform>::Lock;
     const { assert!(Probe::<lock_api::MutexGuard<'static, Raw, ()>>::IS_SEND, "the raw guard alone would be") };
-    const { assert!(!Probe::<super::lock::Guard<'static, crate::smmu::levels::Masters, (), Raw>>::IS_SEND) };
+    const { assert!(!Probe::<Guard<'static, Masters, (), Raw>>::IS_SEND) };
 }

@@ -3,19 +3,16 @@
 
 extern crate alloc;
 
-#[path = "../../src/sync/order.rs"]
-mod order;
-#[path = "../../src/sync/outside.rs"]
-mod outside;
-#[path = "../../src/assign/levels.rs"]
-mod assign;
+#[path = "../../src/sync"]
 mod sync {
-    pub(crate) use crate::order;
+    pub(crate) mod order;
+    pub(crate) mod levels;
+    pub(crate) mod outside;
 }
 
-use assign::Registry;
-use order::Held;
-use outside::Outside;
+use sync::levels::Registry;
+use sync::order::Held;
+use sync::outside::Outside;
 
 pub(crate) fn wrong(hook: &Outside<fn()>, held: &mut Held<'_, Registry>) {
     hook.call(held)();

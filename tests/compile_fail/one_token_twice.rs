@@ -1,16 +1,14 @@
 //! error: cannot borrow `*held` as mutable more than once at a time
 // While a guard lives, its outer token is borrowed: nothing can be taken beside it, only below it.
 
-#[path = "../../src/sync/order.rs"]
-mod order;
-#[path = "../../src/smmu/levels.rs"]
-mod smmu;
+#[path = "../../src/sync"]
 mod sync {
-    pub(crate) use crate::order;
+    pub(crate) mod order;
+    pub(crate) mod levels;
 }
 
-use smmu::{Masters, StreamMap, TlbSync};
-use order::Held;
+use sync::levels::{Masters, StreamMap, TlbSync};
+use sync::order::Held;
 
 pub(crate) fn wrong(held: &mut Held<'_, Masters>) {
     let mut one = held.nest::<StreamMap>();

@@ -3,22 +3,16 @@
 
 extern crate alloc;
 
-#[path = "../../src/sync/order.rs"]
-mod order;
-#[path = "../../src/sync/outside.rs"]
-mod outside;
-#[path = "../../src/smmu/levels.rs"]
-mod smmu;
-#[path = "../../src/assign/levels.rs"]
-mod assign;
+#[path = "../../src/sync"]
 mod sync {
-    pub(crate) use crate::order;
+    pub(crate) mod order;
+    pub(crate) mod levels;
+    pub(crate) mod outside;
 }
 
-use assign::Registry;
-use smmu::{Masters, StreamMap, TlbSync};
-use order::{Held, Unlocked};
-use outside::Outside;
+use sync::levels::{Masters, Registry, StreamMap, TlbSync};
+use sync::order::{Held, Unlocked};
+use sync::outside::Outside;
 
 pub(crate) fn right(hook: &Outside<fn()>, held: &mut Held<'_, Unlocked>) {
     {

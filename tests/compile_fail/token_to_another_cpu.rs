@@ -1,16 +1,14 @@
 //! error: `*mut ()` cannot be sent between threads safely
 // What one CPU holds is no other CPU's business.
 
-#[path = "../../src/sync/order.rs"]
-mod order;
-#[path = "../../src/smmu/levels.rs"]
-mod smmu;
+#[path = "../../src/sync"]
 mod sync {
-    pub(crate) use crate::order;
+    pub(crate) mod order;
+    pub(crate) mod levels;
 }
 
-use smmu::Masters;
-use order::Held;
+use sync::levels::Masters;
+use sync::order::Held;
 
 fn send<T: Send>(_: T) {}
 

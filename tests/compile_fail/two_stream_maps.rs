@@ -1,16 +1,14 @@
 //! error: lock order: `StreamMap` may not be taken while `StreamMap` is held
 // Two instances' stream maps are never held together.
 
-#[path = "../../src/sync/order.rs"]
-mod order;
-#[path = "../../src/smmu/levels.rs"]
-mod smmu;
+#[path = "../../src/sync"]
 mod sync {
-    pub(crate) use crate::order;
+    pub(crate) mod order;
+    pub(crate) mod levels;
 }
 
-use smmu::StreamMap;
-use order::Held;
+use sync::levels::StreamMap;
+use sync::order::Held;
 
 pub(crate) fn wrong(held: &mut Held<'_, StreamMap>) {
     let _ = held.nest::<StreamMap>();

@@ -5,18 +5,18 @@
 //! the claim is put back its groups stay apart, so that a refused add leaves each as it was. Undoing an add is a removal.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
 use smallvec::SmallVec;
 
-use super::on_all_iommus::{power_down, power_up, shares_entry};
+use super::joining::choose_joining;
+use super::on_all_iommus::{power_down, power_up};
 use super::removal::{self, Outcome};
 use crate::assign::{
-    Attachment, CallChain, Cause, Claim, ConflictReason, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState,
-    DomainId, Error, Event, Group, Groups, Instance, IommuError, IommuKey, Label, Left, Member, Nodes, Obstacle,
-    Operation, PolicyRequest, Registry, Service, Stream, Streams, Why, belong_together, nodes_of,
+    Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
+    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, Streams,
+    nodes_of,
 };
 use crate::sync::Platform;
 use crate::sync::atomic::Ordering;
@@ -106,6 +106,8 @@ impl<P: Platform> Service<P> {
         };
         match self.put_back_unless(held, claim, is_unwanted) {
             Err(claim) => {
+                // It was told of: what is told last must be so.
+                self.tell(held, || Event::Removed { device: device.label().clone() });
                 let cause = refusal(&device).unwrap_or(Cause::ParentMissing);
                 Err(self.undo_add(held, claim, cause))
             }
@@ -287,25 +289,6 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    /// Asks the policy whether a device may share the live entries of an owner (contract I-11).
-    fn ask_to_share(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        claim: &mut Claim<'_>,
-        device: &Device,
-        owner: DomainId,
-        instance: &Arc<Instance>,
-    ) -> Result<(), Cause> {
-        let with = keeper(held, &claim.others, device, owner, instance);
-        let label = self.registry.lock(held).domain(owner).map(|record| record.domain.label().clone());
-        let (Some(with), Some(domain)) = (with, label) else { return Ok(()) };
-        let allowed = claim.call_out(|chain| {
-            self.permits(held, &PolicyRequest { device, domain: &domain, why: Why::Shares { with: &with }, chain })
-        });
-        let reason = ConflictReason::SharedStream(instance.key);
-        if allowed { Ok(()) } else { Err(Cause::GroupConflict { with: with.label().clone(), reason }) }
-    }
-
     /// Takes an add back: the drivers forget the device, then the registry, and each group that was claimed goes back as it was.
     fn undo_add(&self, held: &mut Held<'_, Unlocked>, mut claim: Claim<'_>, cause: Cause) -> Error {
         let (device, above) = (claim.device.clone(), claim.above);
@@ -346,48 +329,6 @@ fn was_removed(outcome: Outcome, device: &Device) -> Error {
         error.left = Left::Unchanged;
     }
     error
-}
-
-/// Chooses which of the claimed groups join the device's: those with a member that overlaps it by stream, bus or entry. Returns
-/// the domain that owns them; two owners are refused.
-fn choose_joining(
-    held: &mut Held<'_, Unlocked>,
-    claim: &mut Claim<'_>,
-    device: &Device,
-) -> Result<Option<DomainId>, Cause> {
-    let mut owner: Option<(DomainId, Label)> = None;
-    let (mut conflict, level) = (None, claim.level);
-    claim.others.iter_mut(|group| {
-        let reason = group.members.iter().find_map(|member| belong_together(held, device, &member.device));
-        group.set_joins(level, reason.is_some());
-        let found = group.owner().filter(|_| reason.is_some());
-        let assigned = group.members.iter().find(|member| member.state.get().owner().is_some());
-        let name = assigned.or(group.members.front().get()).map(|member| member.device.label().clone());
-        match (&owner, found.zip(name)) {
-            (Some((one, _)), Some((two, with))) if *one != two => {
-                let reason = reason.unwrap_or(ConflictReason::SharedBus);
-                conflict.get_or_insert(Cause::GroupConflict { with, reason });
-            }
-            (None, found) => owner = found,
-            _ => {}
-        }
-    });
-    conflict.map_or(Ok(owner.map(|(owner, _)| owner)), Err)
-}
-
-/// An assigned device that shares an entry with a new one.
-fn keeper(
-    held: &mut Held<'_, Unlocked>,
-    groups: &Groups,
-    device: &Device,
-    owner: DomainId,
-    instance: &Instance,
-) -> Option<Device> {
-    let members = groups.iter().flat_map(|group| group.members.iter());
-    let mut assigned = members.filter(|member| member.state.get().owner() == Some(owner));
-    let keeper = assigned
-        .find(|member| member.device.attachment_to(instance).is_some() && shares_entry(held, device, &member.device));
-    keeper.map(|member| member.device.clone())
 }
 
 /// Why an instance that was registered has no place for a device.

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use super::moves::Quarantine;
+use super::deassign::Quarantine;
 use crate::assign::{
     Cause, Device, Error, Event, FaultAnswer, FaultLine, FaultRecord, IommuKey, Label, RawFault, Service, StormReport,
     StreamId,

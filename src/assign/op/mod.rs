@@ -8,13 +8,16 @@
 //! | file | operations |
 //! |---|---|
 //! | `on_all_iommus` | no operation: a step of one on all IOMMUs that it concerns |
-//! | `removal` | remove, the whole-tree form, and what a mark leads to |
+//! | `removal` | remove, and what a mark leads to |
+//! | `removal_tree` | remove with all that stands behind, children first |
 //! | `run` | no operation: the frame of one on a group |
+//! | `joining` | no operation: which groups a new device joins |
 //! | `add` | add |
-//! | `moves` | assign, reassign, deassign, their group forms, quarantine |
+//! | `deassign` | deassign and its group form, quarantine |
+//! | `moves` | assign, reassign, their group forms |
 //! | `reservation` | test an assign, or reserve it |
 //! | `domains` | create, destroy, retire a domain |
-//! | `flush` | flush a domain, or part of it |
+//! | `iotlb_flush` | flush a domain, or part of it |
 //! | `iommus` | register, unregister, suspend, resume, shut down |
 //! | `faults` | handle and tend faults |
 //! | `enter` | enter a device, or the service from interrupts |
@@ -22,22 +25,25 @@
 
 mod on_all_iommus;
 mod removal;
+mod removal_tree;
 mod run;
+mod joining;
 mod add;
+mod deassign;
 mod moves;
 mod reservation;
 mod domains;
-mod flush;
+mod iotlb_flush;
 mod iommus;
 mod faults;
 mod enter;
 mod within;
 
+pub use deassign::{Deassigned, Quarantine};
 pub use domains::TablesHeld;
 pub use enter::{DeviceCall, InterruptHandle};
 pub use faults::Storm;
 pub use iommus::IommuHandle;
-pub use moves::{Deassigned, Quarantine};
 pub use removal::Removal;
 pub use reservation::Reservation;
 pub use within::Within;

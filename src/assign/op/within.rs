@@ -7,7 +7,8 @@
 
 use core::fmt;
 
-use super::moves::{Deassigned, Move, Quarantine};
+use super::deassign::{Deassigned, Quarantine};
+use super::moves::Move;
 use super::removal::Removal;
 use crate::assign::{CallChain, Device, DeviceKey, DeviceSpec, Domain, Error, IommuKey, Operation, Service};
 use crate::sync::{Platform, Waiter};

@@ -10,6 +10,13 @@
 //! Making a request allocates, so that it comes first, in waiting context. Submitting, asking for the answer, cancelling
 //! and dropping neither allocate nor free nor wait. The worker is whoever has the [`Worker`], of which there is one.
 //!
+//! | file | what |
+//! |---|---|
+//! | `request.rs` | what can be asked for, and its answer |
+//! | `node.rs` | a request in the queue: its state, its answer, its completion |
+//! | `lists.rs` | the lists that a request moves between |
+//! | `worker.rs` | the one worker |
+//!
 //! # Order
 //!
 //! Requests about one device (by key) are carried out in the order of their submission. Over devices the order is that of
@@ -30,9 +37,9 @@
 //! 3. A request's state goes `Made`, `Submitted`, `Started`, `Answered`; or from `Submitted` to `Cancelled`; and from
 //!    `Started` back to `Submitted` where nothing was done. The answer is written once, before `Answered`.
 
-mod lists;
-mod node;
 mod request;
+mod node;
+mod lists;
 mod worker;
 
 use core::fmt;
@@ -45,9 +52,9 @@ pub use node::{Completion, NoAnswer, ReadyRequest};
 pub use request::{Answer, Request, Target};
 pub use worker::{Progress, Worker};
 
-use super::levels;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
+use crate::sync::levels;
 use crate::sync::lock::Lock;
 use crate::sync::order::Held;
 use crate::sync::{InterruptSafe, Platform};

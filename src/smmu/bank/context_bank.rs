@@ -16,9 +16,9 @@ use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::{Sctlr, cb, gr1};
-use crate::smmu::levels::StreamMap;
 use crate::smmu::stream::number_set::Set;
 use crate::sync::Platform;
+use crate::sync::levels::StreamMap;
 use crate::sync::order::Held;
 
 /// The registers of the banks, and what is told to flushes and to fault handlers.

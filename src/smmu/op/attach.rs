@@ -16,12 +16,12 @@ use crate::smmu::gate::Purpose;
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::instance::{Shadow, Smmu};
-use crate::smmu::levels;
 use crate::smmu::stream::map::Entries;
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Members, StreamUser, Users};
 use crate::sync::Platform;
+use crate::sync::levels;
 use crate::sync::order::{Held, Unlocked};
 
 /// What a plan lacks for now.

@@ -19,12 +19,12 @@ use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::gr0;
 use crate::smmu::instance::{Smmu, timed_out};
-use crate::smmu::levels;
 use crate::smmu::stream::map::Entries;
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::user::StreamUser;
 use crate::sync::Platform;
 use crate::sync::broken::broken;
+use crate::sync::levels;
 use crate::sync::order::{Before, Held, Unlocked};
 
 /// The sync of a drain that the running hold has not posted yet.

@@ -14,13 +14,13 @@ use crate::smmu::bank::banks::Banks;
 use crate::smmu::gate::Purpose;
 use crate::smmu::hardware::Registers;
 use crate::smmu::instance::{Shadow, Smmu};
-use crate::smmu::levels;
 use crate::smmu::stream::cover::{CoverError, CoverOptions, Cube, least_cover};
 use crate::smmu::stream::masters::{Tree, is_reserved};
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Cubes, StreamUser};
 use crate::sync::Platform;
+use crate::sync::levels;
 use crate::sync::order::{Held, Unlocked};
 
 impl<P: Platform, R: Registers> Smmu<P, R> {

@@ -23,8 +23,8 @@ use intrusive_collections::{
 
 use super::cover::Cube;
 use crate::assign::{DeviceId, IommuKey};
-use crate::smmu::levels;
 use crate::sync::Platform;
+use crate::sync::levels;
 use crate::sync::lock::Lock;
 
 /// More looks than this in one class of masks cost more than a walk.

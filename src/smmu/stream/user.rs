@@ -88,7 +88,8 @@ impl StreamUser {
     pub(in crate::smmu) fn pairs_with(&self, cube: Cube) -> u32 {
         match self.streams.as_slice() {
             [only] => only.meets(cube).into(),
-            all => all.iter().map(|stream| u32::from(stream.meets(cube))).fold(0, u32::saturating_add),
+            // The sum cannot wrap, and without a check the loop is vectorised.
+            all => all.iter().map(|stream| u32::from(stream.meets(cube))).fold(0, u32::wrapping_add),
         }
     }
 

@@ -113,8 +113,10 @@ fn a_glob_of_the_own_folder_hides_what_is_used() {
 fn tests_may_use_anything() {
     let order = folder("mod a;\nmod b;\n");
     let text = "#[cfg(test)]\nmod tests {\n use super::super::b::B;\n use super::*;\n}\n";
-    let files = [LIB, ("src/assign/mod.rs", order.as_str()), ("src/assign/a.rs", text), ("src/assign/b.rs", "")];
-    assert!(found(&files).is_empty());
+    let folder = [LIB, ("src/assign/mod.rs", order.as_str()), ("src/assign/a.rs", text), ("src/assign/b.rs", "")];
+    assert!(found(&folder).is_empty());
+    let apart = "use super::super::b::B;\nuse super::*;\n";
+    assert!(found(&[&folder[..], &[("src/assign/a_tests.rs", apart)]].concat()).is_empty());
 }
 
 #[test]

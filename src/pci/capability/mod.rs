@@ -1,6 +1,6 @@
 //! Bounded walks of the two capability lists, and typed views of what decides isolation.
 //!
-//! Section numbers are of the PCI Express Base Specification, revision 6.
+//! The walks are here, `views.rs` has the views. Section numbers are of the PCI Express Base Specification, revision 6.
 
 use super::config::{ConfigError, ConfigSpace, FunctionConfig, STATUS};
 

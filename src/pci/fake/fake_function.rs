@@ -1,102 +1,14 @@
-//! A configuration space made of memory: for host tests and prototypes (feature `fakes`).
-//!
-//! It behaves where isolation depends on it: read-only bits, bits that a 1 clears, a reset that takes a while, all
-//! ones after a removal, transactions that stay pending. It can also be broken on purpose.
-//!
-//! ```
-//! use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
-//! use iommu_assign::pci::{ConfigSpace, PortType};
-//!
-//! let mut space = FakeConfigSpace::new();
-//! let port = "00:01.0".parse()?;
-//! space.insert(port, FakeFunction::bridge(0x1b36, 0x000c, 0, 1, 1).express(PortType::RootPort));
-//! space.insert("01:00.0".parse()?, FakeFunction::endpoint(0x8086, 0x10d3, 0x02_0000).express(PortType::Endpoint));
-//! assert_eq!(space.read(port, 0), 0x000c_1b36);
-//! # Ok::<(), iommu_assign::pci::AddressError>(())
-//! ```
+//! A function, built capability by capability.
 
-use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use super::{AcsControls, Capability, ConfigSpace, ExtendedCapability, PortType, Sbdf};
-
-/// A configuration space of [`FakeFunction`]s. What is not there reads as all ones.
-///
-/// Accesses go through atomics, so that tests can share it between threads; several CPUs changing one function at a
-/// time is as wrong as in hardware.
-#[derive(Debug, Default)]
-pub struct FakeConfigSpace {
-    functions: BTreeMap<Sbdf, FakeFunction>,
-    accesses: AtomicU32,
-    /// After so many accesses everything is gone; 0: never.
-    gone_after: AtomicU32,
-}
-
-impl FakeConfigSpace {
-    /// A space without functions.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Plugs a function in, in the place of the one that was there.
-    pub fn insert(&mut self, at: Sbdf, function: FakeFunction) {
-        self.functions.insert(at, function);
-    }
-
-    /// Pulls a function out: from now on it reads as all ones. Legal at any time, from any thread.
-    pub fn remove(&self, at: Sbdf) {
-        if let Some(function) = self.functions.get(&at) {
-            function.present.store(false, Relaxed);
-        }
-    }
-
-    /// The function at this place, present or not.
-    #[must_use]
-    pub fn function(&self, at: Sbdf) -> Option<&FakeFunction> {
-        self.functions.get(&at)
-    }
-
-    /// How many reads and writes there were.
-    #[must_use]
-    pub fn accesses(&self) -> u32 {
-        self.accesses.load(Relaxed)
-    }
-
-    /// Lets all functions vanish after `accesses` more reads and writes.
-    pub fn vanish_after(&self, accesses: u32) {
-        self.gone_after.store(self.accesses().saturating_add(accesses).saturating_add(1), Relaxed);
-    }
-
-    fn reached(&self, at: Sbdf) -> Option<&FakeFunction> {
-        let count = self.accesses.fetch_add(1, Relaxed).saturating_add(1);
-        let limit = self.gone_after.load(Relaxed);
-        let function = self.functions.get(&at).filter(|function| function.present.load(Relaxed))?;
-        (limit == 0 || count < limit).then_some(function)
-    }
-}
-
-impl ConfigSpace for FakeConfigSpace {
-    fn read(&self, function: Sbdf, offset: u16) -> u32 {
-        self.reached(function).map_or(u32::MAX, |function| function.read(offset))
-    }
-
-    fn write(&self, function: Sbdf, offset: u16, value: u32) {
-        if let Some(function) = self.reached(function) {
-            function.write(offset, value);
-        }
-    }
-}
+use super::fake_registers::FakeRegisters;
+use crate::pci::{AcsControls, Capability, ExtendedCapability, PortType};
 
 /// One function: 4 KiB of registers with what a write can change.
 #[derive(Debug)]
 pub struct FakeFunction {
-    registers: Box<[AtomicU32; WORDS]>,
-    /// What a reset leaves.
-    initial: Box<[u32; WORDS]>,
-    writable: Box<[u32; WORDS]>,
-    clear_by_one: Box<[u32; WORDS]>,
+    registers: FakeRegisters,
     present: AtomicBool,
     /// Where the PCI Express capability is; 0: none.
     express_at: u16,
@@ -117,7 +29,7 @@ impl FakeFunction {
     pub fn endpoint(vendor: u16, device: u16, class: u32) -> Self {
         let mut function = Self::blank(vendor, device, class);
         for offset in (0x10..=0x24).step_by(4) {
-            function.set_writable(offset, 0xfff0_0000);
+            function.registers.set_writable(offset, 0xfff0_0000);
         }
         function
     }
@@ -126,16 +38,16 @@ impl FakeFunction {
     #[must_use]
     pub fn bridge(vendor: u16, device: u16, primary: u8, secondary: u8, subordinate: u8) -> Self {
         let mut function = Self::blank(vendor, device, 0x06_0400);
-        function.set(0x0c, 1 << 16, 1 << 16);
-        function.set(0x18, u32::from_le_bytes([primary, secondary, subordinate, 0]), 0x00ff_ffff);
-        function.set_writable(0x18, 0x00ff_ffff);
+        function.registers.set(0x0c, 1 << 16, 1 << 16);
+        function.registers.set(0x18, u32::from_le_bytes([primary, secondary, subordinate, 0]), 0x00ff_ffff);
+        function.registers.set_writable(0x18, 0x00ff_ffff);
         function
     }
 
     /// Says that the device has more functions.
     #[must_use]
     pub fn multi_function(mut self) -> Self {
-        self.set(0x0c, 1 << 23, 1 << 23);
+        self.registers.set(0x0c, 1 << 23, 1 << 23);
         self
     }
 
@@ -145,11 +57,12 @@ impl FakeFunction {
     pub fn capability(mut self, id: u8, body: &[u8]) -> Self {
         let Some((offset, next)) = room(self.next_free, body.len().saturating_add(2), 0x100) else { return self };
         self.next_free = next;
-        self.set(0x04, 1 << 20, 1 << 20);
-        self.set_byte(if self.last_capability == 0 { 0x34 } else { self.last_capability | 1 }, (offset & 0xff) as u8);
+        self.registers.set(0x04, 1 << 20, 1 << 20);
+        self.registers
+            .set_byte(if self.last_capability == 0 { 0x34 } else { self.last_capability | 1 }, (offset & 0xff) as u8);
         self.last_capability = offset;
-        self.set_byte(offset, id);
-        self.set_bytes(offset.wrapping_add(2), body);
+        self.registers.set_byte(offset, id);
+        self.registers.set_bytes(offset.wrapping_add(2), body);
         self
     }
 
@@ -160,11 +73,11 @@ impl FakeFunction {
         let Some((offset, next)) = room(self.next_free_extended, length, 0x1000) else { return self };
         self.next_free_extended = next;
         if self.last_extended != 0 {
-            self.set(self.last_extended, u32::from(offset) << 20, 0xfff0_0000);
+            self.registers.set(self.last_extended, u32::from(offset) << 20, 0xfff0_0000);
         }
         self.last_extended = offset;
-        self.set(offset, u32::from(id) | u32::from(version & 0xf) << 16, 0x000f_ffff);
-        self.set_bytes(offset.wrapping_add(4), body);
+        self.registers.set(offset, u32::from(id) | u32::from(version & 0xf) << 16, 0x000f_ffff);
+        self.registers.set_bytes(offset.wrapping_add(4), body);
         self
     }
 
@@ -188,32 +101,32 @@ impl FakeFunction {
         *low = 2 | number << 4;
         self = self.capability(Capability::EXPRESS, &body);
         self.express_at = self.last_capability;
-        self.set(self.express_register(0x04), 1 << 28, 1 << 28);
+        self.registers.set(self.express_register(0x04), 1 << 28, 1 << 28);
         // All of Device Control, and the four error bits of Device Status that a 1 clears.
-        self.set_writable(self.express_register(0x08), 0xffff);
-        self.set_clear_by_one(self.express_register(0x08), 0x000f_0000);
-        self.set_writable(self.express_register(0x28), 0xffff);
+        self.registers.set_writable(self.express_register(0x08), 0xffff);
+        self.registers.set_clear_by_one(self.express_register(0x08), 0x000f_0000);
+        self.registers.set_writable(self.express_register(0x28), 0xffff);
         self
     }
 
     /// Lets phantom functions use the upper `bits` (0 to 3) of the function number. Only after [`Self::express`].
     #[must_use]
     pub fn phantom_functions(mut self, bits: u8) -> Self {
-        self.set(self.express_register(0x04), u32::from(bits & 3) << 3, 3 << 3);
+        self.registers.set(self.express_register(0x04), u32::from(bits & 3) << 3, 3 << 3);
         self
     }
 
     /// Takes function-level reset away. Only after [`Self::express`].
     #[must_use]
     pub fn without_reset(mut self) -> Self {
-        self.set(self.express_register(0x04), 0, 1 << 28);
+        self.registers.set(self.express_register(0x04), 0, 1 << 28);
         self
     }
 
     /// Forwards to 256 functions below. Only after [`Self::express`].
     #[must_use]
     pub fn ari_forwarding(mut self) -> Self {
-        self.set(self.express_register(0x28), 1 << 5, 1 << 5);
+        self.registers.set(self.express_register(0x28), 1 << 5, 1 << 5);
         self
     }
 
@@ -277,8 +190,8 @@ impl FakeFunction {
     pub fn sr_iov_on(self, total: u16, count: u16, first_offset: u16, stride: u16) -> Self {
         let mut function = self.sr_iov(total, first_offset, stride);
         let at = function.last_extended;
-        function.set(at.wrapping_add(0x08), 1, 0xffff);
-        function.set(at.wrapping_add(0x10), u32::from(count), 0xffff);
+        function.registers.set(at.wrapping_add(0x08), 1, 0xffff);
+        function.registers.set(at.wrapping_add(0x10), u32::from(count), 0xffff);
         function
     }
 
@@ -298,7 +211,7 @@ impl FakeFunction {
     /// Overwrites 32 bits whatever they mean, as broken hardware would have them: a looping list, for example.
     #[must_use]
     pub fn broken(mut self, offset: u16, value: u32) -> Self {
-        self.set(offset, value, u32::MAX);
+        self.registers.set(offset, value, u32::MAX);
         self
     }
 
@@ -329,15 +242,12 @@ impl FakeFunction {
     /// Reads 32 bits as they are, without side effects.
     #[must_use]
     pub fn peek(&self, offset: u16) -> u32 {
-        self.registers.get(word(offset)).map_or(u32::MAX, |register| register.load(Relaxed))
+        self.registers.peek(offset)
     }
 
     fn blank(vendor: u16, device: u16, class: u32) -> Self {
         let mut function = Self {
-            registers: Box::new([const { AtomicU32::new(0) }; WORDS]),
-            initial: Box::new([0; WORDS]),
-            writable: Box::new([0; WORDS]),
-            clear_by_one: Box::new([0; WORDS]),
+            registers: FakeRegisters::new(),
             present: AtomicBool::new(true),
             express_at: 0,
             next_free: 0x40,
@@ -348,16 +258,24 @@ impl FakeFunction {
             retries: AtomicU32::new(0),
             pending: AtomicU32::new(0),
         };
-        function.set(0x00, u32::from(vendor) | u32::from(device) << 16, u32::MAX);
-        function.set(0x08, class << 8, u32::MAX);
-        function.set_writable(0x04, 0x0547);
-        function.set_clear_by_one(0x04, 0xf900_0000);
-        function.set_writable(0x0c, 0xff);
-        function.set_writable(0x3c, 0xff);
+        function.registers.set(0x00, u32::from(vendor) | u32::from(device) << 16, u32::MAX);
+        function.registers.set(0x08, class << 8, u32::MAX);
+        function.registers.set_writable(0x04, 0x0547);
+        function.registers.set_clear_by_one(0x04, 0xf900_0000);
+        function.registers.set_writable(0x0c, 0xff);
+        function.registers.set_writable(0x3c, 0xff);
         function
     }
 
-    fn read(&self, offset: u16) -> u32 {
+    pub(super) fn pull_out(&self) {
+        self.present.store(false, Relaxed);
+    }
+
+    pub(super) fn is_present(&self) -> bool {
+        self.present.load(Relaxed)
+    }
+
+    pub(super) fn read(&self, offset: u16) -> u32 {
         if offset < 4 && take_one(&self.retries) {
             return 0xffff_0001;
         }
@@ -365,17 +283,11 @@ impl FakeFunction {
         self.peek(offset) | if pending { 1 << 21 } else { 0 }
     }
 
-    fn write(&self, offset: u16, value: u32) {
-        let index = word(offset);
-        let writable = self.writable.get(index).copied().unwrap_or(0);
-        let clears = self.clear_by_one.get(index).copied().unwrap_or(0) & value;
-        let Some(register) = self.registers.get(index) else { return };
-        register.store((register.load(Relaxed) & !writable | value & writable) & !clears, Relaxed);
+    pub(super) fn write(&self, offset: u16, value: u32) {
+        self.registers.write(offset, value);
         let resets = self.express_at != 0 && offset & 0xffc == self.express_register(0x08) && value & 1 << 15 != 0;
         if resets && self.peek(self.express_register(0x04)) & 1 << 28 != 0 {
-            for (register, initial) in self.registers.iter().zip(self.initial.iter()) {
-                register.store(*initial, Relaxed);
-            }
+            self.registers.reset();
             self.retries.store(self.reset_reads, Relaxed);
         }
     }
@@ -386,53 +298,15 @@ impl FakeFunction {
     }
 
     fn last_extended_writable(mut self, by: u16, bits: u32) -> Self {
-        self.set_writable(self.last_extended.wrapping_add(by), bits);
+        self.registers.set_writable(self.last_extended.wrapping_add(by), bits);
         self
     }
 
     /// Lets a reset clear bits.
     fn last_extended_lost(mut self, by: u16, bits: u32) -> Self {
-        if let Some(initial) = self.initial.get_mut(word(self.last_extended.wrapping_add(by))) {
-            *initial &= !bits;
-        }
+        self.registers.set_lost(self.last_extended.wrapping_add(by), bits);
         self
     }
-
-    /// Sets the bits of `mask`, now and after a reset.
-    fn set(&mut self, offset: u16, value: u32, mask: u32) {
-        let index = word(offset);
-        if let (Some(register), Some(initial)) = (self.registers.get_mut(index), self.initial.get_mut(index)) {
-            *initial = *initial & !mask | value & mask;
-            *register.get_mut() = *initial;
-        }
-    }
-
-    fn set_byte(&mut self, offset: u16, value: u8) {
-        let shift = u32::from(offset & 3).wrapping_mul(8);
-        self.set(offset, u32::from(value) << shift, 0xff << shift);
-    }
-
-    fn set_bytes(&mut self, offset: u16, bytes: &[u8]) {
-        for (at, byte) in (offset..).zip(bytes) {
-            self.set_byte(at, *byte);
-        }
-    }
-
-    fn set_writable(&mut self, offset: u16, bits: u32) {
-        if let Some(writable) = self.writable.get_mut(word(offset)) {
-            *writable |= bits;
-        }
-    }
-
-    fn set_clear_by_one(&mut self, offset: u16, bits: u32) {
-        if let Some(clear) = self.clear_by_one.get_mut(word(offset)) {
-            *clear |= bits;
-        }
-    }
-}
-
-fn word(offset: u16) -> usize {
-    usize::from(offset >> 2)
 }
 
 /// Where `length` bytes fit from `from` up, below `end`, and what follows them.
@@ -444,5 +318,3 @@ fn room(from: u16, length: usize, end: u16) -> Option<(u16, u16)> {
 fn take_one(count: &AtomicU32) -> bool {
     count.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
 }
-
-const WORDS: usize = 1024;

@@ -1,10 +1,10 @@
-//! References to IOMMUs: the `iommus` property (binding `iommu`), and what `iommu-map` shares with it.
+//! The specifiers in an `iommus` property (binding `iommu`): which streams of which SMMUs a node's DMA has.
 
 use alloc::vec::Vec;
 
 use super::cells::Cells;
-use super::refusal::Refused;
-use super::smmu::{self, IOMMU_CELLS, SmmuNode};
+use super::references::{iommu_cells, resolve};
+use super::smmu::{self, SmmuNode};
 use super::tree::{Node, NodeId};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
@@ -65,39 +65,6 @@ pub(super) fn read(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>]) -> Result<Option
     masters.foreign.sort_unstable();
     masters.foreign.dedup();
     Ok(if masters.streams.is_empty() { None } else { Some(masters) })
-}
-
-/// The node that an entry's phandle names.
-pub(super) fn resolve<'t, 'a>(
-    node: &Node<'t, 'a>,
-    property: &'static str,
-    entry: usize,
-    phandle: u32,
-) -> Result<Node<'t, 'a>, DtError> {
-    if phandle == 0 {
-        return Err(node.error(NodeFault::PhandleZero { property, entry }));
-    }
-    let dangling = || node.error(NodeFault::DanglingPhandle { property, entry, phandle });
-    let target = node.tree().by_phandle(phandle).ok_or_else(dangling)?;
-    match target.refused() {
-        Refused::No | Refused::Master => Ok(target),
-        Refused::Whole | Refused::Above => {
-            Err(node.error(NodeFault::RefusedTarget { property, entry, target: target.path()? }))
-        }
-    }
-}
-
-/// How many cells follow a reference to `target`.
-pub(super) fn iommu_cells(
-    node: &Node<'_, '_>,
-    target: &Node<'_, '_>,
-    property: &'static str,
-    entry: usize,
-) -> Result<u32, DtError> {
-    match target.u32(IOMMU_CELLS)? {
-        Some(cells) => Ok(cells),
-        None => Err(node.error(NodeFault::MissingIommuCells { property, entry, target: target.path()? })),
-    }
 }
 
 fn count(specifiers: &mut Vec<SpecifierCount>, smmu: IommuKey) -> Result<(), DtError> {

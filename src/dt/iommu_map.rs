@@ -9,10 +9,10 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use super::cells::{Cells, Region};
-use super::iommus::{iommu_cells, resolve};
-use super::refusal::{Refusals, Refused};
+use super::references::{iommu_cells, resolve};
+use super::refusal::Refusals;
 use super::smmu::{self, SmmuNode};
-use super::tree::{Node, NodeId, Tree};
+use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::StreamMask;
 use crate::pci::{MapEntry, MapFault, Provider, RequesterIdMap};

@@ -1,0 +1,122 @@
+//! Removal of a device with all that stands behind it, children first (contract C-5, C-8).
+//!
+//! All of the tree is marked in one hold, so that no child comes in any more. Then leaf after leaf is removed as
+//! [`removal`](super::removal) does it; when the last child of a device goes, its own removal follows.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::removal::{Removal, done};
+use crate::assign::{
+    CallChain, Cause, DeviceKey, DeviceRecord, Error, Group, Label, Marked, Operation, Registry, Service,
+};
+use crate::sync::Platform;
+use crate::sync::order::{Held, Unlocked};
+
+impl<P: Platform> Service<P> {
+    /// Removes the device that is registered under `key` and everything that stands behind it, children first.
+    ///
+    /// From the call on, no child can be added anywhere in the tree.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](Self::remove), but for children. What fails for one device does not keep the others: the first
+    /// failure is told.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. Contract C-5.
+    pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
+        self.remove_tree_within(CallChain::NONE, key)
+    }
+
+    pub(in crate::assign) fn remove_tree_within(&self, above: CallChain<'_>, key: DeviceKey) -> Result<Removal, Error> {
+        let result = self.remove_tree_in(&mut Held::enter(), above, key);
+        self.report(&result);
+        result
+    }
+
+    fn remove_tree_in(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        above: CallChain<'_>,
+        key: DeviceKey,
+    ) -> Result<Removal, Error> {
+        let root = {
+            let registry = self.registry.lock(held);
+            let root = registry.device(key);
+            let root = root.ok_or_else(|| Error::unchanged(Operation::Remove, Label::of_key(key), Cause::NotFound))?;
+            registry.mark_tree(root);
+            root.device.clone()
+        };
+        let mut result = Ok(Vec::new());
+        loop {
+            let group = {
+                let registry = self.registry.lock(held);
+                let leaf = registry.registration(&root).and_then(|root| registry.doomed_leaf(root));
+                leaf.and_then(|leaf| registry.take_doomed(leaf))
+            };
+            let Some(group) = group else { break };
+            // When the last child goes its parent follows: the whole tree can go with any leaf.
+            self.carry_out(held, Marked::of(group), above, &mut |_, outcome| match (outcome.result(), &mut result) {
+                (Ok(Removal::StillReachable(names)), Ok(all)) => {
+                    let room = all.try_reserve(names.len());
+                    all.extend(names.into_iter().take_while(|_| room.is_ok()));
+                }
+                (Err(error), Ok(_)) => result = Err(error),
+                _ => {}
+            });
+        }
+        let names = result?;
+        let is_gone = self.registry.lock(held).registration(&root).is_none();
+        if is_gone { Ok(done(names)) } else { Ok(Removal::Pending) }
+    }
+}
+
+impl<P: Platform> Registry<P> {
+    /// Takes the group of a marked device, to remove it.
+    fn take_doomed(&self, record: &DeviceRecord) -> Option<Box<Group>> {
+        let mut group = self.take_group(record, Operation::Remove, CallChain::NONE).ok()?;
+        group.doomed = Some(record.device.id());
+        Some(group)
+    }
+
+    /// Marks `root` and all that stands behind it.
+    fn mark_tree(&self, root: &DeviceRecord) {
+        let mut at = root;
+        loop {
+            self.mark(at);
+            match self.next_below(root, at) {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// A marked device in the tree of `root` that has no child and whose group is not claimed.
+    fn doomed_leaf<'a>(&'a self, root: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
+        let mut at = root;
+        loop {
+            if at.may_go() && !self.leader_of(at).is_out() {
+                return Some(at);
+            }
+            at = self.next_below(root, at)?;
+        }
+    }
+
+    /// The record after `at` in the tree of `root`: its first child, else the next one beside it or beside one above it.
+    fn next_below<'a>(&'a self, root: &DeviceRecord, at: &'a DeviceRecord) -> Option<&'a DeviceRecord> {
+        if let Some(child) = self.child(at.device.key(), None) {
+            return Some(child);
+        }
+        let mut at = at;
+        while at.device.id() != root.device.id() {
+            let parent = at.device.parent()?;
+            if let Some(next) = self.child(parent, Some(at.device.key())) {
+                return Some(next);
+            }
+            at = self.device(parent)?;
+        }
+        None
+    }
+}

@@ -1,0 +1,22 @@
+//! Keeping a function quiet while it changes owners, and what a guest must not write (contract S-7).
+//!
+//! Nothing here waits: what takes time is begun, and then [stepped](Quiesce::step) by a caller who decides how time
+//! passes between the steps. Each has a bound on its steps. Section numbers are of the PCI Express Base
+//! Specification, revision 6.
+//!
+//! Any context. The caller sees to it that one CPU at a time does this to a function: the registers are read, changed
+//! and written back.
+//!
+//! | file | what |
+//! |---|---|
+//! | `quiesce.rs` | bus mastering off and nothing pending; ATS, PRI and PASID off |
+//! | `function_reset.rs` | a function-level reset, and what is put back after it |
+//! | `forbidden_writes.rs` | the registers that a guest must not write |
+
+mod quiesce;
+mod function_reset;
+mod forbidden_writes;
+
+pub use forbidden_writes::{ForbiddenWrite, Reason, forbidden_writes};
+pub use function_reset::Reset;
+pub use quiesce::{ControlError, Progress, Quiesce, Service, turn_translation_services_off};

@@ -1,0 +1,174 @@
+//! Making a function quiet: bus mastering off and nothing pending; ATS, PRI and PASID off.
+
+use super::super::Sbdf;
+use super::super::capability::{ATS_ENABLE, Capabilities, PASID_ENABLE, PRI_ENABLE};
+use super::super::config::{COMMAND, ConfigError, ConfigSpace, FunctionConfig, OtherHalf};
+
+/// Why a function could not be brought under control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Its configuration space cannot be used, or it is gone.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A service stays on although it was turned off. Such a function goes round the IOMMU and must be refused.
+    #[error("{function} does not turn {service} off")]
+    StaysOn {
+        /// The function.
+        function: Sbdf,
+        /// What stays on.
+        service: Service,
+    },
+    /// Transactions were still pending when the steps were used up.
+    #[error("{function} still has transactions pending")]
+    StillPending {
+        /// The function.
+        function: Sbdf,
+    },
+    /// It cannot be reset alone: no function-level reset, or it is a bridge.
+    #[error("{function} has no reset of its own")]
+    NoReset {
+        /// The function.
+        function: Sbdf,
+    },
+    /// Its access control services, without which it is not apart from others, did not come back from its reset.
+    #[error("{function} came back from its reset without its access control services")]
+    AccessControlLost {
+        /// The function.
+        function: Sbdf,
+    },
+    /// It did not come back from its reset before the steps were used up.
+    #[error("{function} did not come back from its reset")]
+    ResetTimeout {
+        /// The function.
+        function: Sbdf,
+    },
+}
+
+/// A service of a function that is turned off for isolation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Service {
+    /// Bus mastering: all DMA and message signalled interrupts.
+    BusMaster,
+    /// Address translation services: requests that claim to be translated already.
+    Ats,
+    /// Page requests.
+    Pri,
+    /// Process address space IDs.
+    Pasid,
+}
+
+impl core::fmt::Display for Service {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::BusMaster => "bus mastering",
+            Self::Ats => "ATS",
+            Self::Pri => "PRI",
+            Self::Pasid => "PASID",
+        })
+    }
+}
+
+/// Turns page requests, address translation services and PASIDs off, and reads back that they are.
+///
+/// An SMMUv1/v2 takes a translated request at its word only where it is told so, but a function with ATS may also keep
+/// what it was told for a former owner.
+///
+/// # Errors
+///
+/// [`ControlError::StaysOn`] when one stays on, [`ConfigError::NotPresent`] when the function is gone.
+pub fn turn_translation_services_off<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<(), ControlError> {
+    // A page request is answered by translations, and PASIDs may not change while ATS is on (10.5.1.3): in this order.
+    if let Some(pri) = capabilities.pri {
+        // The upper half has bits that a 1 clears.
+        turn_off(config, pri.control(), PRI_ENABLE, OtherHalf::Zero, Service::Pri)?;
+    }
+    if let Some(ats) = capabilities.ats {
+        turn_off(config, ats.control(), ATS_ENABLE, OtherHalf::Keep, Service::Ats)?;
+    }
+    if let Some(pasid) = capabilities.pasid {
+        turn_off(config, pasid.control(), PASID_ENABLE, OtherHalf::Keep, Service::Pasid)?;
+    }
+    Ok(())
+}
+
+/// A function that is being made quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "transactions may be pending until a step says Done"]
+pub struct Quiesce {
+    function: Sbdf,
+    /// Where Device Status is; conventional functions have none.
+    status: Option<u16>,
+    steps: u32,
+}
+
+/// How far something is that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Not there yet: step again.
+    Waiting,
+    /// Done.
+    Done,
+}
+
+impl Quiesce {
+    /// Turns bus mastering off (7.5.1.1.3), so that the function begins no more transactions.
+    ///
+    /// `steps`: after so many steps with transactions pending it has failed.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::StaysOn`], [`ConfigError::NotPresent`].
+    pub fn begin<C: ConfigSpace + ?Sized>(
+        config: &FunctionConfig<'_, C>,
+        capabilities: &Capabilities,
+        steps: u32,
+    ) -> Result<Self, ControlError> {
+        // All of Status is read-only or cleared by a 1.
+        turn_off(config, COMMAND, BUS_MASTER, OtherHalf::Zero, Service::BusMaster)?;
+        let status = capabilities.express.map(|express| express.device_status());
+        Ok(Self { function: config.function(), status, steps })
+    }
+
+    /// Looks whether what was begun has ended (Device Status 5, 7.5.3.5).
+    ///
+    /// A conventional function cannot tell, and is done at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::StillPending`] when the steps are used up, [`ConfigError::NotPresent`].
+    pub fn step<C: ConfigSpace + ?Sized>(&mut self, config: &FunctionConfig<'_, C>) -> Result<Progress, ControlError> {
+        let Some(status) = self.status else { return Ok(Progress::Done) };
+        if config.read_u16(status) & TRANSACTIONS_PENDING == 0 {
+            return Ok(Progress::Done);
+        }
+        config.still_present()?;
+        self.steps = self.steps.checked_sub(1).ok_or(ControlError::StillPending { function: self.function })?;
+        Ok(Progress::Waiting)
+    }
+}
+
+fn turn_off<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    offset: u16,
+    bit: u16,
+    other_half: OtherHalf,
+    service: Service,
+) -> Result<(), ControlError> {
+    if config.read_u16(offset) & bit != 0 {
+        config.change_u16(offset, bit, 0, other_half);
+    }
+    let stays_on = config.read_u16(offset) & bit != 0;
+    // All ones are no answer.
+    config.still_present()?;
+    if stays_on { Err(ControlError::StaysOn { function: config.function(), service }) } else { Ok(()) }
+}
+
+/// Command 2 (7.5.1.1.3).
+pub(super) const BUS_MASTER: u16 = 1 << 2;
+/// Device Status 5 (7.5.3.5).
+const TRANSACTIONS_PENDING: u16 = 1 << 5;
