@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use loom::model::Builder;
 
 /// How long a search without a bound on preemptions may take, and how long where somebody is in a hurry.
-const UNBOUNDED: Duration = Duration::from_secs(30);
+const UNBOUNDED: Duration = Duration::from_secs(2);
 const HURRIED: Duration = Duration::from_millis(60);
 
 /// After how many schedules the time is looked at.

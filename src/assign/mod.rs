@@ -35,6 +35,7 @@
 //! | `policy` | who may be assigned what |
 //! | `event` | what the hypervisor is told |
 //! | `service` | construction, look-up, traversal, waiting |
+//! | `lending` | where a claimed group comes from and goes back to |
 //! | `claim` | taking a group and putting it back |
 //! | `op/` | the operations, one in each file |
 //! | `reaping` | deferred release, source objects |
@@ -67,6 +68,7 @@ mod registry;
 mod policy;
 mod event;
 mod service;
+mod lending;
 mod claim;
 mod op;
 mod reaping;

@@ -62,7 +62,7 @@ const HELP: &str =
 
 Four threads of random operations (shuttle), then every pair of operations, triples and scenes (loom).
 
-  --quick          up to three preemptions, and without a bound only where that ends at once; else that takes up to 30 s a pair
+  --quick          up to three preemptions, and without a bound only where that ends at once; else that takes up to 2 s a pair
   --schedules N    threads: how many schedules for each scheduler, 10000 without it
   --seed S         threads: the seed that is fresh each time without it
   --broken NAME    explores a deliberately broken variant, and must find a violation

@@ -51,6 +51,8 @@ pub(in crate::smmu) struct FaultRecords {
     limits: FaultLimits,
     /// The global record, then the banks.
     slots: Vec<Slot>,
+    /// Each bank raises a line of its own, which has its number: the others need not be looked at.
+    own_lines: bool,
     late: Tried<SmallVec<[RawFault; LATE]>>,
     /// Since the last call of the worker, as are the counts of the slots.
     streams: Tried<SmallVec<[Counted; STREAMS]>>,
@@ -95,6 +97,7 @@ impl FaultRecords {
         let storm = limits.storm.max(limits.records);
         Some(Self {
             limits: FaultLimits { storm, line: limits.line.max(storm), ..limits },
+            own_lines: (0..banks).all(|bank| part.line_of(bank) == Some(bank)),
             slots,
             late: Tried::default(),
             streams: Tried::default(),
@@ -116,8 +119,13 @@ impl FaultRecords {
     }
 
     fn each_on(&self, line: FaultLine) -> impl Iterator<Item = (Option<BankIndex>, &Slot)> {
-        self.each().filter(move |(bank, slot)| match line {
-            FaultLine::Global => bank.is_none(),
+        let (first, count) = match line {
+            FaultLine::Global => (0, 1),
+            FaultLine::Context(line) if self.own_lines => (usize::from(line).saturating_add(1), 1),
+            FaultLine::Context(_) => (1, usize::MAX),
+        };
+        self.each().skip(first).take(count).filter(move |(_, slot)| match line {
+            FaultLine::Global => true,
             FaultLine::Context(line) => slot.line.is_none_or(|own| own == line) && slot.domain().is_some(),
         })
     }

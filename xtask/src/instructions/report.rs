@@ -147,7 +147,7 @@ fn bounds(results: &Results) -> Vec<Bound> {
     add("allocations: add".into(), most(&|case| Some(one_stream(case)?.allocations)), ALLOCATIONS, false, None);
     for operation in OPERATIONS.iter().filter(|operation| **operation != "add") {
         let figure = most(&|case| Some(cost(case, operation)?.allocations));
-        add(format!("allocations: {operation}"), figure, 0, false, None);
+        add(format!("allocations: {operation}"), figure, u64::from(operation.starts_with("deassign")), false, None);
     }
     bounds
 }

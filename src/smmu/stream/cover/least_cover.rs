@@ -57,6 +57,12 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
     if let Some(&cube) = ids.iter().find(|cube| cube.last() & !id_bits != 0) {
         return Err(CoverError::TooWide { cube, id_bits });
     }
+    if stand_alone(ids, mask_bits) {
+        let mut cubes = with_room(ids.len())?;
+        cubes.extend_from_slice(ids);
+        cubes.sort_unstable();
+        return Ok(Cover { cubes, exact: true });
+    }
     let mut rest = disjoint(ids, mask_bits, max_cubes)?;
     merge(&mut rest, mask_bits);
     // No step makes a list longer than it was, so that there is room in both for good.
@@ -77,4 +83,25 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
         Err(Flaw::Unchecked { limit }) => Err(CoverError::TooComplex { limit }),
         Err(flaw) => Err(CoverError::Unsound(flaw)),
     }
+}
+
+/// As many cubes as are compared with each other: an SMMU has no more entries.
+const COMPARED: usize = 128;
+
+/// Whether no cube captures more than one of `ids` and nothing else: they ignore the same bits, and no two differ in nothing but
+/// one bit that could be ignored. A larger cube would hold two such neighbours, for it can be walked from ID to ID by one bit at
+/// a time. So they are their own least cover; a device with a few streams, as most are, needs no search.
+fn stand_alone(ids: &[Cube], mask_bits: u32) -> bool {
+    let mask = ids.first().map_or(0, |cube| cube.mask());
+    let mut rest = ids;
+    ids.len() <= COMPARED
+        && mask & !mask_bits == 0
+        && core::iter::from_fn(|| rest.split_first().inspect(|(_, after)| rest = after)).all(|(one, after)| {
+            // Without a way out in the middle the loop is vectorised.
+            let near = after.iter().fold(false, |near, other| {
+                let apart = one.id() ^ other.id();
+                near | ((apart & apart.wrapping_sub(1) == 0) & (apart & !mask_bits == 0))
+            });
+            one.mask() == mask && !near
+        })
 }
