@@ -106,6 +106,12 @@ impl<'a> Claim<'a> {
         self.members().filter(|member| member.moves(self.level))
     }
 
+    /// The member with the least number above `after` that `wanted` accepts: a way through the group while callbacks change it.
+    pub(super) fn next_member(&self, after: Option<DeviceId>, wanted: impl Fn(&Member) -> bool) -> Option<&Member> {
+        let later = |member: &&Member| after.is_none_or(|after| member.device.id() > after);
+        self.members().filter(|member| wanted(member)).filter(later).min_by_key(|member| member.device.id())
+    }
+
     /// Whether a device is in one of the groups.
     pub(super) fn owns(&self, id: DeviceId) -> bool {
         self.group.iter().any(|group| group.contains(id)) || self.others.iter().any(|group| group.contains(id))

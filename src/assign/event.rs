@@ -16,14 +16,6 @@ pub trait EventSink: Send + Sync + fmt::Debug {
     fn event(&self, event: &Event);
 }
 
-/// Nobody listens.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoEvents;
-
-impl EventSink for NoEvents {
-    fn event(&self, _: &Event) {}
-}
-
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -81,7 +81,7 @@ pub use chain::CallChain;
 pub use device::{Device, DeviceHooks, DeviceSpec, HookContext, HookError, NoHooks, SourceLife};
 pub use domain::Domain;
 pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
-pub use event::{Event, EventSink, NoEvents};
+pub use event::{Event, EventSink};
 pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, FaultRecord, RawFault, StormReport};
 pub use group::{DeviceInfo, DeviceState, Lacks};
 pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};

@@ -145,10 +145,8 @@ impl<P: Platform> Service<P> {
         let level = claim.level;
         let mut after = None;
         loop {
-            let live = claim.members().filter(|member| LIVE_WORK(member, level)).map(|member| &member.device);
-            let next =
-                live.filter(|device| after.is_none_or(|after| device.id() > after)).min_by_key(|device| device.id());
-            let Some(device) = next.cloned() else { return Ok(()) };
+            let next = claim.next_member(after, |member| LIVE_WORK(member, level));
+            let Some(device) = next.map(|member| member.device.clone()) else { return Ok(()) };
             after = Some(device.id());
             let hooks = device.hooks();
             claim.call_out(|chain| {

@@ -186,10 +186,8 @@ impl<P: Platform> Service<P> {
     ) -> Result<(), Cause> {
         let mut after = None;
         loop {
-            let movers = claim.movers().map(|member| &member.device);
-            let next =
-                movers.filter(|device| after.is_none_or(|after| device.id() > after)).min_by_key(|device| device.id());
-            let Some(device) = next.cloned() else { return Ok(()) };
+            let next = claim.next_member(after, |member| member.moves(claim.level));
+            let Some(device) = next.map(|member| member.device.clone()) else { return Ok(()) };
             after = Some(device.id());
             let allowed = claim.call_out(|chain| {
                 let domain = domain.label();
@@ -211,12 +209,8 @@ impl<P: Platform> Service<P> {
     ) -> Result<(), Cause> {
         let mut after = None;
         loop {
-            let idle = |member: &&Member| member.work.get() == 0 && member.state.get().owner().is_none();
-            let mates = claim.members().filter(idle);
-            let next = mates.filter(|mate| after.is_none_or(|after| mate.device.id() > after));
-            let Some(mate) = next.min_by_key(|mate| mate.device.id()).map(|mate| mate.device.clone()) else {
-                return Ok(());
-            };
+            let idle = |member: &Member| member.work.get() == 0 && member.state.get().owner().is_none();
+            let Some(mate) = claim.next_member(after, idle).map(|mate| mate.device.clone()) else { return Ok(()) };
             after = Some(mate.id());
             let with = claim.movers().find(|mover| shares_entry(held, &mover.device, &mate));
             let Some(with) = with.map(|mover| mover.device.clone()) else { continue };

@@ -50,17 +50,33 @@ fn each<T>(
         // A device alone, as most are: its attachments are in order.
         return first.attachments().iter().find_map(|at| act(&at.instance, &[first.id()]));
     }
+    let mut enough = None;
+    each_of_several(claim, crew, which, &mut |instance, devices| {
+        enough = act(instance, devices);
+        enough.is_some()
+    });
+    enough
+}
+
+/// [`each`], of several devices. It is compiled once: what the steps have of their own is small.
+fn each_of_several(
+    claim: &Claim<'_>,
+    crew: &mut Crew,
+    which: Which,
+    act: &mut dyn FnMut(&Arc<Instance>, &[DeviceId]) -> bool,
+) {
+    let members = || claim.members().filter(|member| which(member, claim.level));
     let mut after = None;
     loop {
         let instances = members().flat_map(|member| member.device.attachments()).map(|at| &at.instance);
-        let next = instances.filter(|instance| after.is_none_or(|after| instance.order() > after));
-        let instance = next.min_by_key(|instance| instance.order())?;
+        let later = instances.filter(|instance| after.is_none_or(|after| instance.order() > after));
+        let Some(instance) = later.min_by_key(|instance| instance.order()) else { return };
         after = Some(instance.order());
         crew.0.clear();
         let here = members().filter(|member| member.device.attachment_to(instance).is_some());
         crew.0.extend(here.map(|member| member.device.id()));
-        if let Some(enough) = act(instance, &crew.0) {
-            return Some(enough);
+        if act(instance, &crew.0) {
+            return;
         }
     }
 }

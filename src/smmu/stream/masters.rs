@@ -53,6 +53,10 @@ pub(in crate::smmu) struct Node {
 }
 
 impl Node {
+    const fn key(&self) -> (Place, DeviceId) {
+        (self.place, self.device)
+    }
+
     const fn cube(&self) -> Cube {
         let [a, b, c, d, e, f, g, h, ..] = self.place.to_le_bytes();
         Cube::new(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
@@ -76,7 +80,7 @@ impl<'a> KeyAdapter<'a> for ByStream {
     type Key = (Place, DeviceId);
 
     fn get_key(&self, node: &'a Node) -> (Place, DeviceId) {
-        (node.place, node.device)
+        node.key()
     }
 }
 
@@ -144,7 +148,19 @@ impl Tree {
     pub(in crate::smmu) fn insert(&mut self, nodes: &mut Nodes) {
         while let Some(node) = nodes.pop_front() {
             self.masks |= node.cube().mask();
-            self.nodes.insert(node);
+            let mut at = self.nodes.insert(node);
+            // Streams of one device mostly stand side by side: those that do go in without a look from the root.
+            while let Some(node) = nodes.pop_front() {
+                let is_next = at.get().is_some_and(|before| before.key() < node.key())
+                    && at.peek_next().get().is_none_or(|after| node.key() < after.key());
+                if !is_next {
+                    nodes.push_front(node);
+                    break;
+                }
+                self.masks |= node.cube().mask();
+                at.insert_after(node);
+                at.move_next();
+            }
         }
     }
 
