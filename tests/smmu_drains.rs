@@ -766,3 +766,35 @@ fn c8_i10_a_domain_ends_and_its_bank_is_free_though_a_removal_found_a_call_insid
         rig.service.unregister_iommu(SMMU).unwrap();
     }
 }
+
+#[test]
+fn i6_a_device_that_left_a_shared_entry_before_owes_the_drain_of_whoever_left_last() {
+    let driver = Driver::new(Config::generic_v2());
+    driver.add(1, &[0x10]);
+    driver.add(2, &[0x10]);
+    driver.assign(&[1, 2], 0).unwrap();
+    assert_eq!(driver.block(&[1]), Ok(Streams::Live));
+    driver.lose_syncs(1);
+    assert!(slow(&driver.block(&[2])));
+    assert!(slow(&driver.block(&[1])), "what it had in flight has not drained");
+    assert!(slow(&driver.withdraw(1)));
+    driver.recover();
+    driver.block(&[1]).unwrap();
+    driver.assign(&[1], 1).unwrap();
+    driver.block(&[1]).unwrap();
+    driver.withdraw(1).unwrap();
+    driver.withdraw(2).unwrap();
+}
+
+#[test]
+fn c10_out_of_service_a_suspended_unit_is_put_in_fault_too() {
+    let driver = Driver::new(Config::generic_v2());
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    driver.smmu.suspend().unwrap();
+    driver.block(&[1]).unwrap();
+    driver.withdraw(1).unwrap();
+    driver.forget(0).unwrap();
+    driver.smmu.retire().unwrap();
+    assert_eq!(driver.reaches(0x10), None, "its power was never off");
+}

@@ -192,7 +192,10 @@ impl Group {
             self.lenders = other.lenders;
         }
         self.members.back_mut().splice_after(other.members.take());
-        self.target = self.target.or(other.target);
+        self.target = match (self.target, other.target) {
+            (Some(one), Some(two)) => Some(if two.1 < one.1 { two } else { one }),
+            (one, two) => one.or(two),
+        };
         self.loose |= other.loose;
         self.joins |= other.joins;
         while let Some(spare) = other.spare.pop() {

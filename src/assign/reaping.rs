@@ -14,7 +14,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Cause, Error, Service, SourceLife, SourceRecord, take_all};
+use super::{Cause, Error, Removal, Service, SourceLife, SourceRecord, take_all};
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -107,6 +107,8 @@ impl<P: Platform> Service<P> {
             below = Some(device.id());
             // A device with children of another source stays until they have gone: `HasChildren` says so.
             match self.remove_registration(&device) {
+                // Whether the operation that it met carries it out is seen the next time.
+                Ok(Removal::Pending) => self.some_ended.store(true, Ordering::Release),
                 Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => {}
                 Err(error) => {
                     self.some_ended.store(true, Ordering::Release);

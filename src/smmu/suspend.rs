@@ -62,14 +62,22 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         let held = &mut Held::enter();
         let mode = self.gate.try_enter(Purpose::Release).map_or_else(|mode| mode, |inside| inside.mode);
         match mode {
-            Mode::Running | Mode::Suspended => {
+            Mode::Running => loop {
                 let owed = self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle());
                 if owed {
                     self.powered(held, Purpose::Release, |held| self.finish_drains(held, |_, _| true, None))?;
                 }
                 let changing = self.gate.change::<P>(mode, self.part.config.looks())?;
-                self.numb(held, changing);
-                Ok(())
+                // A call that has just left may have waited for its drain in vain.
+                if !self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned()) {
+                    self.numb(held, changing);
+                    return Ok(());
+                }
+            },
+            // Nothing says what a unit that was suspended does when its power returns: it is put in fault first.
+            Mode::Suspended => {
+                self.resume()?;
+                self.retire()
             }
             // A forced end has begun already, and is to be finished as that.
             Mode::Leaving => self.close(),

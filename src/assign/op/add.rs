@@ -15,8 +15,7 @@ use super::on_all_iommus::{power_down, power_up};
 use super::removal::{self, Outcome};
 use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
-    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, Streams,
-    nodes_of,
+    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, nodes_of,
 };
 use crate::sync::Platform;
 use crate::sync::atomic::Ordering;
@@ -263,13 +262,11 @@ impl<P: Platform> Service<P> {
 
     fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
         let device = claim.device.clone();
-        let mut live_at = None;
         for at in device.attachments() {
             let is_claimed = |id| claim.owns(id) || broken!("unclaimed_join");
             let reserved = at.instance.iommu.call(held).reserve(device.id(), &is_claimed);
             match reserved {
-                Ok(Streams::Live) => live_at = live_at.or(Some(at.instance.clone())),
-                Ok(Streams::Fault) => {}
+                Ok(_) => {}
                 Err(IommuError::Foreign(_)) => {
                     claim.above.meet(Obstacle::Driver);
                     return Err(Cause::busy(Operation::Add));
@@ -278,9 +275,8 @@ impl<P: Platform> Service<P> {
             }
         }
         let owner = choose_joining(held, claim, &device)?;
-        if let (Some(owner), Some(instance)) = (owner, live_at) {
-            claim.set_target(owner);
-            self.ask_to_share(held, claim, &device, owner, &instance)?;
+        if let Some(owner) = owner {
+            self.ask_to_share(held, claim, &device, owner)?;
         }
         for at in device.attachments() {
             let enrolled = at.instance.iommu.call(held).enrol(device.id());

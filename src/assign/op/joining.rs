@@ -1,12 +1,9 @@
 //! Which groups a new device joins, and whether it may: one owner for all, and the policy where a live entry is shared
 //! (contract I-11, A-6).
 
-use alloc::sync::Arc;
-
-use super::on_all_iommus::shares_entry;
+use super::on_all_iommus::shared_at;
 use crate::assign::{
-    Cause, Claim, ConflictReason, Device, DomainId, Groups, Instance, Label, PolicyRequest, Service, Why,
-    belong_together,
+    Cause, Claim, ConflictReason, Device, DomainId, Label, PolicyRequest, Service, Why, belong_together,
 };
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -38,38 +35,40 @@ pub(super) fn choose_joining(
     conflict.map_or(Ok(owner.map(|(owner, _)| owner)), Err)
 }
 
-/// An assigned device that shares an entry with a new one.
-fn keeper(
-    held: &mut Held<'_, Unlocked>,
-    groups: &Groups,
-    device: &Device,
-    owner: DomainId,
-    instance: &Instance,
-) -> Option<Device> {
-    let members = groups.iter().flat_map(|group| group.members.iter());
-    let mut assigned = members.filter(|member| member.state.get().owner() == Some(owner));
-    let keeper = assigned
-        .find(|member| member.device.attachment_to(instance).is_some() && shares_entry(held, device, &member.device));
-    keeper.map(|member| member.device.clone())
-}
-
 impl<P: Platform> Service<P> {
-    /// Asks the policy whether a device may share the live entries of an owner (contract I-11).
+    /// Asks the policy whether a device may share an entry of an owner (contract I-11): one that is live, or that an operation
+    /// above will turn. Of a group that is on its way from one domain to another both are asked for: the entry is live in the
+    /// first, and will be in the second.
     pub(super) fn ask_to_share(
         &self,
         held: &mut Held<'_, Unlocked>,
         claim: &mut Claim<'_>,
         device: &Device,
         owner: DomainId,
-        instance: &Arc<Instance>,
     ) -> Result<(), Cause> {
-        let with = keeper(held, &claim.others, device, owner, instance);
-        let label = self.registry.lock(held).domain(owner).map(|record| record.domain.label().clone());
-        let (Some(with), Some(domain)) = (with, label) else { return Ok(()) };
-        let allowed = claim.call_out(|chain| {
-            self.permits(held, &PolicyRequest { device, domain: &domain, why: Why::Shares { with: &with }, chain })
-        });
-        let reason = ConflictReason::SharedStream(instance.key);
-        if allowed { Ok(()) } else { Err(Cause::GroupConflict { with: with.label().clone(), reason }) }
+        let shared = {
+            let members = claim.others.iter().flat_map(|group| group.members.iter());
+            let mut moving = members.filter(|member| member.state.get().owner().is_some() || member.work.get() != 0);
+            moving.find_map(|member| {
+                let iommu = shared_at(held, device, &member.device)?;
+                Some((iommu, member.device.clone(), member.state.get().owner()))
+            })
+        };
+        let Some((iommu, with, now)) = shared else { return Ok(()) };
+        claim.set_target(owner);
+        for domain in now.filter(|now| *now != owner).into_iter().chain([owner]) {
+            let label = self.registry.lock(held).domain(domain).map(|record| record.domain.label().clone());
+            let allowed = label.is_some_and(|domain| {
+                claim.call_out(|chain| {
+                    let why = Why::Shares { with: &with };
+                    self.permits(held, &PolicyRequest { device, domain: &domain, why, chain })
+                })
+            });
+            if !allowed {
+                let reason = ConflictReason::SharedStream(iommu);
+                return Err(Cause::GroupConflict { with: with.label().clone(), reason });
+            }
+        }
+        Ok(())
     }
 }

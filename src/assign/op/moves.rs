@@ -106,6 +106,9 @@ impl<P: Platform> Service<P> {
         self.ask_for_movers(held, claim, domain).map_err(unchanged)?;
         on_all_iommus::plan(held, claim, crew, domain.space()).map_err(unchanged)?;
         let ready = self.ask_for_sharers(held, claim, domain).and_then(|()| {
+            if claim.members().any(|member| member.along.get()) {
+                *crew = Crew::of(claim)?;
+            }
             let joined = broken!("late_flush_list") || self.join_flush_list(held, claim, domain);
             if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
         });
@@ -207,7 +210,20 @@ impl<P: Platform> Service<P> {
         claim: &mut Claim<'_>,
         domain: &Domain<P>,
     ) -> Result<(), Cause> {
+        // One that an operation above is about can neither be asked about nor cleansed here.
         let mut after = None;
+        let protected = |member: &&Member| {
+            member.work.get() != 0
+                && member.work.get() != claim.level
+                && member.state.get().owner() != Some(domain.id())
+        };
+        let met = claim
+            .members()
+            .filter(protected)
+            .any(|mate| claim.movers().any(|mover| shares_entry(held, &mover.device, &mate.device)));
+        if met {
+            return Err(Cause::busy(Operation::Assign));
+        }
         loop {
             let idle = |member: &Member| member.work.get() == 0 && member.state.get().owner().is_none();
             let Some(mate) = claim.next_member(after, idle).map(|mate| mate.device.clone()) else { return Ok(()) };
@@ -254,7 +270,9 @@ pub(super) fn choose_movers<P: Platform>(
     let (wanted, reassigning) = (domain.id(), operation == Operation::Reassign);
     let name = |id| registry.domain(id).map_or_else(|| domain.label().clone(), |record| record.domain.label().clone());
     let owner = |member: &Member| member.state.get().owner();
-    let asked_about = |member: &Member| (whole_group || member.device.id() == device.id()) && !member.going.get();
+    let asked_about = |member: &Member| {
+        (whole_group || member.device.id() == device.id()) && !member.going.get() && member.work.get() == 0
+    };
     let subjects = || claim.members().filter(|member| asked_about(member));
     if reassigning {
         if subjects().all(|member| owner(member).is_none()) {

@@ -6,8 +6,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::assign::{
-    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Member, Obstacle, Operation,
-    Streams,
+    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, IommuKey, Label, Lacks, Member, Obstacle,
+    Operation, Streams,
 };
 use crate::few::{self, Few};
 use crate::sync::broken::broken;
@@ -255,10 +255,16 @@ pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut
 
 /// Whether two devices use a common stream-map entry anywhere.
 pub(super) fn shares_entry(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> bool {
+    shared_at(held, one, other).is_some()
+}
+
+/// The first IOMMU on which two devices use a common stream-map entry.
+pub(super) fn shared_at(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> Option<IommuKey> {
     let mut instances = one.attachments().iter().map(|at| &at.instance);
-    instances.any(|instance| {
+    let shared = instances.find(|instance| {
         other.attachment_to(instance).is_some() && instance.iommu.call(held).shares(one.id(), other.id())
-    })
+    });
+    shared.map(|instance| instance.key)
 }
 
 /// Room for the names of the members that stay and that `may_keep` accepts, so that the first change is made with it at hand.

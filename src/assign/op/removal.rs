@@ -134,7 +134,7 @@ impl<P: Platform> Service<P> {
             let id = record.device.id();
             let taken = registry.take_group(record, operation, above).and_then(|group| {
                 // Of a frame above: the operation there is about the device, or adds a child of it, which sees the mark.
-                if is_protected(&group, id) || record.children.get() > 0 {
+                if is_protected(&group, id) || !record.is_shown() || record.children.get() > 0 {
                     registry.give_back(group, above);
                     return Err(registry.busy(registry.leader_of(record), above));
                 }

@@ -39,7 +39,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if drain.banks.is_empty() && !owed {
                 return if lost { Err(STUCK) } else { Ok(entries.streams(members.entries())) };
             }
-            let ticket = (!drain.banks.is_empty()).then(|| self.post_drain(held, banks, members, &mut drain));
+            let ticket = match (drain.banks.is_empty(), drain.shared) {
+                (true, _) => None,
+                (false, false) => Some(self.post_drain(held, banks, members, &mut drain)),
+                (false, true) => Some(self.post_drain(held, banks, users.each(), &mut drain)),
+            };
             (drain, ticket, lost, owed)
         };
         // Wait, then retire the banks.

@@ -39,6 +39,8 @@ pub(super) struct Drain {
     pub(super) retiring: Set,
     /// The entries that were put in fault.
     pub(super) faulted: Set,
+    /// One of them has other users too, which are in fault already: they owe the drain as well.
+    pub(super) shared: bool,
 }
 
 /// A drain was not confirmed: the sync that would have, and how long it was waited for.
@@ -58,6 +60,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let Some(index) = user.bank.take() else { return true };
         let before = drain.faulted;
         let holds = entries.fault(&self.part, user, &mut drain.faulted);
+        drain.shared |= (drain.faulted & !before).each().any(|number| entries.has_others(number, user));
         let Some(bank) = banks.at_mut(index) else { return holds };
         bank.stuck |= !holds;
         bank.users = bank.users.saturating_sub(1);
@@ -146,16 +149,22 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 Err((ticket, _)) => shadow.banks.poison(bank, ticket.0),
             }
         }
-        let mut used = Set::EMPTY;
-        for user in shadow.users.all_of(devices) {
-            used |= user.entries.get();
-            let Some((bank, sync)) = user.owes.get().filter(|(bank, _)| drain.banks.has(*bank)) else { continue };
+        let settle = |user: &StreamUser| {
+            let Some((bank, sync)) = user.owes.get().filter(|(bank, _)| drain.banks.has(*bank)) else { return };
             match &confirmed {
                 // It may owe a later one by now.
                 Ok(()) if sync > ticket.0 => {}
                 Ok(()) => user.owes.set(None),
                 Err((ticket, _)) => user.owes.set(Some((bank, ticket.0))),
             }
+        };
+        let mut used = Set::EMPTY;
+        for user in shadow.users.all_of(devices) {
+            used |= user.entries.get();
+            settle(user);
+        }
+        if drain.shared {
+            shadow.users.each().for_each(settle);
         }
         let entries = &shadow.entries;
         let streams = entries.surplus.is_empty().then(|| entries.streams(used));

@@ -37,6 +37,12 @@ pub(in crate::smmu) struct Entries {
 }
 
 impl Entries {
+    /// Whether devices beside `user` use an entry.
+    pub(in crate::smmu) fn has_others(&self, number: u8, user: &StreamUser) -> bool {
+        let entry = self.at(number);
+        entry.registered > user.pairs_in(entry)
+    }
+
     /// All entries free. `None` when memory could not be reserved.
     pub(in crate::smmu) fn new(count: u8, matching: bool) -> Option<Self> {
         let mut list = Vec::new();
