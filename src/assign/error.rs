@@ -79,7 +79,7 @@ pub enum Left {
     Going,
     /// The device refuses every call and is on its way out, but its DMA could not be cut. Remove it again.
     GoingLive,
-    /// The device is removed, in software: its IOMMU is out of service and faults everything.
+    /// The device is removed. Where the cause is an IOMMU that is out of service, that faults everything and was not written.
     Removed,
 }
 
@@ -93,7 +93,7 @@ impl fmt::Display for Left {
             }
             Self::Going => "the device is in fault and going: remove it again",
             Self::GoingLive => "the device is going, but its DMA is not cut: remove it again",
-            Self::Removed => "the device is removed; its IOMMU is out of service and faults everything",
+            Self::Removed => "the device is removed",
         })
     }
 }

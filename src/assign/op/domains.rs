@@ -151,8 +151,6 @@ impl<P: Platform> Service<P> {
         P::wake();
         Ok(Some(TablesHeld(domain.clone())))
     }
-
-    // --- flushes ---
 }
 
 impl<P: Platform> DomainRecord<P> {

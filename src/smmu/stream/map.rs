@@ -40,7 +40,7 @@ impl Entries {
     /// Whether devices beside `user` use an entry.
     pub(in crate::smmu) fn has_others(&self, number: u8, user: &StreamUser) -> bool {
         let entry = self.at(number);
-        entry.registered > user.pairs_in(entry)
+        entry.registered > 1 && entry.registered > user.pairs_in(entry)
     }
 
     /// All entries free. `None` when memory could not be reserved.
