@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::callbacks::Hooks;
 use common::parts::named;
+use common::supply::Supply;
 use common::{Bench, NOT_RESET, PAGE, SMMU};
 use iommu_assign::assign::{
     Cause, Device, DeviceState, FaultCause, FaultLine, FirmwareMarks, HookError, IommuError, Left, Quarantine, Stage2,
     StreamId,
 };
-use iommu_assign::smmu::{Power, PowerError, Setup};
+use iommu_assign::smmu::Setup;
 use machine::{Reached, Stage2Tables};
 use smmu_model::Config;
 
@@ -128,21 +129,6 @@ fn i14_a_quarantined_mate_is_reset_too_before_an_assign_opens_the_entry_that_it_
 }
 
 // --- without power ---
-
-#[derive(Debug, Default)]
-struct Supply(AtomicBool);
-
-impl Power for Supply {
-    fn get(&self) -> Result<(), PowerError> {
-        if self.0.load(Ordering::SeqCst) { Err(PowerError("dark")) } else { Ok(()) }
-    }
-
-    fn put(&self) {}
-
-    fn is_on(&self) -> bool {
-        !self.0.load(Ordering::SeqCst)
-    }
-}
 
 fn powered(bench: &Bench) -> Arc<Supply> {
     let (supply, part) = (Arc::new(Supply::default()), named("generic v2"));

@@ -14,36 +14,21 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use common::callbacks::{Asked, Way};
+use common::supply::Supply;
 use common::{Anyone, Bench, Guest, NOT_DRAINED, NOT_RESET, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
     Cause, Device, DeviceState, Error, Iommu, IommuError, IommuKey, Left, Removal, Service, StreamId, Why,
 };
-use iommu_assign::smmu::{Power, PowerError, Setup, SmmuConfig};
+use iommu_assign::smmu::{Setup, SmmuConfig};
 use iommu_assign::sync::Spin;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
 
 const fn key(n: u64) -> IommuKey {
     IommuKey::new(0x5000_0000 + n * 0x100_0000)
-}
-
-/// Power that fails when a test says so.
-#[derive(Debug, Default)]
-struct Supply(AtomicBool);
-
-impl Power for Supply {
-    fn get(&self) -> Result<(), PowerError> {
-        if self.0.load(Ordering::SeqCst) { Err(PowerError("the supply is broken")) } else { Ok(()) }
-    }
-
-    fn put(&self) {}
-
-    fn is_on(&self) -> bool {
-        true
-    }
 }
 
 /// A device with stream 0x10 on each of some SMMUs.

@@ -24,7 +24,6 @@ use super::{
     CallChain, Cause, Device, DeviceId, DomainId, Frame, Group, Groups, Member, Nodes, Operation, Registry, Service,
 };
 use crate::sync::Platform;
-use crate::sync::atomic::Ordering;
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
@@ -327,9 +326,8 @@ impl<P: Platform> Service<P> {
         }
         drop(registry);
         drop(departed);
-        self.ends.fetch_add(1, Ordering::AcqRel);
         above.count_end();
-        P::wake();
+        self.count_end();
         Ok(Marked { groups: kept, unheard: None })
     }
 }

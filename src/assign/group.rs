@@ -14,7 +14,7 @@ use core::fmt;
 
 use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 
-use super::{ConflictReason, Device, DeviceId, DeviceKey, DomainId, Label};
+use super::{ConflictReason, Device, DeviceId, DeviceKey, DomainId, IommuKey, Label};
 use crate::sync::order::{Held, Unlocked};
 
 /// Where a device's DMA goes (contract section 1, "owner").
@@ -286,12 +286,16 @@ impl Group {
 
 /// Why two devices are one group, if they are: the hardware or the bus cannot tell them apart.
 pub(super) fn belong_together(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> Option<ConflictReason> {
-    one.overlaps(other).or_else(|| {
-        let instances = one.attachments().iter().map(|attachment| &attachment.instance);
-        let mut common = instances.filter(|instance| other.attachment_to(instance).is_some());
-        let shared = common.find(|instance| instance.iommu.call(held).shares(one.id(), other.id()));
-        shared.map(|instance| ConflictReason::SharedStream(instance.key))
-    })
+    one.overlaps(other).or_else(|| shared_at(held, one, other).map(ConflictReason::SharedStream))
+}
+
+/// The first IOMMU on which two devices use a common stream-map entry.
+pub(super) fn shared_at(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> Option<IommuKey> {
+    let mut instances = one.attachments().iter().map(|at| &at.instance);
+    let shared = instances.find(|instance| {
+        other.attachment_to(instance).is_some() && instance.iommu.call(held).shares(one.id(), other.id())
+    });
+    shared.map(|instance| instance.key)
 }
 
 impl Groups {

@@ -209,11 +209,13 @@ pub trait IommuPower {
     }
 
     /// Takes the instance, which has no device left, out of service for good: drains that are owed are finished, no register
-    /// is touched from then on, and what comes late gets [`IommuError::ProviderGone`] (contract C-9).
+    /// is touched from then on, and what comes late gets [`IommuError::ProviderGone`] (contract C-9). A suspended instance is
+    /// resumed for it.
     ///
     /// # Errors
     ///
-    /// [`IommuError::Busy`] while a call is in flight, [`IommuError::SyncTimeout`], [`IommuError::NoPower`]: it stays in service.
+    /// [`IommuError::Busy`] while a call is in flight, [`IommuError::SyncTimeout`], [`IommuError::NoPower`],
+    /// [`IommuError::NotResumed`]: it stays in service, or suspended.
     fn retire(&self) -> Result<(), IommuError> {
         Ok(())
     }

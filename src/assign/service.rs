@@ -115,6 +115,12 @@ impl<P: Platform> Service<P> {
         self.instances.lock(held).next(after)
     }
 
+    /// An operation has given something back: whoever waits looks again.
+    pub(super) fn count_end(&self) {
+        self.ends.fetch_add(1, Ordering::AcqRel);
+        P::wake();
+    }
+
     // --- look-up and traversal ---
 
     /// What tables every registered IOMMU can follow, for a hypervisor that builds a guest's tables before it knows

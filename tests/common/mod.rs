@@ -21,6 +21,7 @@ pub(crate) mod parts;
 pub(crate) mod presets;
 pub(crate) mod rig;
 pub(crate) mod stopping;
+pub(crate) mod supply;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;

@@ -9,8 +9,8 @@ use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, names_of_keepers, ro
 use super::run::Failure;
 use crate::assign::guarded;
 use crate::assign::{
-    AddressSpace, CallChain, Cause, Claim, Device, DeviceState, Error, Event, HookContext, Label, Lacks, Left, Member,
-    Operation, Registry, Service, Stage2, own_space,
+    AddressSpace, CallChain, Cause, Claim, Device, DeviceState, Error, Event, HookContext, HookError, Label, Lacks,
+    Left, Member, Operation, Registry, Service, Stage2, own_space,
 };
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -125,8 +125,7 @@ impl<P: Platform> Service<P> {
         let failed = if is_move { blocked.failed.take().map_or(Ok(()), Err) } else { blocked.result() };
         if let Err(cause) = failed {
             if blocked.is_live {
-                let left = if blocked.has_begun { Left::PartlyAssigned } else { Left::Unchanged };
-                return Err((cause, left));
+                return Err((cause, blocked.left_live()));
             }
             self.settle_live(held, claim, blocked.lacks());
             return Err((cause, Left::Quarantined));
@@ -152,8 +151,7 @@ impl<P: Platform> Service<P> {
             claim.call_out(|chain| {
                 let context = HookContext { device: &device, chain };
                 let hooks = hooks.call(held);
-                let failed =
-                    |step| move |error: crate::assign::device::HookError| Cause::Hook { step, reason: error.0 };
+                let failed = |step| move |error: HookError| Cause::Hook { step, reason: error.0 };
                 guarded::hook(|| hooks.quiesce(&context)).map_err(failed("quiesce"))?;
                 guarded::hook(|| hooks.reset(&context)).map_err(failed("reset"))
             })?;
@@ -181,8 +179,7 @@ impl<P: Platform> Service<P> {
     ) -> Result<(), Failure> {
         let mut blocked = on_all_iommus::block(held, claim, crew, ALL_WORK);
         if blocked.is_live {
-            let left = if blocked.has_begun { Left::PartlyAssigned } else { Left::Unchanged };
-            return blocked.result().map_err(|cause| (cause, left));
+            return blocked.result().map_err(|cause| (cause, blocked.left_live()));
         }
         let mut done = blocked.result();
         if let (Ok(()), Some(space)) = (&done, place.space()) {

@@ -115,8 +115,7 @@ impl<P: Platform> Service<P> {
             domain.end(held);
             self.tell(held, || Event::DomainDestroyed { domain: domain.label().clone() });
         }
-        self.ends.fetch_add(1, Ordering::AcqRel);
-        P::wake();
+        self.count_end();
         drained.map_err(refuse)
     }
 

@@ -14,7 +14,6 @@ use crate::assign::{
     IommuKey, Label, Obstacle, Operation, RawFault, Service, StreamId,
 };
 use crate::sync::Platform;
-use crate::sync::atomic::Ordering;
 use crate::sync::order::{Held, Unlocked};
 
 /// An IOMMU instance, pinned: its memory lives as long as a handle does, its service may end before.
@@ -144,8 +143,7 @@ impl<P: Platform> Service<P> {
             }
             was_leaving
         };
-        self.ends.fetch_add(1, Ordering::AcqRel);
-        P::wake();
+        self.count_end();
         retired?;
         // A forced unregister may have come in between.
         if !taken {
@@ -181,8 +179,7 @@ impl<P: Platform> Service<P> {
         let result = closed.map_err(|cause| Error::unchanged(Operation::UnregisterIommu, Label::of_iommu(key), cause));
         self.report(&result);
         self.take_out(held, &result?);
-        self.ends.fetch_add(1, Ordering::AcqRel);
-        P::wake();
+        self.count_end();
         Ok(())
     }
 

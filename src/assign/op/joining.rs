@@ -1,9 +1,8 @@
 //! Which groups a new device joins, and whether it may: one owner for all, and the policy where a live entry is shared
 //! (contract I-11, A-6).
 
-use super::on_all_iommus::shared_at;
 use crate::assign::{
-    Cause, Claim, ConflictReason, Device, DomainId, Label, PolicyRequest, Service, Why, belong_together,
+    Cause, Claim, ConflictReason, Device, DomainId, Label, PolicyRequest, Service, Why, belong_together, shared_at,
 };
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};

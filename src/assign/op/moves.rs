@@ -6,11 +6,11 @@
 //! | reassign | yes | yes | yes | quarantined |
 
 use super::deassign::mark_work;
-use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS, shares_entry};
+use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS};
 use super::run::Failure;
 use crate::assign::{
     CallChain, Cause, Claim, ConflictReason, Device, DeviceState, Domain, Error, Group, InstanceState, IommuError,
-    Left, Member, Obstacle, Operation, PolicyRequest, Registry, Service, Why,
+    Left, Member, Obstacle, Operation, PolicyRequest, Registry, Service, Why, shared_at,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -211,25 +211,20 @@ impl<P: Platform> Service<P> {
         domain: &Domain<P>,
     ) -> Result<(), Cause> {
         // One that an operation above is about can neither be asked about nor cleansed here.
-        let mut after = None;
         let protected = |member: &&Member| {
             member.work.get() != 0
                 && member.work.get() != claim.level
                 && member.state.get().owner() != Some(domain.id())
         };
-        let met = claim
-            .members()
-            .filter(protected)
-            .any(|mate| claim.movers().any(|mover| shares_entry(held, &mover.device, &mate.device)));
-        if met {
+        if claim.members().filter(protected).any(|mate| mover_sharing(held, claim, &mate.device).is_some()) {
             return Err(Cause::busy(Operation::Assign));
         }
+        let mut after = None;
         loop {
             let idle = |member: &Member| member.work.get() == 0 && member.state.get().owner().is_none();
             let Some(mate) = claim.next_member(after, idle).map(|mate| mate.device.clone()) else { return Ok(()) };
             after = Some(mate.id());
-            let with = claim.movers().find(|mover| shares_entry(held, &mover.device, &mate));
-            let Some(with) = with.map(|mover| mover.device.clone()) else { continue };
+            let Some(with) = mover_sharing(held, claim, &mate).cloned() else { continue };
             let allowed = claim.call_out(|chain| {
                 let why = Why::Shares { with: &with };
                 self.permits(held, &PolicyRequest { device: &mate, domain: domain.label(), why, chain })
@@ -258,6 +253,11 @@ impl<P: Platform> Service<P> {
         let gone = attachments.map(|at| &at.instance).filter(|instance| instance.state() == InstanceState::Gone);
         gone.for_each(|instance| domain.leave(held, instance));
     }
+}
+
+/// A device that moves and shares an entry with `mate`.
+fn mover_sharing<'c>(held: &mut Held<'_, Unlocked>, claim: &'c Claim<'_>, mate: &Device) -> Option<&'c Device> {
+    claim.movers().map(|mover| &mover.device).find(|mover| shared_at(held, mover, mate).is_some())
 }
 
 /// Marks what a move into a domain is about, with a hold on that, and refuses what the group's ownership forbids (contract I-11).

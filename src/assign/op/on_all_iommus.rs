@@ -6,8 +6,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::assign::{
-    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, IommuKey, Label, Lacks, Member, Obstacle,
-    Operation, Streams,
+    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Left, Member, Obstacle,
+    Operation, Streams, shared_at,
 };
 use crate::few::{self, Few};
 use crate::sync::broken::broken;
@@ -144,11 +144,9 @@ pub(super) struct Blocked {
     /// An IOMMU did nothing: streams there translate as before.
     pub(super) is_live: bool,
     /// An IOMMU did something.
-    pub(super) has_begun: bool,
+    has_begun: bool,
     /// A drain was not confirmed.
     pub(super) owes: bool,
-    /// Entries stay live for other devices.
-    pub(super) is_kept_live: bool,
 }
 
 impl Blocked {
@@ -157,13 +155,18 @@ impl Blocked {
         self.is_live |= untouched;
         self.has_begun |= !untouched;
         match blocked {
-            Ok(streams) => self.is_kept_live |= streams == Streams::Live,
+            Ok(_) => {}
             Err(error) => {
                 self.owes |= matches!(error, IommuError::SyncTimeout(_) | IommuError::WriteLost { .. });
                 let failed = if error == IommuError::ProviderGone { &mut self.gone } else { &mut self.failed };
                 failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
             }
         }
+    }
+
+    /// What is left where an IOMMU did nothing.
+    pub(super) const fn left_live(&self) -> Left {
+        if self.has_begun { Left::PartlyAssigned } else { Left::Unchanged }
     }
 
     /// What the devices lack afterwards, if all of them are in fault. They were not reset.
@@ -253,20 +256,6 @@ pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut
     all
 }
 
-/// Whether two devices use a common stream-map entry anywhere.
-pub(super) fn shares_entry(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> bool {
-    shared_at(held, one, other).is_some()
-}
-
-/// The first IOMMU on which two devices use a common stream-map entry.
-pub(super) fn shared_at(held: &mut Held<'_, Unlocked>, one: &Device, other: &Device) -> Option<IommuKey> {
-    let mut instances = one.attachments().iter().map(|at| &at.instance);
-    let shared = instances.find(|instance| {
-        other.attachment_to(instance).is_some() && instance.iommu.call(held).shares(one.id(), other.id())
-    });
-    shared.map(|instance| instance.key)
-}
-
 /// Room for the names of the members that stay and that `may_keep` accepts, so that the first change is made with it at hand.
 pub(super) fn room_for_keepers(claim: &Claim<'_>, may_keep: impl Fn(&Member) -> bool) -> Result<Vec<Label>, Cause> {
     let mut names = Vec::new();
@@ -285,7 +274,7 @@ pub(super) fn names_of_keepers(
 ) -> Vec<Label> {
     for mate in claim.members().filter(|mate| !leaving(mate) && mate.state.get().owner().is_some()) {
         let mut left = claim.members().filter(|member| leaving(member));
-        if left.any(|one| shares_entry(held, &one.device, &mate.device)) && names.try_reserve(1).is_ok() {
+        if left.any(|one| shared_at(held, &one.device, &mate.device).is_some()) && names.try_reserve(1).is_ok() {
             names.push(mate.device.label().clone());
         }
     }

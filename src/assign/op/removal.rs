@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use super::on_all_iommus::{self, Crew, names_of_keepers, room_for_keepers};
 use crate::assign::guarded;
 use crate::assign::{
-    CallChain, Cause, Claim, Device, DeviceId, DeviceKey, DeviceRecord, DeviceState, Error, Event, HookContext,
-    IommuError, Label, Lacks, Left, Marked, Member, Obstacle, Operation, Registry, Service, is_protected,
+    Attempt, CallChain, Cause, Claim, Device, DeviceId, DeviceKey, DeviceRecord, DeviceState, Error, Event,
+    HookContext, IommuError, Label, Lacks, Left, Marked, Member, Obstacle, Operation, Registry, Service, is_protected,
 };
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -177,7 +177,7 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let device = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
         let Some(device) = device else { return self.remove_within(above, key).map(drop) };
-        let attempt = crate::assign::chain::Attempt::default();
+        let attempt = Attempt::default();
         loop {
             let met = match self.remove_in(&mut held, above.trying(&attempt), key, Some(device.id())) {
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
@@ -294,7 +294,7 @@ impl<P: Platform> Service<P> {
                 return going(claim, cause, Left::Going);
             }
         }
-        let is_this = |member: &crate::assign::group::Member| member.device.id() == device.id();
+        let is_this = |member: &Member| member.device.id() == device.id();
         if claim.members().filter(|member| is_this(member)).any(|member| member.state.get() != DeviceState::Blocked) {
             set_state(claim, DeviceState::Quarantined(Lacks { drain: false, reset: true }));
         }

@@ -1,0 +1,21 @@
+//! Power that fails when a test says so.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use iommu_assign::smmu::{Power, PowerError};
+
+/// The supply of an instance; true while it is broken.
+#[derive(Debug, Default)]
+pub(crate) struct Supply(pub(crate) AtomicBool);
+
+impl Power for Supply {
+    fn get(&self) -> Result<(), PowerError> {
+        if self.is_on() { Ok(()) } else { Err(PowerError("the supply is broken")) }
+    }
+
+    fn put(&self) {}
+
+    fn is_on(&self) -> bool {
+        !self.0.load(Ordering::SeqCst)
+    }
+}
