@@ -21,7 +21,7 @@ pub struct CallChain<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     pub(super) met: Cell<Option<Obstacle>>,
-    /// How often the try itself has given something back.
+    /// How often the try itself, or what its callbacks nested, has given something back.
     pub(super) ends: Cell<u64>,
 }
 
@@ -76,10 +76,12 @@ impl<'a> CallChain<'a> {
         }
     }
 
-    /// Notes that the call has given something back.
+    /// Notes that the call has given something back. The attempts above have done so too: none of them waits for its own end.
     pub(super) fn count_end(self) {
-        if let Some(attempt) = self.attempt {
-            attempt.ends.set(attempt.ends.get().wrapping_add(1));
+        for chain in core::iter::once(self).chain(self.frames().map(|frame| frame.above)) {
+            if let Some(attempt) = chain.attempt {
+                attempt.ends.set(attempt.ends.get().wrapping_add(1));
+            }
         }
     }
 

@@ -22,6 +22,7 @@ use core::mem;
 use super::lending::{Lent, give_back_to, take_lent};
 use super::{
     CallChain, Cause, Device, DeviceId, DomainId, Frame, Group, Groups, Member, Nodes, Operation, Registry, Service,
+    why_joined,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -53,11 +54,14 @@ struct Departed {
     _emptied: Option<Box<Group>>,
 }
 
-/// Groups that were kept back because a member was asked to go ([`removal::carry_out`](super::op)).
+/// What a put-back leaves to do ([`removal::carry_out`](super::op)).
 #[must_use = "a removal that was asked for must be carried out"]
 #[derive(Default)]
 pub(super) struct Marked {
+    /// Groups that were kept back because a member was asked to go.
     pub(super) groups: Groups,
+    /// The device that was unregistered.
+    pub(super) departed: Option<Box<Member>>,
     /// A device of which its source has not heard: its add has not returned.
     pub(super) unheard: Option<DeviceId>,
 }
@@ -67,7 +71,7 @@ impl Marked {
     pub(super) fn of(group: Box<Group>) -> Self {
         let mut groups = Groups::default();
         groups.push(group);
-        Self { groups, unheard: None }
+        Self { groups, ..Self::default() }
     }
 }
 
@@ -116,17 +120,12 @@ impl<'a> Claim<'a> {
         self.group.iter().any(|group| group.contains(id)) || self.others.iter().any(|group| group.contains(id))
     }
 
-    /// Says where the group goes, and those that join it, before the first callback: what is nested goes nowhere else.
+    /// Says where the group goes, before the first callback: what is nested goes nowhere else.
     pub(super) fn set_target(&mut self, domain: DomainId) {
-        let level = self.level;
-        let target = Some((domain, level));
-        let aim = |group: &mut Group| group.target = group.target.or(target);
-        self.group.as_deref_mut().map(aim);
-        self.others.iter_mut(|group| {
-            if group.joins(level) {
-                aim(group);
-            }
-        });
+        let target = Some((domain, self.level));
+        if let Some(group) = &mut self.group {
+            group.target = group.target.or(target);
+        }
     }
 
     /// Lends the groups to whatever `call` nests, and takes them back.
@@ -148,24 +147,6 @@ impl<'a> Claim<'a> {
         });
         self.others = all;
         done
-    }
-
-    /// An add is undone: each group that it claimed goes back as it was.
-    pub(super) fn join_none(&mut self) {
-        let level = self.level;
-        self.others.iter_mut(|group| group.set_joins(level, false));
-    }
-
-    /// Joins the groups that were chosen to the device's own.
-    fn join(&mut self) {
-        let level = self.level;
-        while let Some(mut group) = self.others.take(|group| group.joins(level)) {
-            group.set_joins(level, false);
-            match &mut self.group {
-                Some(own) => own.merge(group),
-                None => self.group = Some(group),
-            }
-        }
     }
 
     /// Takes a member out of its group: it is unregistered when the claim is put back.
@@ -264,14 +245,20 @@ impl<P: Platform> Service<P> {
         while let Some(mut group) = claim.group.take().or_else(|| groups.pop()) {
             release(&mut group, claim.level);
             if group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split") {
-                let mut others = group.split(held);
-                while let Some(other) = others.pop() {
-                    parts.push(other);
-                }
+                parts.append(group.split(held));
             }
             parts.push(group);
         }
         let departed = claim.departed.take();
+        // What an add joins stays apart until nothing can undo it any more. An undone one joins nothing.
+        let mut joined = Groups::default();
+        if claim.operation == Operation::Add && departed.is_none() {
+            let device = &claim.device;
+            let mut joins = |group: &Group| !group.contains(device.id()) && why_joined(held, device, group).is_some();
+            while let Some(group) = parts.take(&mut joins) {
+                joined.push(group);
+            }
+        }
         let mut kept = Groups::default();
         let mut parent = None;
         let mut _nodes: Nodes = [None, None, None];
@@ -280,19 +267,20 @@ impl<P: Platform> Service<P> {
             drop(registry);
             let id = claim.device.id();
             claim.group = parts.take(|group| group.contains(id));
+            parts.append(joined);
             claim.others = parts;
             claim.departed = departed;
             return Err(claim);
         }
-        if claim.operation == Operation::Add {
-            // Groups that an add joins stay apart until nothing can undo it any more.
-            claim.group = parts.take(|group| group.contains(claim.device.id()));
-            claim.others = parts;
-            claim.join();
-            parts = mem::take(&mut claim.others);
-            if let Some(group) = claim.group.take() {
-                parts.push(group);
+        if let Some(mut own) = joined.pop() {
+            if let Some(mut group) = parts.take(|group| group.contains(claim.device.id())) {
+                group.merge(own);
+                own = group;
             }
+            while let Some(group) = joined.pop() {
+                own.merge(group);
+            }
+            parts.push(own);
         }
         if claim.operation == Operation::Remove
             && departed.is_none()
@@ -325,10 +313,10 @@ impl<P: Platform> Service<P> {
             registry.unhold(domain);
         }
         drop(registry);
-        drop(departed);
         above.count_end();
         self.count_end();
-        Ok(Marked { groups: kept, unheard: None })
+        let unheard = (claim.operation == Operation::Add).then_some(claim.device.id());
+        Ok(Marked { groups: kept, departed: departed.map(|departed| departed.member), unheard })
     }
 }
 

@@ -224,6 +224,11 @@ impl Device {
         &self.0.calls
     }
 
+    /// Whether the two are handles of one object: numbers are a service's own (contract C-18).
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether there is no other handle.
     pub(super) fn is_last(&self) -> bool {
         Arc::strong_count(&self.0) == 1

@@ -79,6 +79,8 @@ pub enum Left {
     Going,
     /// The device refuses every call and is on its way out, but its DMA could not be cut. Remove it again.
     GoingLive,
+    /// The device is as it was, but refuses every call: the operation that has its group removes it when it ends.
+    Pending,
     /// The device is removed. Where the cause is an IOMMU that is out of service, that faults everything and was not written.
     Removed,
 }
@@ -93,6 +95,7 @@ impl fmt::Display for Left {
             }
             Self::Going => "the device is in fault and going: remove it again",
             Self::GoingLive => "the device is going, but its DMA is not cut: remove it again",
+            Self::Pending => "the running operation removes the device when it ends",
             Self::Removed => "the device is removed",
         })
     }
@@ -214,6 +217,9 @@ pub enum Cause {
     /// A removal overtook the operation.
     #[error("it was removed meanwhile")]
     Removed,
+    /// The source object that its registration would end with has ended (contract C-7).
+    #[error("the source object that it was to go with has gone already")]
+    SourceEnded,
     /// Calls are inside a device that is to go.
     #[error("{calls} call{} still inside it; remove it again", if *.calls == 1 { " is" } else { "s are" })]
     StillInUse {

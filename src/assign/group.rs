@@ -118,8 +118,6 @@ pub(super) struct Group {
     pub(super) lenders: u64,
     /// The member that is to be removed next.
     pub(super) doomed: Option<DeviceId>,
-    /// The adds that own it and will join it to their own group, bit n for level n.
-    joins: u64,
     spare: Groups,
     /// The next one, where several groups are in one place.
     next: Option<Box<Group>>,
@@ -161,7 +159,6 @@ impl Group {
             loose: false,
             lenders: 0,
             doomed: None,
-            joins: 0,
             spare: Groups::default(),
             next: None,
         })
@@ -197,21 +194,10 @@ impl Group {
             (one, two) => one.or(two),
         };
         self.loose |= other.loose;
-        self.joins |= other.joins;
         while let Some(spare) = other.spare.pop() {
             self.spare.push(spare);
         }
         self.spare.push(other);
-    }
-
-    /// Whether the add of this level will join it to its own group.
-    pub(super) fn joins(&self, level: u16) -> bool {
-        self.joins & 1_u64.wrapping_shl(level.into()) != 0
-    }
-
-    pub(super) fn set_joins(&mut self, level: u16, joins: bool) {
-        let bit = 1_u64.wrapping_shl(level.into());
-        self.joins = if joins { self.joins | bit } else { self.joins & !bit };
     }
 
     /// Takes a member out, with the spare that it brought. What is left is loose.
@@ -257,7 +243,6 @@ impl Group {
                 other.spare.push(spare);
             }
             (other.members, other.target, other.loose, other.lenders) = (part, None, false, self.lenders);
-            other.joins = self.joins;
             parts.push(other);
         }
     }
@@ -282,6 +267,11 @@ impl Group {
         }
         (part, size)
     }
+}
+
+/// Why a device joins a group, if it does.
+pub(super) fn why_joined(held: &mut Held<'_, Unlocked>, device: &Device, group: &Group) -> Option<ConflictReason> {
+    group.members.iter().find_map(|member| belong_together(held, device, &member.device))
 }
 
 /// Why two devices are one group, if they are: the hardware or the bus cannot tell them apart.
@@ -329,7 +319,7 @@ impl Groups {
     }
 
     /// Takes out the first group that `wanted` accepts.
-    pub(super) fn take(&mut self, wanted: impl Fn(&Group) -> bool) -> Option<Box<Group>> {
+    pub(super) fn take(&mut self, mut wanted: impl FnMut(&Group) -> bool) -> Option<Box<Group>> {
         let mut passed = Self::default();
         let mut found = None;
         while let Some(group) = self.pop() {

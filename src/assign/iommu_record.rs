@@ -25,6 +25,8 @@ pub(super) struct Instance {
     pub(super) iommu: Outside<Arc<dyn Iommu>>,
     /// Registered devices with a stream on it.
     devices: AtomicUsize,
+    /// Those of them that were asked to go.
+    leaving: AtomicUsize,
     state: AtomicU8,
 }
 
@@ -59,6 +61,7 @@ impl Instance {
             number,
             iommu: Outside::new(iommu),
             devices: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
             state: AtomicU8::new(InstanceState::InService as u8),
         })
     }
@@ -93,6 +96,17 @@ impl Instance {
 
     pub(super) fn devices(&self) -> usize {
         self.devices.load(Ordering::Relaxed)
+    }
+
+    /// Whether all devices that are registered on it were asked to go.
+    pub(super) fn is_being_left(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) == self.devices()
+    }
+
+    /// Counts a device that was asked to go, or that is not going any more.
+    pub(super) fn count_leaving(&self, by: isize) {
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        self.leaving.store(leaving.saturating_add_signed(by), Ordering::Relaxed);
     }
 
     /// Counts a device in, or out.

@@ -105,7 +105,7 @@ use chain::{Attempt, Frame, Obstacle};
 use claim::{Claim, Marked, is_protected};
 use device::Attachment;
 use graveyard::{Graveyard, take_all};
-use group::{Group, Groups, Member, belong_together, shared_at};
+use group::{Group, Groups, Member, Members, shared_at, why_joined};
 use iommu_record::{Instance, InstanceState, Instances};
 use records::{DeviceRecord, DomainRecord, Nodes, SourceRecord, nodes_of};
 use registry::Registry;

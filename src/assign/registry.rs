@@ -98,9 +98,9 @@ impl<P: Platform> Registry<P> {
         self.devices.find(&key).get()
     }
 
-    /// The record of this very registration, not of a later one under the same key (contract C-7).
+    /// The record of this very registration, not of a later one under the same key (contract C-7) nor of another service's.
     pub(super) fn registration(&self, device: &Device) -> Option<&DeviceRecord> {
-        self.device(device.key()).filter(|record| record.device.id() == device.id())
+        self.device(device.key()).filter(|record| record.device.is(device))
     }
 
     pub(super) fn by_id(&self, id: DeviceId) -> Option<&Device> {
@@ -193,6 +193,7 @@ impl<P: Platform> Registry<P> {
         if !record.marked.replace(true) && !broken!("uncounted_mark") {
             self.marks.set(self.marks.get().saturating_add(1));
             self.count_leaving(record.state.get().owner(), 1);
+            record.device.attachments().iter().for_each(|at| at.instance.count_leaving(1));
         }
         record.device.revoke();
     }
@@ -201,6 +202,7 @@ impl<P: Platform> Registry<P> {
         if record.marked.replace(false) {
             self.marks.set(self.marks.get().saturating_sub(1));
             self.count_leaving(record.state.get().owner(), -1);
+            record.device.attachments().iter().for_each(|at| at.instance.count_leaving(-1));
         }
     }
 
@@ -258,6 +260,11 @@ impl<P: Platform> Registry<P> {
         self.domains.find(&id).get()
     }
 
+    /// The record of this very domain, not of another service's (contract C-18).
+    pub(super) fn creation(&self, domain: &Domain<P>) -> Option<&DomainRecord<P>> {
+        self.domain(domain.id()).filter(|record| record.domain.is(domain))
+    }
+
     /// The first domain whose number is above `after`.
     pub(super) fn next_domain(&self, after: Option<DomainId>) -> Option<&DomainRecord<P>> {
         self.domains.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded)).get()
@@ -276,7 +283,7 @@ impl<P: Platform> Registry<P> {
     /// Takes a shared hold on a domain (contract C-1).
     pub(super) fn hold(&self, domain: &Domain<P>) -> Result<(), Cause> {
         let gone = || Cause::DomainGone { domain: domain.label().clone() };
-        let record = self.domain(domain.id()).ok_or_else(gone)?;
+        let record = self.creation(domain).ok_or_else(gone)?;
         if record.destroying.get() {
             return Err(Cause::busy(Operation::DestroyDomain));
         }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use iommu_assign::assign::{
@@ -37,12 +38,14 @@ pub(crate) struct Between<P: Platform> {
     then: Mutex<BTreeMap<Moment, Act<P>>>,
     /// What the next `overlapping` names first.
     pub(crate) also_overlaps: Mutex<Option<DeviceId>>,
+    /// Every plan meets what another operation is about to give back.
+    pub(crate) plans_are_busy: AtomicBool,
 }
 
 impl<P: Platform<Sharing = ManyCpus>> Between<P> {
     pub(crate) fn new(inner: Arc<Smmu<Spin, ModelRegisters>>, way: &Way<P>) -> Arc<Self> {
-        let (then, also_overlaps) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { inner, way: way.clone(), then, also_overlaps })
+        let (then, also_overlaps, plans_are_busy) = Default::default();
+        Arc::new(Self { inner, way: way.clone(), then, also_overlaps, plans_are_busy })
     }
 
     /// At the next such moment `act` is done.
@@ -108,6 +111,9 @@ impl<P: Platform<Sharing = ManyCpus>> Iommu for Between<P> {
         space: &AddressSpace,
         is_claimed: &dyn Fn(DeviceId) -> bool,
     ) -> Result<(), IommuError> {
+        if self.plans_are_busy.load(Ordering::Relaxed) {
+            return Err(IommuError::Busy);
+        }
         let planned = self.inner.plan(devices, space, is_claimed);
         self.pass(Moment::AfterPlan);
         planned

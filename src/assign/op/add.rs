@@ -7,11 +7,12 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::any::Any;
+use core::iter;
 
 use smallvec::SmallVec;
 
-use super::joining::choose_joining;
-use super::on_all_iommus::{power_down, power_up};
+use super::joining::owner_of_joined;
+use super::on_all_iommus::Power;
 use super::removal::{self, Outcome};
 use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
@@ -40,7 +41,7 @@ impl<P: Platform> Service<P> {
     /// [`Cause::NoStreams`], [`Cause::ProviderMissing`] (offer it again when the IOMMU is registered),
     /// [`Cause::AlreadyRegistered`], [`Cause::ParentMissing`], [`Cause::GroupConflict`] when it would bridge two owners
     /// or share a live stream without the policy's yes, [`Cause::Busy`] when a group that it overlaps is claimed,
-    /// [`Cause::Removed`], [`Cause::OutOfMemory`], and what the IOMMUs say. Nothing is changed then, but with [`Left::Going`]:
+    /// [`Cause::SourceEnded`], [`Cause::Removed`], [`Cause::OutOfMemory`], and what the IOMMUs say. Nothing is changed then, but with [`Left::Going`]:
     /// entries that were written could not be taken back; the device is registered, and is to be removed.
     ///
     /// # Context
@@ -75,9 +76,10 @@ impl<P: Platform> Service<P> {
             return self.add_made(held, above, new);
         }
         let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
-        power_up(held, &device).map_err(|(instance, error)| refuse(no_place(instance, error)))?;
+        let power = Power::of(held, iter::once(&device));
+        let power = power.map_err(|(instance, error)| refuse(no_place(&instance, error)))?;
         let result = self.add_made(held, above, new);
-        power_down(held, &device);
+        power.release(held);
         result
     }
 
@@ -110,8 +112,7 @@ impl<P: Platform> Service<P> {
                 let cause = refusal(&device).unwrap_or(Cause::ParentMissing);
                 Err(self.undo_add(held, claim, cause))
             }
-            Ok(mut marked) => {
-                marked.unheard = Some(device.id());
+            Ok(marked) => {
                 let mut result = Ok(device.clone());
                 self.carry_out(held, marked, above, &mut |removed, outcome| {
                     if removed.id() == device.id() {
@@ -178,6 +179,10 @@ impl<P: Platform> Service<P> {
     ) -> Result<Claim<'a>, Cause> {
         let mut registry = self.registry.lock(held);
         let checked = registry.check_key(device, above).and_then(|()| {
+            if device.is_orphan() {
+                // Nobody looks for it any more: those that were registered before have been removed.
+                return Err(Cause::SourceEnded);
+            }
             for at in device.attachments() {
                 if let Some(cause) = at.instance.refusal() {
                     above.meet(Obstacle::Instance(at.instance.key));
@@ -274,7 +279,7 @@ impl<P: Platform> Service<P> {
                 Err(error) => return Err(no_place(&at.instance, error)),
             }
         }
-        let owner = choose_joining(held, claim, &device)?;
+        let owner = owner_of_joined(held, claim, &device)?;
         if let Some(owner) = owner {
             self.ask_to_share(held, claim, &device, owner)?;
         }
@@ -291,7 +296,6 @@ impl<P: Platform> Service<P> {
         let left = match removal::withdraw(held, &device) {
             Ok(()) | Err(Cause::Iommu { error: IommuError::ProviderGone, .. }) => {
                 claim.depart(device.id());
-                claim.join_none();
                 Left::Unchanged
             }
             Err(withdrawal) => {

@@ -127,12 +127,10 @@ impl<P: Platform> Service<P> {
             if blocked.is_live {
                 return Err((cause, blocked.left_live()));
             }
-            self.settle_live(held, claim, blocked.lacks());
-            return Err((cause, Left::Quarantined));
+            return Err((cause, self.settle_live(held, claim, blocked.lacks())));
         }
         if let Err(cause) = self.reset(held, claim) {
-            self.settle_live(held, claim, Lacks { drain: false, reset: true });
-            return Err((cause, Left::Quarantined));
+            return Err((cause, self.settle_live(held, claim, Lacks { drain: false, reset: true })));
         }
         let along = |member: &&Member| member.work.get() == claim.level && member.along.get();
         claim.members().filter(along).for_each(|member| member.state.set(DeviceState::Blocked));
@@ -216,12 +214,15 @@ impl<P: Platform> Service<P> {
         }
     }
 
-    /// What was live is quarantined from now on, and lacks this.
-    pub(super) fn settle_live(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, lacks: Lacks) {
+    /// What was live is quarantined from now on, and lacks this. Says what is left of the movers: they may be in fault still,
+    /// and only a mate that was to be cleansed along is quarantined.
+    fn settle_live(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, lacks: Lacks) -> Left {
         for member in claim.members().filter(|member| LIVE_WORK(member, claim.level)) {
             member.state.set(DeviceState::Quarantined(lacks));
             self.tell(held, || Event::Quarantined { device: member.device.label().clone() });
         }
+        let is_quarantined = claim.movers().any(|mover| mover.state.get().is_quarantined());
+        if is_quarantined { Left::Quarantined } else { Left::Unchanged }
     }
 }
 

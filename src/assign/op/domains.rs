@@ -92,7 +92,7 @@ impl<P: Platform> Service<P> {
         let refuse = |cause| Error::unchanged(Operation::DestroyDomain, domain.label().clone(), cause);
         {
             let registry = self.registry.lock(held);
-            let record = registry.domain(domain.id()).ok_or_else(|| refuse(Cause::Gone))?;
+            let record = registry.creation(domain).ok_or_else(|| refuse(Cause::Gone))?;
             above.meet(Obstacle::Domain(domain.id()));
             if record.is_being_left() {
                 // The removal of the last device ends, and is counted then.
@@ -140,7 +140,7 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let ended = {
             let mut registry = self.registry.lock(&mut held);
-            let is_free = registry.domain(domain.id()).is_some_and(|record| record.check_free().is_ok());
+            let is_free = registry.creation(domain).is_some_and(|record| record.check_free().is_ok());
             is_free && registry.bury_domain(domain.id())
         };
         if !ended {

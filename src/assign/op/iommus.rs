@@ -125,6 +125,11 @@ impl<P: Platform> Service<P> {
             let _registry = self.registry.lock(held);
             match (instance.state(), instance.devices()) {
                 (InstanceState::InService, 0) => instance.set_state(InstanceState::Leaving),
+                (InstanceState::InService, _) if instance.is_being_left() => {
+                    // Every other operation on these devices says already that they are gone (contract C-15).
+                    above.meet(Obstacle::Driver);
+                    return Err(Cause::busy(Operation::Remove));
+                }
                 (InstanceState::InService, devices) => return Err(Cause::InUse { devices }),
                 (InstanceState::Leaving, _) => {
                     above.meet(Obstacle::Instance(key));

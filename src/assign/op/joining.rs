@@ -2,36 +2,30 @@
 //! (contract I-11, A-6).
 
 use crate::assign::{
-    Cause, Claim, ConflictReason, Device, DomainId, Label, PolicyRequest, Service, Why, belong_together, shared_at,
+    Cause, Claim, ConflictReason, Device, DomainId, PolicyRequest, Service, Why, shared_at, why_joined,
 };
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
-/// Chooses which of the claimed groups join the device's: those with a member that overlaps it by stream, bus or entry. Returns
-/// the domain that owns them; two owners are refused.
-pub(super) fn choose_joining(
+/// The domain that owns the claimed groups that the device's will join: those with a member that overlaps it by stream, bus or
+/// entry. Two owners are refused.
+pub(super) fn owner_of_joined(
     held: &mut Held<'_, Unlocked>,
-    claim: &mut Claim<'_>,
+    claim: &Claim<'_>,
     device: &Device,
 ) -> Result<Option<DomainId>, Cause> {
-    let mut owner: Option<(DomainId, Label)> = None;
-    let (mut conflict, level) = (None, claim.level);
-    claim.others.iter_mut(|group| {
-        let reason = group.members.iter().find_map(|member| belong_together(held, device, &member.device));
-        group.set_joins(level, reason.is_some());
-        let found = group.owner().filter(|_| reason.is_some());
+    let mut owner: Option<DomainId> = None;
+    for group in claim.others.iter() {
+        let Some((reason, found)) = why_joined(held, device, group).zip(group.owner()) else { continue };
         let assigned = group.members.iter().find(|member| member.state.get().owner().is_some());
-        let name = assigned.or(group.members.front().get()).map(|member| member.device.label().clone());
-        match (&owner, found.zip(name)) {
-            (Some((one, _)), Some((two, with))) if *one != two => {
-                let reason = reason.unwrap_or(ConflictReason::SharedBus);
-                conflict.get_or_insert(Cause::GroupConflict { with, reason });
-            }
-            (None, found) => owner = found,
-            _ => {}
+        if owner.is_some_and(|owner| owner != found)
+            && let Some(mate) = assigned.or(group.members.front().get())
+        {
+            return Err(Cause::GroupConflict { with: mate.device.label().clone(), reason });
         }
-    });
-    conflict.map_or(Ok(owner.map(|(owner, _)| owner)), Err)
+        owner = Some(found);
+    }
+    Ok(owner)
 }
 
 impl<P: Platform> Service<P> {
@@ -55,6 +49,12 @@ impl<P: Platform> Service<P> {
         };
         let Some((iommu, with, now)) = shared else { return Ok(()) };
         claim.set_target(owner);
+        let target = Some((owner, claim.level));
+        claim.others.iter_mut(|group| {
+            if why_joined(held, device, group).is_some() {
+                group.target = group.target.or(target);
+            }
+        });
         for domain in now.filter(|now| *now != owner).into_iter().chain([owner]) {
             let label = self.registry.lock(held).domain(domain).map(|record| record.domain.label().clone());
             let allowed = label.is_some_and(|domain| {

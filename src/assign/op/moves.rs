@@ -6,7 +6,7 @@
 //! | reassign | yes | yes | yes | quarantined |
 
 use super::deassign::mark_work;
-use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS};
+use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS, Power};
 use super::run::Failure;
 use crate::assign::{
     CallChain, Cause, Claim, ConflictReason, Device, DeviceState, Domain, Error, Group, InstanceState, IommuError,
@@ -126,37 +126,35 @@ impl<P: Platform> Service<P> {
         domain: &Domain<P>,
     ) -> Result<(), Failure> {
         let is_unclean = claim.members().any(|member| LIVE_WORK(member, claim.level));
-        let wants_power = is_unclean || on_all_iommus::spans_several(claim, ALL_WORK);
-        let powered = if wants_power { on_all_iommus::hold_power(held, claim, crew, ALL_WORK) } else { Ok(()) };
-        let holds_power = wants_power && powered.is_ok();
-        let ready = match powered {
-            Err((instance, error)) => Err((on_all_iommus::refusal(claim, &instance, error), Left::Unchanged)),
-            Ok(()) if is_unclean => self.cleanse(held, claim, crew),
-            Ok(()) => Ok(()),
+        let several_steps = is_unclean || on_all_iommus::spans_several(claim, ALL_WORK);
+        let power = match several_steps {
+            true => Power::of(held, on_all_iommus::devices(claim, ALL_WORK)),
+            false => Ok(Power::default()),
         };
-        let moved = match ready {
-            Ok(()) => self.open(held, claim, crew, domain),
-            failed => {
-                on_all_iommus::abandon(held, claim, crew);
-                failed
+        let moved = match power {
+            Err((instance, error)) => Err((on_all_iommus::refusal(claim, &instance, error), Left::Unchanged)),
+            Ok(power) => {
+                let ready = if is_unclean { self.cleanse(held, claim, crew) } else { Ok(()) };
+                let moved = ready.and_then(|()| self.open(held, claim, crew, domain, several_steps));
+                power.release(held);
+                moved
             }
         };
-        if holds_power {
-            on_all_iommus::release_power(held, claim, crew, ALL_WORK);
-        }
         if moved.is_err() {
+            on_all_iommus::abandon(held, claim, crew);
             self.leave_flush_list(held, claim, domain);
         }
         moved
     }
 
-    /// Turns the movers, which are in fault, to the domain.
+    /// Turns the movers, which are in fault, to the domain. `later`: something may have changed already.
     fn open(
         &self,
         held: &mut Held<'_, Unlocked>,
         claim: &Claim<'_>,
         crew: &mut Crew,
         domain: &Domain<P>,
+        later: bool,
     ) -> Result<(), Failure> {
         let installed = on_all_iommus::install(held, claim, crew);
         if broken!("late_flush_list") {
@@ -167,8 +165,7 @@ impl<P: Platform> Service<P> {
                 self.settle(held, claim, DeviceState::Assigned(domain.id()), Some(domain.label()));
                 Ok(())
             }
-            // Power is held where this is not the only step, so that nothing has changed.
-            Err(cause @ Cause::Iommu { error: IommuError::NoPower(_), .. }) => Err((cause, Left::Unchanged)),
+            Err(cause @ Cause::Iommu { error: IommuError::NoPower(_), .. }) if !later => Err((cause, Left::Unchanged)),
             Err(cause) => {
                 let blocked = on_all_iommus::block(held, claim, crew, MOVERS);
                 // The device may have reached the domain for a moment.

@@ -181,77 +181,65 @@ impl Blocked {
 
 /// Whether the devices are on more than one IOMMU.
 pub(super) fn spans_several(claim: &Claim<'_>, which: Which) -> bool {
-    let members = claim.members().filter(|member| which(member, claim.level));
-    let mut orders = members.flat_map(|member| member.device.attachments()).map(|at| at.instance.order());
+    let mut orders = devices(claim, which).flat_map(Device::attachments).map(|at| at.instance.order());
     let first = orders.next();
     orders.any(|order| Some(order) != first)
 }
 
-/// Has power on all IOMMUs of the devices, so that these change as a whole or not at all. On an error nothing is held.
-pub(super) fn hold_power(
-    held: &mut Held<'_, Unlocked>,
-    claim: &Claim<'_>,
-    crew: &mut Crew,
-    which: Which,
-) -> Result<(), (Arc<Instance>, IommuError)> {
-    let without = each(claim, crew, which, |instance, _| {
-        let powered = instance.iommu.call(held).hold_power();
-        powered.err().map(|error| (instance.clone(), error))
-    });
-    let Some((lacking, error)) = without else { return Ok(()) };
-    each(claim, crew, which, |instance, _| {
-        let had = instance.order() < lacking.order();
-        if had {
-            instance.iommu.call(held).release_power();
-        }
-        (!had).then_some(())
-    });
-    Err((lacking, error))
-}
+/// Power that is had on some IOMMUs, so that devices change on all of them or on none. It says itself where it is had: members
+/// can come and go during callbacks.
+#[must_use = "the power stays on until it is released"]
+#[derive(Default)]
+pub(super) struct Power(Few<Arc<Instance>>);
 
-/// Ends what [`hold_power`] began.
-pub(super) fn release_power(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) {
-    each(claim, crew, which, |instance, _| -> Option<()> {
-        instance.iommu.call(held).release_power();
-        None
-    });
-}
-
-/// Has power on all IOMMUs of one device. On an error nothing is held.
-pub(super) fn power_up<'d>(
-    held: &mut Held<'_, Unlocked>,
-    device: &'d Device,
-) -> Result<(), (&'d Instance, IommuError)> {
-    for (index, at) in device.attachments().iter().enumerate() {
-        if let Err(error) = at.instance.iommu.call(held).hold_power() {
-            let before = device.attachments().iter().take(index);
-            before.for_each(|at| at.instance.iommu.call(held).release_power());
-            return Err((&at.instance, error));
+impl Power {
+    /// Has power on all IOMMUs of `devices`. On an error none is held.
+    pub(super) fn of<'d>(
+        held: &mut Held<'_, Unlocked>,
+        devices: impl Iterator<Item = &'d Device>,
+    ) -> Result<Self, (Arc<Instance>, IommuError)> {
+        let mut power = Self::default();
+        for at in devices.flat_map(Device::attachments) {
+            if power.0.iter().any(|instance| instance.number == at.instance.number) {
+                continue;
+            }
+            let room = power.0.try_reserve(1).map_err(|_| IommuError::OutOfMemory);
+            match room.and_then(|()| at.instance.iommu.call(held).hold_power()) {
+                Ok(()) => power.0.push(at.instance.clone()),
+                Err(error) => {
+                    power.release(held);
+                    return Err((at.instance.clone(), error));
+                }
+            }
         }
+        Ok(power)
     }
-    Ok(())
+
+    pub(super) fn release(self, held: &mut Held<'_, Unlocked>) {
+        self.0.iter().for_each(|instance| instance.iommu.call(held).release_power());
+    }
 }
 
-/// Ends what [`power_up`] began.
-pub(super) fn power_down(held: &mut Held<'_, Unlocked>, device: &Device) {
-    device.attachments().iter().for_each(|at| at.instance.iommu.call(held).release_power());
+/// The devices of the members that a step is about.
+pub(super) fn devices<'c>(claim: &'c Claim<'_>, which: Which) -> impl Iterator<Item = &'c Device> {
+    claim.members().filter(move |member| which(member, claim.level)).map(|member| &member.device)
 }
 
 /// Puts the devices in fault on every IOMMU, also after one of them failed. Where there are several, power is had on all of
 /// them first, so that a device is cut off as a whole or not at all.
 pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) -> Blocked {
     let mut all = Blocked::default();
-    let holds_power = spans_several(claim, which) && !broken!("unpowered_cut");
-    if holds_power && let Err((instance, error)) = hold_power(held, claim, crew, which) {
-        all.note(&instance, Err(error));
-        return all;
-    }
-    each(claim, crew, which, |instance, devices| -> Option<()> {
-        all.note(instance, instance.iommu.call(held).block(devices));
-        None
-    });
-    if holds_power {
-        release_power(held, claim, crew, which);
+    let wants_power = spans_several(claim, which) && !broken!("unpowered_cut");
+    let power = if wants_power { Power::of(held, devices(claim, which)) } else { Ok(Power::default()) };
+    match power {
+        Err((instance, error)) => all.note(&instance, Err(error)),
+        Ok(power) => {
+            each(claim, crew, which, |instance, devices| -> Option<()> {
+                all.note(instance, instance.iommu.call(held).block(devices));
+                None
+            });
+            power.release(held);
+        }
     }
     all
 }

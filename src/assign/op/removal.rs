@@ -5,12 +5,16 @@
 //! inside, the device stays registered, is `Going`, and its mark is spent: it can be removed again.
 
 use alloc::vec::Vec;
+use core::iter;
 
-use super::on_all_iommus::{self, Crew, names_of_keepers, room_for_keepers};
+use super::on_all_iommus::{self, Crew, Power, names_of_keepers, room_for_keepers};
+use intrusive_collections::LinkedList;
+
 use crate::assign::guarded;
 use crate::assign::{
     Attempt, CallChain, Cause, Claim, Device, DeviceId, DeviceKey, DeviceRecord, DeviceState, Error, Event,
-    HookContext, IommuError, Label, Lacks, Left, Marked, Member, Obstacle, Operation, Registry, Service, is_protected,
+    HookContext, IommuError, Label, Lacks, Left, Marked, Member, Members, Obstacle, Operation, Registry, Service,
+    is_protected,
 };
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -91,7 +95,8 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// As for [`remove`](Self::remove), and [`Cause::TimedOut`]: the removal stays asked for.
+    /// As for [`remove`](Self::remove), and [`Cause::TimedOut`]: with [`Left::Pending`] the removal stays asked for, with
+    /// [`Left::Unchanged`] children that are on their way out were waited for in vain.
     ///
     /// # Context
     ///
@@ -179,19 +184,19 @@ impl<P: Platform> Service<P> {
         let Some(device) = device else { return self.remove_within(above, key).map(drop) };
         let attempt = Attempt::default();
         loop {
-            let met = match self.remove_in(&mut held, above.trying(&attempt), key, Some(device.id())) {
+            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), key, Some(device.id())) {
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
                     return Ok(());
                 }
-                Ok(Removal::Pending) => Cause::TimedOut { running: Operation::Remove },
+                Ok(Removal::Pending) => (Cause::TimedOut { running: Operation::Remove }, Left::Pending),
                 Err(Error { cause: Cause::Busy { running }, operation, subject, left }) => {
                     if above.depth() > 0 {
                         // Its children are on their way out, maybe by an operation above.
                         return Err(Error { operation, subject, cause: Cause::WouldDeadlock { running }, left });
                     }
-                    Cause::TimedOut { running }
+                    (Cause::TimedOut { running }, Left::Unchanged)
                 }
-                Err(Error { cause: Cause::StillInUse { calls }, .. }) => Cause::StillInUse { calls },
+                Err(Error { cause: Cause::StillInUse { calls }, .. }) => (Cause::StillInUse { calls }, Left::Going),
                 result => {
                     self.report(&result);
                     return result.map(drop);
@@ -200,7 +205,7 @@ impl<P: Platform> Service<P> {
             let waited = self.wait_while(deadline, |held| self.removal_must_wait(held, &device));
             if waited.is_err() {
                 let subject = device.label().clone();
-                let result = Err(Error { operation: Operation::Remove, subject, cause: met, left: Left::Going });
+                let result = Err(Error { operation: Operation::Remove, subject, cause: met, left });
                 self.report(&result);
                 return result;
             }
@@ -216,7 +221,7 @@ impl<P: Platform> Service<P> {
     }
 
     /// Carries out the removals that a put-back has found, and those that their own put-backs find. Tells what became of each
-    /// device.
+    /// device. Sources hear of it at the end, when nothing is claimed that a hook may wait for.
     pub(super) fn carry_out(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -224,6 +229,10 @@ impl<P: Platform> Service<P> {
         above: CallChain<'_>,
         tell: &mut dyn FnMut(&Device, Outcome),
     ) {
+        let mut departed = LinkedList::new(Members::new());
+        if let Some(member) = marked.departed.take() {
+            departed.push_back(member);
+        }
         while let Some(mut group) = marked.groups.pop() {
             let doomed = group.doomed.take().and_then(|id| group.member(id));
             let Some(device) = doomed.map(|member| member.device.clone()) else {
@@ -232,12 +241,19 @@ impl<P: Platform> Service<P> {
             };
             let mut claim = Claim::of(device.clone(), group, Operation::Remove, above);
             let outcome = self.remove_claimed(held, &mut claim);
-            marked.groups.append(self.put_back(held, claim).groups);
-            if matches!(outcome, Outcome::Removed(_)) && marked.unheard != Some(device.id()) {
-                let hooks = device.hooks().call(held);
-                guarded::told(|| hooks.release(&HookContext { device: &device, chain: above }));
+            let found = self.put_back(held, claim);
+            marked.groups.append(found.groups);
+            if let Some(member) = found.departed {
+                departed.push_back(member);
             }
             tell(&device, outcome);
+        }
+        while let Some(member) = departed.pop_front() {
+            let device = &member.device;
+            if marked.unheard != Some(device.id()) {
+                let hooks = device.hooks().call(held);
+                guarded::told(|| hooks.release(&HookContext { device, chain: above }));
+            }
         }
     }
 
@@ -251,16 +267,20 @@ impl<P: Platform> Service<P> {
         if device.attachments().len() < 2 || broken!("unpowered_cut") {
             return self.cut_and_withdraw(held, claim);
         }
-        if let Err((instance, error)) = on_all_iommus::power_up(held, &device) {
-            member.going.set(true);
-            let cause = Cause::Iommu { iommu: instance.key, error };
-            let left = if was_live { Left::GoingLive } else { Left::Going };
-            let subject = device.label().clone();
-            return Outcome::Going(Error { operation: Operation::Remove, subject, cause, left });
+        match Power::of(held, iter::once(&device)) {
+            Ok(power) => {
+                let outcome = self.cut_and_withdraw(held, claim);
+                power.release(held);
+                outcome
+            }
+            Err((instance, error)) => {
+                member.going.set(true);
+                let cause = Cause::Iommu { iommu: instance.key, error };
+                let left = if was_live { Left::GoingLive } else { Left::Going };
+                let subject = device.label().clone();
+                Outcome::Going(Error { operation: Operation::Remove, subject, cause, left })
+            }
         }
-        let outcome = self.cut_and_withdraw(held, claim);
-        on_all_iommus::power_down(held, &device);
-        outcome
     }
 
     /// Cuts the device's DMA, and withdraws it where no call is inside.
@@ -338,12 +358,13 @@ fn set_state(claim: &Claim<'_>, state: DeviceState) {
 
 impl<P: Platform> Registry<P> {
     /// Refuses to remove a device alone behind which others stand. One that is on its way in does not count: its add may be
-    /// undone, and sees the mark of its parent. Where all are on their way out the removal comes too early.
+    /// undone, and sees the mark of its parent. Where the removal of all of them is pending this one comes too early; one whose
+    /// removal was tried in vain stays until it is removed again.
     fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
         let (mut staying, mut leaving) = (0_usize, None);
         let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
         while let Some(child) = next {
-            if child.is_leaving() {
+            if child.marked.get() {
                 leaving = Some(child.device.id());
             } else if child.is_shown() {
                 staying = staying.saturating_add(1);
