@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use common::callbacks::Hooks;
 use common::rig::{Alone, Rig, cause};
 use iommu_assign::assign::{
-    Cause, Device, DeviceSpec, DeviceState, HookError, Left, Operation, Quarantine, Removal, Why,
+    Cause, Device, DeviceSpec, DeviceState, HookError, IommuError, IommuPower, Left, Operation, Quarantine, Removal,
+    Why,
 };
 use iommu_assign::sync::Spin;
 
@@ -198,4 +199,18 @@ fn c2_an_add_joins_no_part_of_a_group_that_fell_apart_meanwhile() {
     assert_eq!(rig.group(&one), rig.group(&late));
     assert_ne!(rig.group(&one), rig.group(&two));
     rig.audit();
+}
+
+/// Between the driver's last word and the service's, a forced unregister is neither done nor undone.
+#[test]
+fn c9_a_domain_is_not_destroyed_while_an_iommu_of_its_own_is_being_closed() {
+    let mut rig = Rig::<Spin>::new();
+    let device = rig.add("device", 0x10);
+    rig.service.assign(&device, &rig.domains[0]).unwrap();
+    rig.driver.inner.close().unwrap();
+    assert!(matches!(cause(&rig.service.deassign(&device)), Cause::Iommu { error: IommuError::ProviderGone, .. }));
+    let error = rig.service.destroy_domain(&rig.domains[0]).unwrap_err();
+    assert_eq!(error.cause, Cause::Busy { running: Operation::UnregisterIommu }, "{error}");
+    rig.service.force_unregister_iommu(common::SMMU).unwrap();
+    rig.service.destroy_domain(&rig.domains[0]).unwrap();
 }

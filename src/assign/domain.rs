@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::{AddressSpace, Cause, DomainId, Instance, InstanceState, Iommu, IommuError, Label};
+use super::{AddressSpace, Cause, DomainId, Instance, InstanceState, Iommu, IommuError, Label, Operation};
 use crate::sync::Platform;
 use crate::sync::levels::FlushList;
 use crate::sync::lock::Lock;
@@ -108,9 +108,13 @@ impl<P: Platform> Domain<P> {
         drop(old);
     }
 
-    /// Has every IOMMU forget the domain: after `Ok` none of them uses its tables.
+    /// Has every IOMMU forget the domain: after `Ok` none of them uses its tables. Where one is being closed by force at this
+    /// moment it is too early to say.
     pub(super) fn forget(&self, held: &mut Held<'_, Unlocked>) -> Result<(), Cause> {
-        self.on_all(held, |iommu, domain| iommu.forget(domain))
+        self.on_all(held, |iommu, domain| iommu.forget(domain)).map_err(|cause| match cause {
+            Cause::Iommu { error: IommuError::ProviderGone, .. } => Cause::busy(Operation::UnregisterIommu),
+            cause => cause,
+        })
     }
 
     /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure. One that is

@@ -116,7 +116,10 @@ impl<P: Platform> Service<P> {
             self.tell(held, || Event::DomainDestroyed { domain: domain.label().clone() });
         }
         self.count_end();
-        drained.map_err(refuse)
+        drained.map_err(|cause| {
+            above.meet(Obstacle::Driver);
+            refuse(cause)
+        })
     }
 
     /// [`destroy_domain`](Self::destroy_domain), also where an IOMMU does not confirm that it forgot the tables: the

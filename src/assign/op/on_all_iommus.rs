@@ -5,6 +5,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use smallvec::SmallVec;
+
 use crate::assign::{
     AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Left, Member, Obstacle,
     Operation, Streams, shared_at,
@@ -181,16 +183,16 @@ impl Blocked {
 
 /// Whether the devices are on more than one IOMMU.
 pub(super) fn spans_several(claim: &Claim<'_>, which: Which) -> bool {
-    let mut orders = devices(claim, which).flat_map(Device::attachments).map(|at| at.instance.order());
-    let first = orders.next();
-    orders.any(|order| Some(order) != first)
+    let mut numbers = devices(claim, which).flat_map(Device::attachments).map(|at| at.instance.number);
+    let first = numbers.next();
+    numbers.any(|number| Some(number) != first)
 }
 
 /// Power that is had on some IOMMUs, so that devices change on all of them or on none. It says itself where it is had: members
 /// can come and go during callbacks.
 #[must_use = "the power stays on until it is released"]
 #[derive(Default)]
-pub(super) struct Power(Few<Arc<Instance>>);
+pub(super) struct Power(SmallVec<[Arc<Instance>; 2]>);
 
 impl Power {
     /// Has power on all IOMMUs of `devices`. On an error none is held.
@@ -229,17 +231,22 @@ pub(super) fn devices<'c>(claim: &'c Claim<'_>, which: Which) -> impl Iterator<I
 /// them first, so that a device is cut off as a whole or not at all.
 pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) -> Blocked {
     let mut all = Blocked::default();
-    let wants_power = spans_several(claim, which) && !broken!("unpowered_cut");
-    let power = if wants_power { Power::of(held, devices(claim, which)) } else { Ok(Power::default()) };
-    match power {
-        Err((instance, error)) => all.note(&instance, Err(error)),
-        Ok(power) => {
-            each(claim, crew, which, |instance, devices| -> Option<()> {
-                all.note(instance, instance.iommu.call(held).block(devices));
-                None
-            });
-            power.release(held);
+    let mut power = None;
+    if spans_several(claim, which) && !broken!("unpowered_cut") {
+        match Power::of(held, devices(claim, which)) {
+            Ok(had) => power = Some(had),
+            Err((instance, error)) => {
+                all.note(&instance, Err(error));
+                return all;
+            }
         }
+    }
+    each(claim, crew, which, |instance, devices| -> Option<()> {
+        all.note(instance, instance.iommu.call(held).block(devices));
+        None
+    });
+    if let Some(power) = power {
+        power.release(held);
     }
     all
 }
