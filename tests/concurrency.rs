@@ -103,7 +103,7 @@ fn c5_a_parent_goes_after_its_children_and_a_child_needs_a_parent() {
     spec.parent = Some(bridge.key());
     let child = bench.service.add(spec.clone()).unwrap();
     assert_eq!((bridge.depth(), child.depth()), (0, 1));
-    assert_eq!(bench.remove(&bridge).unwrap_err().cause, Cause::HasChildren { children: 1 });
+    assert_eq!(bench.remove(&bridge).unwrap_err().cause, Cause::HasChildren { children: 1, first: "child".into() });
     bench.remove(&child).unwrap();
     bench.remove(&bridge).unwrap();
     assert_eq!(bench.service.add(spec).unwrap_err().cause, Cause::ParentMissing);
@@ -163,7 +163,10 @@ fn c8_a_device_that_is_unplugged_while_assigned_is_cut_drained_and_forgotten() {
 fn c9_a_provider_goes_only_when_nobody_needs_it_and_a_missing_one_is_named() {
     let mut bench = Bench::v2();
     let device = bench.add("dma", &[(0x10, 0)]);
-    assert_eq!(bench.service.unregister_iommu(SMMU).unwrap_err().cause, Cause::InUse { devices: 1 });
+    assert_eq!(
+        bench.service.unregister_iommu(SMMU).unwrap_err().cause,
+        Cause::InUse { devices: 1, first: "dma".into() }
+    );
     bench.remove(&device).unwrap();
     bench.service.unregister_iommu(SMMU).unwrap();
     assert_eq!(bench.service.unregister_iommu(SMMU).unwrap_err().cause, Cause::NotFound);
@@ -369,7 +372,7 @@ fn c5_the_tree_form_removes_children_first_and_keeps_new_ones_out() {
             bench.oracle.allow(device.label(), &[(10, 0)], &[guest.backing]);
         }
     }
-    assert!(matches!(bench.service.remove(keys[0]).unwrap_err().cause, Cause::HasChildren { children: 2 }));
+    assert!(matches!(bench.service.remove(keys[0]).unwrap_err().cause, Cause::HasChildren { children: 2, .. }));
     assert_eq!(bench.service.remove_tree(keys[0]).unwrap(), Removal::Done);
     let order: Vec<DeviceKey> = order.lock().unwrap().clone();
     let at = |n: usize| order.iter().position(|key| *key == keys[n]).unwrap();
@@ -493,7 +496,7 @@ fn errors_count_as_people_do() {
     let device = bench.add("dma", &[(0x10, 0)]);
     bench.assign(&device, &guest).unwrap();
     let error = bench.service.destroy_domain(&guest.domain).unwrap_err();
-    assert_eq!(error.to_string(), "destroy domain guest: 1 device still refers to it; nothing changed");
+    assert_eq!(error.to_string(), "destroy domain guest: dma still uses it; nothing changed");
 }
 
 /// A policy that panics when it is asked about this device.

@@ -91,7 +91,11 @@ fn c5_a_child_whose_removal_failed_is_a_child() {
     let inside = child.enter::<Alone>().unwrap();
     assert!(matches!(cause(&rig.service.remove(child.key())), Cause::StillInUse { calls: 1 }));
     let refused = rig.service.remove_and_wait(parent.key(), None);
-    assert_eq!(*cause(&refused), Cause::HasChildren { children: 1 }, "nobody removes it, so nobody waits for that");
+    assert_eq!(
+        *cause(&refused),
+        Cause::HasChildren { children: 1, first: child.label().clone() },
+        "nobody removes it, so nobody waits for that"
+    );
     drop(inside);
     rig.service.remove(child.key()).unwrap();
     rig.service.remove_and_wait(parent.key(), None).unwrap();
@@ -139,7 +143,10 @@ fn c18_handles_of_another_service_are_strangers() {
 fn c15_an_instance_whose_last_device_is_being_removed_is_busy() {
     let mut rig = Rig::<Spin>::new();
     let device = rig.add("device", 0x10);
-    assert_eq!(*cause(&rig.service.unregister_iommu(common::SMMU)), Cause::InUse { devices: 1 });
+    assert_eq!(
+        *cause(&rig.service.unregister_iommu(common::SMMU)),
+        Cause::InUse { devices: 1, first: device.label().clone() }
+    );
     let reservation = rig.service.reserve(&device, &rig.domains[0]).unwrap();
     assert_eq!(rig.service.remove(device.key()), Ok(Removal::Pending));
     assert_eq!(*cause(&rig.service.assign(&device, &rig.domains[0])), Cause::Gone);

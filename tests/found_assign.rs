@@ -303,7 +303,7 @@ fn i10_c15_a_domain_that_a_device_is_leaving_is_in_use() {
     let [old, new] = &rig.domains;
     rig.service.assign(&device, old).unwrap();
     rig.service.reassign(&device, new).unwrap();
-    assert_eq!(*seen.lock().unwrap(), [Cause::InUse { devices: 1 }]);
+    assert_eq!(*seen.lock().unwrap(), [Cause::InUse { devices: 1, first: "a".into() }]);
     rig.service.destroy_domain(old).unwrap();
 }
 

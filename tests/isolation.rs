@@ -229,7 +229,10 @@ fn i10_a_domain_is_not_destroyed_while_a_device_refers_to_it() {
     let guest = bench.guest("guest");
     let device = bench.add("dma", &[(0x10, 0)]);
     bench.assign(&device, &guest).unwrap();
-    assert_eq!(bench.service.destroy_domain(&guest.domain).unwrap_err().cause, Cause::InUse { devices: 1 });
+    assert_eq!(
+        bench.service.destroy_domain(&guest.domain).unwrap_err().cause,
+        Cause::InUse { devices: 1, first: "dma".into() }
+    );
     drop(bench.deassign(&device).unwrap());
     bench.service.destroy_domain(&guest.domain).unwrap();
     assert_eq!(bench.service.destroy_domain(&guest.domain).unwrap_err().cause, Cause::Gone);

@@ -48,7 +48,7 @@ fn c4_a_bridge_adds_its_children_from_its_own_hook_under_its_claim() {
     assert!(rig.service.find(child.key).is_some_and(|info| info.device.depth() == 1));
     assert_eq!(
         cause(&rig.service.remove(bridge.key())),
-        &Cause::HasChildren { children: 1 },
+        &Cause::HasChildren { children: 1, first: "child".into() },
         "C-5: the parent counts it"
     );
     rig.service.remove_tree(bridge.key()).unwrap();

@@ -38,7 +38,10 @@ fn i10_a_domain_is_not_destroyed_while_a_device_refers_to_it_on_every_part() {
         let device = bench.add("dma", &[(0x10, 0)]);
         bench.assign(&device, &guest).unwrap();
         let (reads, writes, refused) = bench.cost(|| bench.service.destroy_domain(&guest.domain));
-        assert_eq!((reads, writes, refused.unwrap_err().cause), (0, 0, Cause::InUse { devices: 1 }));
+        assert_eq!(
+            (reads, writes, refused.unwrap_err().cause),
+            (0, 0, Cause::InUse { devices: 1, first: "dma".into() })
+        );
         assert_eq!(bench.dma(0x10), Reached::Memory(guest.backing));
         drop(bench.deassign(&device).unwrap());
         bench.service.destroy_domain(&guest.domain).unwrap();

@@ -309,7 +309,10 @@ fn c2_c5_a_parent_whose_children_are_all_on_their_way_out_is_busy_and_not_refuse
     rig.service.deassign(&child).unwrap_err();
     let seen = seen.lock().unwrap();
     let (before, marked, after) = &seen[0];
-    assert_eq!((cause(before), cause(after)), (&Cause::HasChildren { children: 1 }, &busy(Operation::Remove)));
+    assert_eq!(
+        (cause(before), cause(after)),
+        (&Cause::HasChildren { children: 1, first: "b".into() }, &busy(Operation::Remove))
+    );
     assert_eq!(*marked, Ok(Removal::Pending));
     assert_eq!(rig.service.devices().map(|info| info.device.key()).collect::<Vec<DeviceKey>>(), [key]);
 }

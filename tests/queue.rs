@@ -170,7 +170,7 @@ fn c12_requests_about_one_device_are_carried_out_in_order() {
     let moved = board.submit(Request::Reassign(target(1), board.two.clone()));
     let refused = board.submit(Request::Assign(target(1), board.one.clone()));
     let ended = board.submit(Request::Deassign(target(1)));
-    let removed = board.submit(Request::Remove(key(1)));
+    let removed = board.submit(Request::Remove(key(1).into()));
     let late = board.submit(Request::Deassign(target(1)));
     assert_eq!(worker.drain(&board.service), 0);
     assert_eq!(worker.run_one(&board.service), Progress::Idle { waiting: 0 });
@@ -195,7 +195,7 @@ fn c12_whole_groups_quarantines_and_trees_go_through_the_queue() {
         Request::ReassignGroup(target(1), board.two.clone()),
         Request::DeassignGroup(target(1)),
         Request::Quarantine(target(1), iommu_assign::assign::Quarantine::Faults),
-        Request::RemoveTree(key(1)),
+        Request::RemoveTree(key(1).into()),
     ];
     let completions: Vec<_> = requests.into_iter().map(|request| board.submit(request)).collect();
     assert_eq!(board.drain(), 0);
@@ -229,7 +229,7 @@ fn c12_a_request_that_meets_a_claimed_group_keeps_its_place_and_the_others_go_on
     board.service.add(spec(2)).unwrap();
     board.service.assign(&device, &board.one).unwrap();
     let assigned = board.submit(Request::Assign(target(1), board.two.clone()));
-    let removed = board.submit(Request::Remove(key(1)));
+    let removed = board.submit(Request::Remove(key(1).into()));
     let other = board.submit(Request::Assign(target(2), board.one.clone()));
     std::thread::scope(|scope| {
         let deassign = scope.spawn(|| board.service.deassign(&device).map(drop));
@@ -260,7 +260,7 @@ fn c12_what_waits_for_a_claim_can_be_cancelled_and_does_not_hold_up_its_device()
     board.service.assign(&device, &board.one).unwrap();
     let first = board.submit(Request::Assign(target(1), board.two.clone()));
     let second = board.submit(Request::Assign(target(1), board.one.clone()));
-    let removal = board.submit(Request::Remove(key(1)));
+    let removal = board.submit(Request::Remove(key(1).into()));
     std::thread::scope(|scope| {
         let deassign = scope.spawn(|| board.service.deassign(&device).map(drop));
         gate.wait();
@@ -426,7 +426,7 @@ fn c12_c19_a_completion_is_waited_for_until_its_deadline() {
         scope.spawn(|| board.drain());
         assert_eq!(waits.join().unwrap(), Ok(true));
     });
-    let completion = board.submit(Request::Remove(key(1)));
+    let completion = board.submit(Request::Remove(key(1).into()));
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| completion.wait(None).unwrap().as_ref().unwrap_err().cause.clone());
         std::thread::sleep(Duration::from_millis(20));
@@ -454,7 +454,7 @@ fn c12_c4_a_hook_that_would_wait_for_the_worker_hears_that_it_would_deadlock() {
     let record = seen.clone();
     let spec = hooked(1, move |context| {
         let board = inner.upgrade().unwrap();
-        let nested = board.submit(Request::Remove(key(1)));
+        let nested = board.submit(Request::Remove(key(1).into()));
         let answer = nested.wait_within(context.chain).map(Result::is_ok);
         record.lock().unwrap().push((answer, board.queue.worker().is_none()));
         nested.detach();
@@ -499,7 +499,7 @@ fn c12_a_random_mixture_ends_with_every_request_answered_once() {
                 2 => Request::Assign(target(n), domain.clone()),
                 3 => Request::Reassign(target(n), domain.clone()),
                 4 => Request::Deassign(target(n)),
-                _ => Request::Remove(key(n)),
+                _ => Request::Remove(key(n).into()),
             };
             let completion = board.submit(request);
             match numbers.below(8) {

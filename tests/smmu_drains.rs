@@ -282,7 +282,10 @@ fn i8_c9_tables_that_are_redeemed_after_their_smmu_has_gone_touch_no_register_of
     bench.machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     bench.remove(&device).unwrap_err();
     let held = bench.service.retire_domain(&one.domain).unwrap().expect("its drain is not confirmed");
-    assert_eq!(bench.service.unregister_iommu(SMMU).unwrap_err().cause, Cause::InUse { devices: 1 });
+    assert_eq!(
+        bench.service.unregister_iommu(SMMU).unwrap_err().cause,
+        Cause::InUse { devices: 1, first: "dma".into() }
+    );
     assert!(timed_out(&bench.service.force_unregister_iommu(SMMU).unwrap_err()));
     bench.machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
     bench.service.force_unregister_iommu(SMMU).unwrap();

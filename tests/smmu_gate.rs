@@ -20,7 +20,7 @@ use std::time::Duration;
 use common::parts::named;
 use common::stopping::{Held, STLBGSTATUS, Stop};
 use common::{Bench, SMMU};
-use iommu_assign::assign::{Cause, Deassigned, FaultLine, IommuError, IommuHandle, Removal};
+use iommu_assign::assign::{Cause, Deassigned, Error, FaultLine, IommuError, IommuHandle, Removal};
 use iommu_assign::smmu::{Setup, SmmuConfig};
 use machine::Reached;
 
@@ -37,6 +37,10 @@ fn bench(polls: u32) -> (Bench, Arc<Stop>) {
 }
 
 const BUSY: Cause = Cause::Iommu { iommu: SMMU, error: IommuError::Busy };
+fn cause(result: Result<(), Error>) -> Result<(), Cause> {
+    result.map_err(|error| error.cause)
+}
+
 /// A bound that no wait here reaches: about a minute of looks.
 const PATIENT: u32 = 200_000_000;
 
@@ -59,7 +63,7 @@ fn c1_s5_suspend_keeps_new_calls_out_and_waits_for_those_inside() {
         scope.spawn(|| service.flush(domain));
         stop.meet();
         scope.spawn(|| {
-            suspension = service.suspend_iommu(SMMU);
+            suspension = cause(service.suspend_iommu(SMMU));
             suspended.store(true, Ordering::SeqCst);
         });
         a_moment();
@@ -116,7 +120,7 @@ fn c1_c9_a_change_that_waits_in_vain_gives_up_within_its_bound_and_a_begun_end_l
         stop.at(STLBGSTATUS);
         scope.spawn(|| service.flush(domain));
         stop.meet();
-        suspension = service.suspend_iommu(SMMU);
+        suspension = cause(service.suspend_iommu(SMMU));
         let before = bench.machine.counters(SMMU);
         service.audit(&mut |_| findings += 1);
         findings += u32::from(bench.machine.counters(SMMU) == before);
@@ -144,7 +148,7 @@ fn c16_c17_a_fault_handler_is_waited_for_too() {
         stop.at(SGFSR);
         scope.spawn(|| handle.take_faults(FaultLine::Global, &mut |_| faults += 1));
         stop.meet();
-        suspension = bench.service.suspend_iommu(SMMU);
+        suspension = cause(bench.service.suspend_iommu(SMMU));
         stop.meet();
     });
     assert_eq!((suspension, faults), (Err(BUSY), 1), "its registers were being read");
@@ -167,7 +171,7 @@ fn c1_c9_an_end_does_not_overtake_a_resume() {
     let (mut resumed, mut end) = (Err(BUSY), Ok(()));
     thread::scope(|scope| {
         stop.at(STLBGSTATUS);
-        scope.spawn(|| resumed = service.resume_iommu(SMMU));
+        scope.spawn(|| resumed = cause(service.resume_iommu(SMMU)));
         stop.meet();
         end = service.force_unregister_iommu(SMMU);
         stop.meet();
@@ -214,7 +218,7 @@ fn c1_i6_i10_a_deassign_or_removal_waits_until_a_resume_has_ended() {
     let (mut resumed, mut deassigned, mut removed) = (Err(BUSY), None, None);
     thread::scope(|scope| {
         stop.at(STLBGSTATUS);
-        scope.spawn(|| resumed = service.resume_iommu(SMMU));
+        scope.spawn(|| resumed = cause(service.resume_iommu(SMMU)));
         stop.meet();
         scope.spawn(|| deassigned = Some(service.deassign(&devices[0])));
         scope.spawn(|| removed = Some(service.remove(devices[1].key())));

@@ -111,7 +111,7 @@ fn c14_with_a_clock_a_wait_ends_after_its_time_and_not_after_its_polls() {
     let error = setup.service.deassign(&setup.device).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "deassign dma: iommu@50000000: the IOMMU did not confirm an invalidation within 10 polls in 1000 us; the device is \
+        "deassign dma: iommu@50000000: it did not confirm an invalidation within 10 polls in 1000 us; the device is \
          quarantined"
     );
 }
@@ -150,7 +150,7 @@ fn c10_c14_atomic_context_has_a_time_of_its_own() {
     stick(&setup, SyncRegister::Global);
     clock_goes_by(25);
     let crashed = setup.service.iommu(SMMU).unwrap().crash().unwrap_err();
-    assert_eq!(waited(&crashed), Waited { polls: 2, time: Some(Micros::new(50)) });
+    assert_eq!(waited(&crashed.cause), Waited { polls: 2, time: Some(Micros::new(50)) });
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl<'a> Stage<'a> {
         match (done, in_use) {
             (Ok(()), expected) => line.result("destroyed").expect(expected.is_none(), "to be refused while in use"),
             (Err(error), Some(devices)) => {
-                let held = error.cause == Cause::InUse { devices } && cost.writes == 0;
+                let counted = matches!(error.cause, Cause::InUse { devices: told, .. } if told == devices);
+                let held = counted && cost.writes == 0;
                 line.result("refused").detail(words(&error)).expect(held, "to be in use, no register written");
             }
             (Err(error), None) => line.result("refused").detail(words(&error)).expect(false, "to be destroyed"),

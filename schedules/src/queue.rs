@@ -165,8 +165,8 @@ fn join<T>(thread: loom::thread::JoinHandle<T>) -> T {
 /// Somebody submits and waits while the worker goes to sleep.
 fn submit_and_wait() {
     let front = Front::new();
-    let ready = front.queue.prepare(Request::Remove(key(1)));
-    let last = front.queue.prepare(Request::Remove(key(2)));
+    let ready = front.queue.prepare(Request::Remove(key(1).into()));
+    let last = front.queue.prepare(Request::Remove(key(2).into()));
     let other = beside(&front, move |front| {
         let removed = front.queue.submit(ready);
         let last = front.queue.submit(last);
@@ -190,8 +190,8 @@ fn submit_and_wait() {
 /// Cancelled while the worker may be starting it.
 fn cancel() {
     let front = Front::new();
-    let removal = front.submit(Request::Remove(key(1)));
-    let last = front.submit(Request::Remove(key(2)));
+    let removal = front.submit(Request::Remove(key(1).into()));
+    let last = front.submit(Request::Remove(key(2).into()));
     let other = beside(&front, move |front| {
         let cancelled = removal.cancel();
         let answer = answer(&removal);
@@ -205,8 +205,8 @@ fn cancel() {
 /// Dropped while the worker may be starting it: carried out once or not at all.
 fn drop_it() {
     let front = Front::new();
-    let removal = front.submit(Request::Remove(key(1)));
-    let last = front.submit(Request::Remove(key(2)));
+    let removal = front.submit(Request::Remove(key(1).into()));
+    let last = front.submit(Request::Remove(key(2).into()));
     let other = beside(&front, move |_| drop(removal));
     front.work_until(&last);
     join(other);

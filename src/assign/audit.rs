@@ -54,9 +54,25 @@ impl fmt::Display for Finding {
             }
             Self::Hardware(difference) => difference.fmt(f),
             Self::Placement { device, iommu, registry, driver } => {
-                let name = |domain: &Option<DomainId>| domain.map_or(0, DomainId::number);
-                write!(f, "{device} at {iommu}: registry has domain {}, driver {}", name(registry), name(driver))
+                write!(
+                    f,
+                    "{device} at {iommu}: the registry has it in {}, the driver in {}",
+                    Place(*registry),
+                    Place(*driver)
+                )
             }
+        }
+    }
+}
+
+/// Where a device is.
+struct Place(Option<DomainId>);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(domain) => domain.fmt(f),
+            None => f.write_str("no domain"),
         }
     }
 }

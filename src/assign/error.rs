@@ -4,7 +4,7 @@ use core::fmt;
 
 use thiserror::Error as ThisError;
 
-use super::{IommuError, IommuKey, Label};
+use super::{Incompatible, IommuError, IommuKey, Label};
 
 /// An operation of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,22 +14,42 @@ pub enum Operation {
     Add,
     /// `assign` a device or group to a domain.
     Assign,
+    /// `crash`: stop an IOMMU instance while the hypervisor is crashing.
+    CrashIommu,
     /// `create` a domain.
     CreateDomain,
     /// `deassign` a device or group.
     Deassign,
     /// `destroy` a domain.
     DestroyDomain,
+    /// `enable_reports` of an IOMMU instance.
+    EnableReports,
     /// `flush` a domain.
     Flush,
-    /// `register` an IOMMU instance.
-    RegisterIommu,
+    /// `handle_fault` of an IOMMU instance.
+    HandleFault,
+    /// `quarantine` a group.
+    Quarantine,
     /// `reassign` a device or group from one domain to another.
     Reassign,
+    /// `redeem` the tables of a domain that has ended.
+    RedeemTables,
+    /// `register` an IOMMU instance.
+    RegisterIommu,
     /// `remove` a device.
     Remove,
+    /// `resume` an IOMMU instance.
+    ResumeIommu,
+    /// `shutdown` of all IOMMU instances: the subject is the first that failed.
+    Shutdown,
+    /// `suspend` an IOMMU instance.
+    SuspendIommu,
+    /// `tend_faults` of an IOMMU instance.
+    TendFaults,
     /// `unregister` an IOMMU instance.
     UnregisterIommu,
+    /// `usage` of an IOMMU instance.
+    Usage,
 }
 
 impl fmt::Display for Operation {
@@ -37,14 +57,24 @@ impl fmt::Display for Operation {
         f.pad(match self {
             Self::Add => "add",
             Self::Assign => "assign",
+            Self::CrashIommu => "crash-stop",
             Self::CreateDomain => "create domain",
             Self::Deassign => "deassign",
             Self::DestroyDomain => "destroy domain",
+            Self::EnableReports => "enable reports of",
             Self::Flush => "flush",
-            Self::RegisterIommu => "register iommu",
+            Self::HandleFault => "handle faults of",
+            Self::Quarantine => "quarantine",
             Self::Reassign => "reassign",
+            Self::RedeemTables => "redeem tables of",
+            Self::RegisterIommu => "register",
             Self::Remove => "remove",
-            Self::UnregisterIommu => "unregister iommu",
+            Self::ResumeIommu => "resume",
+            Self::Shutdown => "shut down",
+            Self::SuspendIommu => "suspend",
+            Self::TendFaults => "tend faults of",
+            Self::UnregisterIommu => "unregister",
+            Self::Usage => "list usage of",
         })
     }
 }
@@ -65,6 +95,18 @@ pub enum Blame {
     Source,
 }
 
+impl fmt::Display for Blame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Caller => "caller",
+            Self::Firmware => "firmware",
+            Self::Hardware => "hardware",
+            Self::Exhausted => "exhausted",
+            Self::Source => "source",
+        })
+    }
+}
+
 /// What a failed operation left behind (contract A-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -83,6 +125,10 @@ pub enum Left {
     Pending,
     /// The device is removed. Where the cause is an IOMMU that is out of service, that faults everything and was not written.
     Removed,
+    /// An IOMMU may still use translations that were to be forgotten: what was unmapped can still be reached. Flush again.
+    Stale,
+    /// The IOMMU takes nothing new, and is not out of service yet: what it translated may still get through. Call again.
+    Closing,
 }
 
 impl fmt::Display for Left {
@@ -97,6 +143,8 @@ impl fmt::Display for Left {
             Self::GoingLive => "the device is going, but its DMA is not cut: remove it again",
             Self::Pending => "the running operation removes the device when it ends",
             Self::Removed => "the device is removed",
+            Self::Stale => "old translations may still be in use: flush it again",
+            Self::Closing => "the IOMMU takes nothing new but is not out of service: call again",
         })
     }
 }
@@ -137,7 +185,7 @@ pub enum Cause {
         by: Label,
     },
     /// Another operation on the same group runs.
-    #[error("busy: {running} of a device in its group is running; try again")]
+    #[error("busy with another operation ({running}); try again")]
     Busy {
         /// The running operation.
         running: Operation,
@@ -172,10 +220,12 @@ pub enum Cause {
         reason: ConflictReason,
     },
     /// The device has children that must be removed first.
-    #[error("{children} device{} behind it must be removed first", plural(*.children))]
+    #[error("{} behind it must be removed first", Counted(first, *children))]
     HasChildren {
         /// How many.
         children: usize,
+        /// The one with the least key.
+        first: Label,
     },
     /// A hook of the source failed.
     #[error("its {step} failed: {reason}")]
@@ -185,11 +235,16 @@ pub enum Cause {
         /// What the source says.
         reason: &'static str,
     },
-    /// Something still refers to the object.
-    #[error("{devices} device{} still refer{} to it", plural(*.devices), if *.devices == 1 { "s" } else { "" })]
+    /// No SMMU could follow the domain's tables.
+    #[error("{0}")]
+    Incompatible(Incompatible),
+    /// Devices still refer to the object.
+    #[error("{} still {} it", Counted(first, *devices), if *devices == 1 { "uses" } else { "use" })]
     InUse {
         /// How many.
         devices: usize,
+        /// The one with the least key.
+        first: Label,
     },
     /// An IOMMU driver refused or failed.
     #[error("{iommu}: {error}")]
@@ -202,8 +257,8 @@ pub enum Cause {
     /// The device is assigned to nobody.
     #[error("it is assigned to no domain")]
     NotAssigned,
-    /// No device has this key.
-    #[error("no such device is registered")]
+    /// Nothing is registered under this name.
+    #[error("nothing of this name is registered")]
     NotFound,
     /// Memory could not be reserved.
     #[error("out of memory")]
@@ -221,19 +276,19 @@ pub enum Cause {
     #[error("the source object that it was to go with has gone already")]
     SourceEnded,
     /// Calls are inside a device that is to go.
-    #[error("{calls} call{} still inside it; remove it again", if *.calls == 1 { " is" } else { "s are" })]
+    #[error("{calls} call{} still inside it", if *.calls == 1 { " is" } else { "s are" })]
     StillInUse {
         /// How many.
         calls: u32,
     },
     /// The deadline of a wait form came before the group was free.
-    #[error("its group stayed busy until the deadline: {running}")]
+    #[error("another operation ({running}) had it until the deadline")]
     TimedOut {
         /// The operation that was running when time was up.
         running: Operation,
     },
     /// From inside a callback, a wait for this claim could close a circle with the claims above (contract C-4).
-    #[error("to wait for the {running} of a device in its group could never end from here; try again later")]
+    #[error("another operation ({running}) has it, and a wait for that from here could never end; try again later")]
     WouldDeadlock {
         /// The operation that holds the claim.
         running: Operation,
@@ -255,7 +310,9 @@ impl Cause {
             Self::OutOfMemory => Blame::Exhausted,
             Self::Iommu { error, .. } => match error {
                 IommuError::Exhausted { .. } | IommuError::OutOfMemory => Blame::Exhausted,
-                IommuError::SyncTimeout(_) => Blame::Hardware,
+                IommuError::NotResumed(_) | IommuError::SyncTimeout(_) | IommuError::WriteLost { .. } => {
+                    Blame::Hardware
+                }
                 IommuError::TooWide { .. } => Blame::Firmware,
                 _ => Blame::Caller,
             },
@@ -265,8 +322,10 @@ impl Cause {
 }
 
 /// A failed operation: one line that tells an operator what happened, to whom, why, and what to expect now.
+///
+/// `docs/errors.md` shows the line of every cause.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
-#[error("{operation} {subject}: {cause}; {left}")]
+#[error("{operation} {subject}: {}; {left}", Reason(subject, cause))]
 #[non_exhaustive]
 pub struct Error {
     /// The operation.
@@ -284,8 +343,38 @@ impl Error {
     pub(super) const fn unchanged(operation: Operation, subject: Label, cause: Cause) -> Self {
         Self { operation, subject, cause, left: Left::Unchanged }
     }
+
+    /// An error of an operation on an IOMMU instance.
+    pub(super) const fn of_iommu(operation: Operation, iommu: IommuKey, cause: Cause) -> Self {
+        Self::unchanged(operation, Label::of_iommu(iommu), cause)
+    }
 }
 
-const fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
+/// A cause, told of a subject: an IOMMU that is the subject is not named twice.
+struct Reason<'a>(&'a Label, &'a Cause);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(subject, Cause::Iommu { iommu, error }) if **subject == Label::of_iommu(*iommu) => error.fmt(f),
+            Self(_, cause) => cause.fmt(f),
+        }
+    }
 }
+
+/// The first of some devices, and how many others there are.
+struct Counted<'a>(&'a Label, usize);
+
+impl fmt::Display for Counted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1.saturating_sub(1) {
+            0 => self.0.fmt(f),
+            1 => write!(f, "{} and 1 other device", self.0),
+            others => write!(f, "{} and {others} other devices", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

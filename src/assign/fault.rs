@@ -105,7 +105,7 @@ impl fmt::Display for FaultCause {
 }
 
 /// A fault as the driver reads it, before anyone looked up whose stream it is (contract A-12).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RawFault {
     /// The instance.
     pub iommu: IommuKey,
@@ -123,6 +123,30 @@ pub struct RawFault {
     pub cause: FaultCause,
     /// At least one more fault came and was not recorded.
     pub more_lost: bool,
+}
+
+/// A number that is no quantity.
+struct Hex(u64);
+
+impl fmt::Debug for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for RawFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawFault")
+            .field("iommu", &self.iommu)
+            .field("bank", &self.bank)
+            .field("domain", &self.domain)
+            .field("stream", &self.stream)
+            .field("address", &self.address.map(Hex))
+            .field("access", &self.access)
+            .field("cause", &self.cause)
+            .field("more_lost", &self.more_lost)
+            .finish()
+    }
 }
 
 /// What has stormed, as a driver tells its worker (contract A-12).

@@ -26,7 +26,7 @@ impl fmt::Display for Source {
 
 /// What a source calls a device: chosen at add, unique among the registered devices, and never changed (contract
 /// C-18).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceKey {
     source: Source,
     /// The number's halves: a `u128` would be aligned to 16 bytes.
@@ -61,6 +61,12 @@ impl DeviceKey {
 impl fmt::Display for DeviceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{:x}", self.source, self.number())
+    }
+}
+
+impl fmt::Debug for DeviceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceKey({self})")
     }
 }
 

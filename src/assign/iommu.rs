@@ -301,7 +301,7 @@ pub enum Streams {
 }
 
 /// Part of a domain's addresses whose translation was removed or narrowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FlushRange {
     /// The first guest-physical address.
     pub start: u64,
@@ -311,6 +311,13 @@ pub struct FlushRange {
     pub leaf: u64,
     /// What was changed.
     pub changed: Changed,
+}
+
+impl fmt::Debug for FlushRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, size, leaf, changed } = self;
+        write!(f, "FlushRange({start:#x} + {size:#x} by {leaf:#x}, {changed:?})")
+    }
 }
 
 /// What of the tables was changed (contract I-9).

@@ -33,14 +33,14 @@ impl fmt::Display for Resource {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IommuError {
-    /// Another caller is changing the same device.
-    #[error("another operation on the same device is running")]
+    /// Another caller is changing the same device, or an operation that is under way there does not end in time.
+    #[error("another operation there is still running")]
     Busy,
     /// The domain's tables cannot be followed here.
-    #[error("the domain has {0}")]
+    #[error("{0}")]
     Incompatible(Incompatible),
     /// The hardware has no more of something.
-    #[error("{needed} more {resource} needed, {free} of {total} are free")]
+    #[error("out of {resource}: {needed} more needed, {free} of {total} free")]
     Exhausted {
         /// What ran out.
         resource: Resource,
@@ -55,13 +55,13 @@ pub enum IommuError {
     #[error("the device is registered here already")]
     Known,
     /// The instance has no power, and could not get it.
-    #[error("the IOMMU has no power: {0}")]
+    #[error("it has no power: {0}")]
     NoPower(&'static str),
     /// The instance could not be brought back.
-    #[error("the IOMMU did not come back: {0}")]
+    #[error("it did not come back: {0}")]
     NotResumed(&'static str),
     /// The instance was taken out of service.
-    #[error("the IOMMU is gone")]
+    #[error("it is out of service")]
     ProviderGone,
     /// A stream-map entry that the streams fall in has a user outside the caller's claim.
     #[error("{0} uses a stream-map entry that the streams fall in")]
@@ -73,7 +73,7 @@ pub enum IommuError {
     #[error("out of memory")]
     OutOfMemory,
     /// The hardware did not confirm an invalidation.
-    #[error("the IOMMU did not confirm an invalidation within {0}")]
+    #[error("it did not confirm an invalidation within {0}")]
     SyncTimeout(Waited),
     /// A stream ID or mask has bits that the hardware does not keep.
     #[error("stream {stream} does not fit: the hardware keeps ID bits {id_bits:#x} and mask bits {mask_bits:#x}")]
@@ -89,7 +89,7 @@ pub enum IommuError {
     #[error("the device is not registered here")]
     Unknown,
     /// The driver has no such function.
-    #[error("this IOMMU's driver cannot do that")]
+    #[error("its driver cannot do that")]
     Unsupported,
     /// A register does not hold what was written to it (contract A-7; found in read-back mode).
     #[error("a write to {register} did not hold")]
@@ -113,7 +113,7 @@ pub struct Usage {
 }
 
 /// One thing that is not as the driver believes (contract A-10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Difference {
     /// The instance.
     pub iommu: IommuKey,
@@ -134,5 +134,11 @@ impl fmt::Display for Difference {
             "{} {}[{}]: expected {:#x}, found {:#x}",
             self.iommu, self.what, self.index, self.expected, self.found
         )
+    }
+}
+
+impl fmt::Debug for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Difference({self})")
     }
 }

@@ -27,6 +27,7 @@
 //! | `iommu_record` | IOMMU instances as the service keeps them |
 //! | `chain` | the chain of claims above a callback |
 //! | `device` | devices, their specification and their hooks |
+//! | `target` | which device an operation is about |
 //! | `guarded` | calls to hooks that may panic on the host |
 //! | `group` | groups, their members, their states |
 //! | `domain` | domains and their flush lists |
@@ -60,6 +61,7 @@ mod graveyard;
 mod iommu_record;
 mod chain;
 mod device;
+mod target;
 mod guarded;
 mod group;
 mod domain;
@@ -91,13 +93,12 @@ pub use op::{
     Deassigned, DeviceCall, InterruptHandle, IommuHandle, Quarantine, Removal, Reservation, Storm, TablesHeld, Within,
 };
 pub use policy::{FirmwareMarks, Policy, PolicyRequest, Why};
-pub use queue::{
-    Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Target, Worker,
-};
+pub use queue::{Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Worker};
 pub use reaping::SourceObject;
 pub use service::Service;
 pub use space::{AddressSpace, Granule, Granules, Incompatible, PhysicalAddress, Stage2, Stage2Limits, TableMemory};
 pub use spec::{IommuKey, Stream, StreamId, StreamMask};
+pub use target::Target;
 pub use usage::UsageRecord;
 
 // What the files of this folder use of each other, beside what is public.

@@ -106,7 +106,7 @@ impl<P: Platform> Service<P> {
             let Some(device) = next else { return result };
             below = Some(device.id());
             // A device with children of another source stays until they have gone: `HasChildren` says so.
-            match self.remove_registration(&device) {
+            match self.remove(&device) {
                 // Whether the operation that it met carries it out is seen the next time.
                 Ok(Removal::Pending) => self.some_ended.store(true, Ordering::Release),
                 Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => {}

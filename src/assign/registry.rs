@@ -229,6 +229,15 @@ impl<P: Platform> Registry<P> {
         }
     }
 
+    /// Says that `devices` devices still use something, and names the first that does. Without one, the count is about to
+    /// change.
+    pub(super) fn in_use(&self, devices: usize, uses: impl Fn(&DeviceRecord) -> bool) -> Cause {
+        match self.devices.iter().find(|record| uses(record)) {
+            Some(record) => Cause::InUse { devices, first: record.device.label().clone() },
+            None => Cause::busy(Operation::Remove),
+        }
+    }
+
     fn info(&self, record: &DeviceRecord) -> DeviceInfo {
         let state = if record.going.get() { DeviceState::Going } else { record.state.get() };
         let domain = state.owner().and_then(|id| self.domain(id)).map(|record| record.domain.label().clone());

@@ -9,7 +9,7 @@ use core::sync::atomic::AtomicBool;
 use super::guarded;
 use super::{
     Attempt, CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceState, Error, Event, EventSink, Instance,
-    InstanceState, Instances, IommuKey, Obstacle, Policy, PolicyRequest, Registry, Stage2Limits,
+    InstanceState, Instances, IommuKey, Obstacle, Operation, Policy, PolicyRequest, Registry, Stage2Limits,
 };
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::broken::broken;
@@ -105,6 +105,18 @@ impl<P: Platform> Service<P> {
     /// The instance of this name that is in service.
     pub(super) fn instance(&self, held: &mut Held<'_, Unlocked>, key: IommuKey) -> Option<Arc<Instance>> {
         self.instances.lock(held).find(key)
+    }
+
+    /// The same, for an operation that is about it.
+    pub(super) fn named_instance(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        operation: Operation,
+        key: IommuKey,
+    ) -> Result<Arc<Instance>, Error> {
+        let found = self.instance(held, key).ok_or_else(|| Error::of_iommu(operation, key, Cause::NotFound));
+        self.report(&found);
+        found
     }
 
     pub(super) fn next_instance(

@@ -8,7 +8,7 @@ use core::fmt;
 ///
 /// The address is unique, known to every source (device tree, PCI `iommu-map`), the same in every run
 /// (contract A-9), and what an operator finds in the device tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IommuKey(u64);
 
 impl IommuKey {
@@ -31,10 +31,16 @@ impl fmt::Display for IommuKey {
     }
 }
 
+impl fmt::Debug for IommuKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IommuKey({:#x})", self.0)
+    }
+}
+
 /// The number that a DMA transaction carries to its IOMMU, as firmware states it: any 32-bit value.
 ///
 /// Whether the hardware can hold it is checked by the driver at add (contract A-6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(u32);
 
 impl StreamId {
@@ -57,8 +63,14 @@ impl fmt::Display for StreamId {
     }
 }
 
+impl fmt::Debug for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StreamId({:#x})", self.0)
+    }
+}
+
 /// Bits of a stream ID that are ignored: a 1 means "any value" (SMR.MASK polarity, IHI 0062D SMRn).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamMask(u32);
 
 impl StreamMask {
@@ -81,6 +93,12 @@ impl StreamMask {
 impl fmt::Display for StreamMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for StreamMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StreamMask({:#x})", self.0)
     }
 }
 

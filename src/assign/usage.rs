@@ -4,8 +4,7 @@
 //!
 //! Level `Instances` to find the instance, level `Registry` for each name; nothing is held over the driver or the sink.
 
-use super::{Cause, IommuKey, Label, Resource, Service, Usage};
-
+use super::{Error, IommuKey, Label, Operation, Resource, Service, Usage};
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -28,14 +27,14 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`].
+    /// [`Cause::NotFound`](super::Cause::NotFound).
     ///
     /// # Context
     ///
     /// Waiting context. `sink` is called with no lock of the service held; it must not call the service.
-    pub fn usage(&self, iommu: IommuKey, sink: &mut dyn FnMut(&UsageRecord)) -> Result<(), Cause> {
+    pub fn usage(&self, iommu: IommuKey, sink: &mut dyn FnMut(&UsageRecord)) -> Result<(), Error> {
         let mut held = Held::enter();
-        let instance = self.instance(&mut held, iommu).ok_or(Cause::NotFound)?;
+        let instance = self.named_instance(&mut held, Operation::Usage, iommu)?;
         instance.iommu.call(&mut held).usage(&mut |usage| sink(&self.named(&usage)));
         Ok(())
     }
@@ -52,6 +51,4 @@ impl<P: Platform> Service<P> {
             domain: domain.map(|record| record.domain.label().clone()),
         }
     }
-
-    // --- power and end of life ---
 }

@@ -1,7 +1,7 @@
 //! Typed access to properties, and addresses as the CPU sees them (Devicetree Specification v0.4, 2.2.4 and 2.3).
 
 use alloc::vec::Vec;
-use core::str;
+use core::{fmt, str};
 
 use super::tree::Node;
 use super::{DtError, NodeFault};
@@ -11,7 +11,7 @@ use super::{DtError, NodeFault};
 /// # Invariants
 ///
 /// The last byte's address fits in 64 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region {
     pub(super) base: u64,
     pub(super) size: u64,
@@ -28,6 +28,12 @@ impl Region {
     #[must_use]
     pub const fn size(self) -> u64 {
         self.size
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({:#x} + {:#x})", self.base, self.size)
     }
 }
 

@@ -9,6 +9,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use super::cells::{Cells, Region};
 use super::references::resolve;
@@ -117,7 +118,7 @@ pub enum MsiIsolation {
 /// Where MSIs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Doorbell {
-    register: u64,
+    register: PhysicalAddress,
     frame: Region,
 }
 
@@ -125,7 +126,7 @@ impl Doorbell {
     /// The register that is written, as the CPU addresses it.
     #[must_use]
     pub const fn register(self) -> PhysicalAddress {
-        PhysicalAddress::new(self.register)
+        self.register
     }
 
     /// The registers around it that are made to be reached by devices, as the CPU addresses them.
@@ -137,7 +138,7 @@ impl Doorbell {
     /// The page to map in the stage 2 of a guest that gets a device.
     #[must_use]
     pub const fn page(self, granule: Granule) -> PhysicalAddress {
-        PhysicalAddress::new(self.register >> granule.page_shift() << granule.page_shift())
+        PhysicalAddress::new(self.register.value() >> granule.page_shift() << granule.page_shift())
     }
 
     /// Whether that page ends where the frame does or before. If not, the guest reaches what else is in the page.
@@ -195,7 +196,7 @@ impl MsiMap {
 }
 
 /// Requester ID `rid_base + n` is MSI ID `id_base + n` at `controller`, for n below `length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct MsiMapEntry {
     /// The first requester ID, after the map's mask.
@@ -206,6 +207,13 @@ pub struct MsiMapEntry {
     pub id_base: u32,
     /// How many IDs.
     pub length: u32,
+}
+
+impl fmt::Debug for MsiMapEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rid_base, controller, id_base, length } = self;
+        write!(f, "MsiMapEntry({rid_base:#x} + {length:#x} -> {id_base:#x} at {controller:?})")
+    }
 }
 
 impl MsiMapEntry {
@@ -336,7 +344,8 @@ fn doorbell(node: &Node<'_, '_>, frame: u64, register: u64) -> Result<Doorbell, 
     // The region holds the register, so that neither sum wraps.
     let base = registers.base().saturating_add(frame);
     let size = registers.size().saturating_sub(frame).min(TRANSLATION_FRAME);
-    Ok(Doorbell { register: registers.base().saturating_add(register), frame: Region { base, size } })
+    let register = PhysicalAddress::new(registers.base().saturating_add(register));
+    Ok(Doorbell { register, frame: Region { base, size } })
 }
 
 const MAP: &str = "msi-map";

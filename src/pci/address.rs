@@ -6,16 +6,28 @@ use core::str::FromStr;
 use pci_types::PciAddress;
 
 /// A PCI segment group: one configuration space of 256 buses. Firmware numbers them (`linux,pci-domain`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Segment(pub u16);
 
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Segment({:#x})", self.0)
+    }
+}
+
 /// A bus number. Software assigns them, and may assign them anew: no identity is made of one (contract C-18).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bus(pub u8);
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bus({:#x})", self.0)
+    }
+}
 
 /// The low byte of a requester ID: 5 bits of device, 3 of function; behind an ARI port 8 bits of function
 /// (PCI Express Base Specification, 2.2.6.2 and 6.13).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceFunction(pub u8);
 
 impl DeviceFunction {
@@ -50,10 +62,16 @@ impl fmt::Display for DeviceFunction {
     }
 }
 
+impl fmt::Debug for DeviceFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceFunction({self})")
+    }
+}
+
 /// The address of a function, printed and parsed as `ssss:bb:dd.f` in hexadecimal.
 ///
 /// Parsing also takes `bb:dd.f`, which means segment 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sbdf {
     /// The segment.
     pub segment: Segment,
@@ -86,6 +104,12 @@ impl Sbdf {
 impl fmt::Display for Sbdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}:{:02x}:{}", self.segment.0, self.bus.0, self.device_function)
+    }
+}
+
+impl fmt::Debug for Sbdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sbdf({self})")
     }
 }
 
@@ -136,7 +160,7 @@ impl From<Sbdf> for PciAddress {
 }
 
 /// What a transaction carries to say who sent it: bus, device and function, 16 bits, without the segment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequesterId(pub u16);
 
 impl RequesterId {
@@ -162,6 +186,12 @@ impl RequesterId {
 impl fmt::Display for RequesterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x}:{}", self.bus().0, self.device_function())
+    }
+}
+
+impl fmt::Debug for RequesterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequesterId({self})")
     }
 }
 

@@ -28,7 +28,7 @@ impl fmt::Display for HostBridgeNumber {
 /// Packed into one number, from the highest bits down: 16 bits of host bridge, then [`PciKey::MAX_DEPTH`] fields of
 /// 10 bits: 1 and the 8 bits of device and function, or all zeros past the last. A prefix is thus smaller than what
 /// it is a prefix of. The lowest two bits are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciKey(u128);
 
 impl PciKey {
@@ -135,6 +135,12 @@ impl fmt::Display for PciKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.host())?;
         (0..self.levels()).try_for_each(|level| write!(f, "/{}", self.place_at(level)))
+    }
+}
+
+impl fmt::Debug for PciKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PciKey({self})")
     }
 }
 

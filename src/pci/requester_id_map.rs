@@ -1,6 +1,7 @@
 //! From requester IDs to streams: the `iommu-map` of a host bridge.
 
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::RangeInclusive;
 
 use super::RequesterId;
@@ -18,7 +19,7 @@ pub enum Provider {
 }
 
 /// Requester ID `rid_base + n` is stream ID `stream_base + n` at `iommu`, for n below `length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MapEntry {
     /// The first requester ID, after the map's mask.
     pub rid_base: u32,
@@ -30,6 +31,13 @@ pub struct MapEntry {
     pub stream_mask: StreamMask,
     /// How many IDs. Real maps have entries of 0, which map nothing.
     pub length: u32,
+}
+
+impl fmt::Debug for MapEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rid_base, iommu, stream_base, stream_mask, length } = self;
+        write!(f, "MapEntry({rid_base:#x} + {length:#x} -> {stream_base:#x} & !{stream_mask} at {iommu:?})")
+    }
 }
 
 impl MapEntry {

@@ -477,13 +477,13 @@ impl Run<'_> {
         let mut spec = self.spec("asked for", &[(SMMU, 0x10)]);
         spec.hooks = hooks;
         let key = spec.key;
-        let requests = [Request::Add(spec), Request::Assign(key.into(), one), Request::Remove(key)];
+        let requests = [Request::Add(spec), Request::Assign(key.into(), one), Request::Remove(key.into())];
         let mut completions = Vec::with_capacity(requests.len());
         for request in requests {
             let ready = self.op("queue prepare", |_| queue.prepare(request));
             completions.push(self.op("queue submit", |_| queue.submit(ready)));
         }
-        let cancelled = self.op("queue prepare", |_| queue.prepare(Request::Remove(key)));
+        let cancelled = self.op("queue prepare", |_| queue.prepare(Request::Remove(key.into())));
         let cancelled = self.op("queue submit", |_| queue.submit(cancelled));
         self.op("queue cancel, poll, drop", |_| {
             assert!(cancelled.cancel() && cancelled.poll().is_some());

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::operations::{Steps, changed, done, refuse, skip};
-use super::{Drain, Outcome, Refusal, Running, Specification, State};
+use super::{After, Drain, Outcome, Refusal, Running, Specification, State};
 use crate::op::{Guest, Side, Slot};
 
 pub(super) fn create(state: &Specification, guest: Guest) -> Steps {
@@ -76,7 +76,8 @@ fn flush(state: &Specification, guest: Guest, ends: bool) -> Steps {
             return done(next);
         }
         // Any of several failures may be the one that is told.
-        refuse(&next, failed)
+        let left = if ends { After::Unchanged } else { After::Stale };
+        failed.into_iter().map(|reason| (Outcome::Failed(reason, left), next.clone())).collect()
     };
     ways.into_iter().flat_map(end).collect()
 }

@@ -77,8 +77,12 @@ pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
         return refuse(state, BTreeSet::from([Refusal::InUse]));
     }
     if here.leaving {
-        // It was forced, and that has not come to its end: it does now, or is to be asked for again.
-        return force_unregister(state, side);
+        // It was forced, and that has not come to its end: it does now, or is as it was.
+        let as_it_was = |(outcome, next)| match outcome {
+            Outcome::Failed(reason, After::Closing) => (Outcome::refused(reason), next),
+            outcome => (outcome, next),
+        };
+        return force_unregister(state, side).into_iter().map(as_it_was).collect();
     }
     // Nothing could confirm a drain when the SMMU is gone (contract I-8): it is confirmed now, or the SMMU stays.
     let ended = |here: &State| {
@@ -117,11 +121,11 @@ pub(super) fn force_unregister(state: &Specification, side: Side) -> Steps {
     if !next.side(side).powered {
         // Nothing new gets in; what translates goes on.
         next.side_mut(side).leaving = true;
-        return refuse(&next, BTreeSet::from([Refusal::NoPower(side)]));
+        return vec![(Outcome::Failed(Refusal::NoPower(side), After::Closing), next)];
     }
     (next.side_mut(side).leaving, next.side_mut(side).silenced) = (true, true);
     if !next.side_mut(side).sync() {
-        return refuse(&next, BTreeSet::from([Refusal::SyncTimeout(side)]));
+        return vec![(Outcome::Failed(Refusal::SyncTimeout(side), After::Closing), next)];
     }
     let devices: BTreeSet<Slot> = state.devices.keys().copied().filter(|slot| state.is_at(*slot, side)).collect();
     let here = next.side_mut(side);

@@ -47,6 +47,10 @@ pub enum After {
     GoingLive,
     /// Gone.
     Removed,
+    /// An SMMU may use what was to be forgotten.
+    Stale,
+    /// An SMMU takes nothing new, and is not out of service.
+    Closing,
 }
 
 /// Why an operation was not done, without the names that an error carries beside that.
@@ -109,6 +113,7 @@ impl Outcome {
             // What a timed-out flush invalidated is a write, and so is an add that is taken back at a second SMMU.
             Self::Failed(Refusal::SyncTimeout(_) | Refusal::Exhausted(_, Lacking::Entries), _) => false,
             Self::Failed(Refusal::Probe(_), _) => false,
+            Self::Failed(Refusal::NoPower(_), After::Stale | After::Closing) => true,
             Self::Failed(_, left) => matches!(left, After::Unchanged),
             Self::Worked(_, outcome) => outcome.is_refusal(),
             _ => false,
@@ -124,6 +129,8 @@ impl From<&Error> for Outcome {
             Left::Going => After::Going,
             Left::GoingLive => After::GoingLive,
             Left::Removed => After::Removed,
+            Left::Stale => After::Stale,
+            Left::Closing => After::Closing,
             _ => After::PartlyAssigned,
         };
         Self::Failed(Refusal::from(&error.cause), left)

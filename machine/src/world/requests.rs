@@ -73,7 +73,7 @@ impl World<'_> {
         let target = Target::Key(ask.slot().key());
         let request = match (ask, domain) {
             (Ask::Offer(slot), _) => Request::Add(self.spec(slot)),
-            (Ask::Unplug(slot), _) => Request::Remove(slot.key()),
+            (Ask::Unplug(slot), _) => Request::Remove(slot.key().into()),
             (Ask::Take(_), _) => Request::Deassign(target),
             (Ask::Give(..), Some(Some(domain))) => Request::Assign(target, domain),
             (Ask::Pass(..), Some(Some(domain))) => Request::Reassign(target, domain),

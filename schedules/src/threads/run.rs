@@ -178,7 +178,7 @@ impl Run {
         let domain = |guest: Guest| self.domains.get(&guest).cloned();
         let request = match ask {
             Ask::Offer(slot) => Request::Add(spec(slot)),
-            Ask::Unplug(slot) => Request::Remove(slot.key()),
+            Ask::Unplug(slot) => Request::Remove(slot.key().into()),
             Ask::Give(_, guest) => Request::Assign(target, domain(guest)?),
             Ask::Pass(_, guest) => Request::Reassign(target, domain(guest)?),
             Ask::Take(_) => Request::Deassign(target),

@@ -121,7 +121,7 @@ impl<P: Platform> Service<P> {
         let mut blocked = on_all_iommus::block(held, claim, crew, LIVE_WORK);
         // A move does not fail for an IOMMU out of service on which a device has streams that is only cleansed along: one that
         // moves was refused by the plan, or is by the install.
-        let is_move = claim.operation != Operation::Deassign;
+        let is_move = !matches!(claim.operation, Operation::Deassign | Operation::Quarantine);
         let failed = if is_move { blocked.failed.take().map_or(Ok(()), Err) } else { blocked.result() };
         if let Err(cause) = failed {
             if blocked.is_live {
@@ -163,7 +163,7 @@ impl<P: Platform> Service<P> {
         place: Quarantine,
     ) -> Result<(), Error> {
         let check = |_: &Registry<P>, claim: &mut Claim<'_>| mark_work(claim, device, true, |_| true, Cause::Gone);
-        self.operate(above, device, Operation::Deassign, check, |held, claim, crew| {
+        self.operate(above, device, Operation::Quarantine, check, |held, claim, crew| {
             self.isolate(held, claim, crew, place)
         })
     }

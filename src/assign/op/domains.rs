@@ -8,7 +8,7 @@ use core::fmt;
 
 use crate::assign::{
     AddressSpace, CallChain, Cause, Domain, DomainId, DomainRecord, Error, Event, IommuError, Label, Obstacle,
-    Operation, Service, Stage2,
+    Operation, Registry, Service, Stage2,
 };
 use crate::sync::Platform;
 use crate::sync::atomic::Ordering;
@@ -32,19 +32,22 @@ impl<P: Platform> TablesHeld<P> {
     ///
     /// # Errors
     ///
-    /// The token itself, and what the first IOMMU that does not confirm says.
+    /// The token itself, and [`Cause::Iommu`]: what the first IOMMU that does not confirm says.
     ///
     /// # Context
     ///
     /// Waiting context.
-    pub fn redeem(self) -> Result<(), (Self, Cause)> {
+    pub fn redeem(self) -> Result<(), (Self, Error)> {
         let mut held = Held::enter();
         match self.0.forget(&mut held) {
             Ok(()) => {
                 self.0.end(&mut held);
                 Ok(())
             }
-            Err(cause) => Err((self, cause)),
+            Err(cause) => {
+                let error = Error::unchanged(Operation::RedeemTables, self.label().clone(), cause);
+                Err((self, error))
+            }
         }
     }
 }
@@ -60,9 +63,15 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// None today; the result leaves room for a limit.
+    /// [`Cause::Incompatible`] for tables that no SMMU could follow ([`Stage2::check`]). What an SMMU of this machine cannot
+    /// follow is told by assign, and by [`limits`](Self::limits) before.
     pub fn create_domain(&self, label: Label, stage2: Stage2) -> Result<Domain<P>, Error> {
         let mut held = Held::enter();
+        if let Err(incompatible) = stage2.check() {
+            let refused = Err(Error::unchanged(Operation::CreateDomain, label, Cause::Incompatible(incompatible)));
+            self.report(&refused);
+            return refused;
+        }
         let id = DomainId::new(self.last_domain.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
         let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
         let record = DomainRecord::new(domain.clone());
@@ -98,7 +107,7 @@ impl<P: Platform> Service<P> {
                 // The removal of the last device ends, and is counted then.
                 above.meet(Obstacle::Driver);
             }
-            record.check_free().map_err(refuse)?;
+            registry.check_free(record).map_err(refuse)?;
             record.destroying.set(!broken!("shared_destroy"));
         }
         let drained = domain.forget(held);
@@ -143,7 +152,7 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let ended = {
             let mut registry = self.registry.lock(&mut held);
-            let is_free = registry.creation(domain).is_some_and(|record| record.check_free().is_ok());
+            let is_free = registry.creation(domain).is_some_and(|record| registry.check_free(record).is_ok());
             is_free && registry.bury_domain(domain.id())
         };
         if !ended {
@@ -160,20 +169,25 @@ impl<P: Platform> DomainRecord<P> {
     fn is_being_left(&self) -> bool {
         self.assigned.get() > 0 && self.leaving.get() == self.assigned.get()
     }
+}
 
-    /// Why the domain cannot end now, if it cannot (contract I-10).
-    fn check_free(&self) -> Result<(), Cause> {
-        if self.destroying.get() {
+impl<P: Platform> Registry<P> {
+    /// Why a domain cannot end now, if it cannot (contract I-10).
+    fn check_free(&self, record: &DomainRecord<P>) -> Result<(), Cause> {
+        if record.destroying.get() {
             return Err(Cause::busy(Operation::DestroyDomain));
         }
-        if self.holds.get() > 0 {
+        if record.holds.get() > 0 {
             return Err(Cause::busy(Operation::Assign));
         }
-        match self.assigned.get() {
+        match record.assigned.get() {
             0 => Ok(()),
             // Every other operation on these devices says already that they are gone (contract C-15).
-            _ if self.is_being_left() => Err(Cause::busy(Operation::Remove)),
-            devices => Err(Cause::InUse { devices }),
+            _ if record.is_being_left() => Err(Cause::busy(Operation::Remove)),
+            devices => {
+                let id = record.domain.id();
+                Err(self.in_use(devices, |device| device.state.get().owner() == Some(id) && !device.marked.get()))
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use super::deassign::Quarantine;
 use crate::assign::{
-    Cause, Device, Error, Event, FaultAnswer, FaultLine, FaultRecord, IommuKey, Label, RawFault, Service, StormReport,
-    StreamId,
+    Device, Error, Event, FaultAnswer, FaultLine, FaultRecord, IommuKey, Label, Operation, RawFault, Service,
+    StormReport, StreamId,
 };
 use crate::sync::Platform;
 use crate::sync::order::Held;
@@ -42,15 +42,15 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`] for an IOMMU that is not registered.
+    /// [`Cause::NotFound`](crate::assign::Cause::NotFound) for an IOMMU that is not registered.
     pub fn handle_fault(
         &self,
         iommu: IommuKey,
         line: FaultLine,
         sink: &mut dyn FnMut(&FaultRecord),
-    ) -> Result<FaultAnswer, Cause> {
+    ) -> Result<FaultAnswer, Error> {
         let mut held = Held::enter();
-        let instance = self.instance(&mut held, iommu).ok_or(Cause::NotFound)?;
+        let instance = self.named_instance(&mut held, Operation::HandleFault, iommu)?;
         let mut faults: Vec<RawFault> = Vec::new();
         let mut dropped = 0_usize;
         let answer = instance.iommu.call(&mut held).take_faults(line, &mut |fault| match faults.try_reserve(1) {
@@ -85,14 +85,14 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`].
+    /// [`Cause::NotFound`](crate::assign::Cause::NotFound).
     ///
     /// # Context
     ///
     /// Waiting context. `sink` is called with no lock held.
-    pub fn tend_faults(&self, iommu: IommuKey, place: Quarantine, sink: &mut dyn FnMut(&Storm)) -> Result<(), Cause> {
+    pub fn tend_faults(&self, iommu: IommuKey, place: Quarantine, sink: &mut dyn FnMut(&Storm)) -> Result<(), Error> {
         let mut held = Held::enter();
-        let instance = self.instance(&mut held, iommu).ok_or(Cause::NotFound)?;
+        let instance = self.named_instance(&mut held, Operation::TendFaults, iommu)?;
         let mut storms: [Option<StormReport>; STORMS] = [None; STORMS];
         let mut free = storms.iter_mut();
         instance.iommu.call(&mut held).tend_faults(&mut |storm| {

@@ -10,8 +10,8 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::assign::{
-    CallChain, Cause, Error, Event, FaultAnswer, FaultCounts, FaultLine, Instance, InstanceState, Iommu, IommuError,
-    IommuKey, Label, Obstacle, Operation, RawFault, Service, StreamId,
+    CallChain, Cause, DeviceRecord, Error, Event, FaultAnswer, FaultCounts, FaultLine, Instance, InstanceState, Iommu,
+    IommuError, IommuKey, Label, Left, Obstacle, Operation, RawFault, Service, StreamId,
 };
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -60,15 +60,19 @@ impl IommuHandle {
     ///
     /// # Errors
     ///
-    /// [`Cause::Iommu`] when what was in flight may not have drained; with [`IommuError::NoPower`] nothing was touched, and
-    /// streams reach again what they did once the power is back: give it power, and call again.
+    /// [`Cause::Iommu`] with [`Left::Closing`] when what was in flight may not have drained; with [`IommuError::NoPower`]
+    /// nothing was touched, and streams reach again what they did once the power is back: give it power, and call again.
     ///
     /// # Context
     ///
     /// Any.
-    pub fn crash(&self) -> Result<(), Cause> {
+    pub fn crash(&self) -> Result<(), Error> {
         let stopped = self.0.iommu.call(&mut Held::enter()).crash();
-        stopped.map_err(|error| Cause::Iommu { iommu: self.0.key, error })
+        stopped.map_err(|error| {
+            let off = matches!(error, IommuError::NoPower(_));
+            let left = if off { Left::Unchanged } else { Left::Closing };
+            Error { left, ..of_driver(Operation::CrashIommu, self.0.key, error) }
+        })
     }
 }
 
@@ -96,7 +100,9 @@ impl<P: Platform> Service<P> {
         if !is_new {
             let label = Label::of_iommu(key);
             let cause = Cause::AlreadyRegistered { by: label.clone() };
-            return Err(Error::unchanged(Operation::RegisterIommu, label, cause));
+            let refused = Err(Error::unchanged(Operation::RegisterIommu, label, cause));
+            self.report(&refused);
+            return refused;
         }
         self.tell(&mut held, || Event::IommuRegistered { iommu: key });
         Ok(())
@@ -114,7 +120,7 @@ impl<P: Platform> Service<P> {
 
     pub(in crate::assign) fn unregister_within(&self, above: CallChain<'_>, key: IommuKey) -> Result<(), Error> {
         let result = self.unregister_in(&mut Held::enter(), above, key);
-        let result = result.map_err(|cause| Error::unchanged(Operation::UnregisterIommu, Label::of_iommu(key), cause));
+        let result = result.map_err(|cause| Error::of_iommu(Operation::UnregisterIommu, key, cause));
         self.report(&result);
         result
     }
@@ -122,7 +128,7 @@ impl<P: Platform> Service<P> {
     fn unregister_in(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, key: IommuKey) -> Result<(), Cause> {
         let instance = self.instance(held, key).ok_or(Cause::NotFound)?;
         {
-            let _registry = self.registry.lock(held);
+            let registry = self.registry.lock(held);
             match (instance.state(), instance.devices()) {
                 (InstanceState::InService, 0) => instance.set_state(InstanceState::Leaving),
                 (InstanceState::InService, _) if instance.is_being_left() => {
@@ -130,7 +136,10 @@ impl<P: Platform> Service<P> {
                     above.meet(Obstacle::Driver);
                     return Err(Cause::busy(Operation::Remove));
                 }
-                (InstanceState::InService, devices) => return Err(Cause::InUse { devices }),
+                (InstanceState::InService, devices) => {
+                    let uses = |record: &DeviceRecord| record.device.attachment_to(&instance).is_some();
+                    return Err(registry.in_use(devices, uses));
+                }
                 (InstanceState::Leaving, _) => {
                     above.meet(Obstacle::Instance(key));
                     return Err(Cause::busy(Operation::UnregisterIommu));
@@ -164,7 +173,7 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotFound`]; [`Cause::Iommu`]: nothing new gets in, but it is not out of service yet: call again. With
+    /// [`Cause::NotFound`]; [`Cause::Iommu`] with [`Left::Closing`]: nothing new gets in, but it is not out of service yet: call again. With
     /// [`IommuError::NotResumed`] or [`IommuError::NoPower`] its streams could not be silenced.
     ///
     /// # Context
@@ -173,17 +182,17 @@ impl<P: Platform> Service<P> {
     pub fn force_unregister_iommu(&self, key: IommuKey) -> Result<(), Error> {
         let mut held = Held::enter();
         let held = &mut held;
+        let not_found = || Error::of_iommu(Operation::UnregisterIommu, key, Cause::NotFound);
         let closed = (|| {
-            let instance = self.instance(held, key).ok_or(Cause::NotFound)?;
-            instance.iommu.call(held).close().map_err(|error| Cause::Iommu { iommu: key, error })?;
+            let instance = self.instance(held, key).ok_or_else(not_found)?;
+            close(held, Operation::UnregisterIommu, &instance)?;
             let _registry = self.registry.lock(held);
             let was_there = instance.state() != InstanceState::Gone;
             instance.set_state(InstanceState::Gone);
-            if was_there { Ok(instance) } else { Err(Cause::NotFound) }
+            if was_there { Ok(instance) } else { Err(not_found()) }
         })();
-        let result = closed.map_err(|cause| Error::unchanged(Operation::UnregisterIommu, Label::of_iommu(key), cause));
-        self.report(&result);
-        self.take_out(held, &result?);
+        self.report(&closed);
+        self.take_out(held, &closed?);
         self.count_end();
         Ok(())
     }
@@ -206,19 +215,19 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::Iommu`]: that instance is not out of service; call again.
+    /// [`Cause::Iommu`] with [`Left::Closing`]: that instance, which the error is about, is not out of service; call again.
     ///
     /// # Context
     ///
     /// Waiting context.
-    pub fn shutdown(&self) -> Result<(), Cause> {
+    pub fn shutdown(&self) -> Result<(), Error> {
         let mut held = Held::enter();
         let (mut failed, mut after) = (None, None);
         while let Some(instance) = self.next_instance(&mut held, after) {
             after = Some(instance.key);
-            if let Err(error) = instance.iommu.call(&mut held).close() {
-                failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
-            }
+            let closed = close(&mut held, Operation::Shutdown, &instance);
+            self.report(&closed);
+            failed = failed.or(closed.err());
         }
         failed.map_or(Ok(()), Err)
     }
@@ -238,8 +247,8 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context.
-    pub fn enable_reports(&self, iommu: IommuKey) -> Result<(), Cause> {
-        self.on_iommu(iommu, |iommu| iommu.enable_reports())
+    pub fn enable_reports(&self, iommu: IommuKey) -> Result<(), Error> {
+        self.on_iommu(Operation::EnableReports, iommu, |iommu| iommu.enable_reports())
     }
 
     /// `iommu` is about to lose its power. All of its masters must have been stopped (contract S-5). Operations go on,
@@ -253,8 +262,8 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context.
-    pub fn suspend_iommu(&self, iommu: IommuKey) -> Result<(), Cause> {
-        self.on_iommu(iommu, |iommu| iommu.suspend())
+    pub fn suspend_iommu(&self, iommu: IommuKey) -> Result<(), Error> {
+        self.on_iommu(Operation::SuspendIommu, iommu, |iommu| iommu.suspend())
     }
 
     /// Brings `iommu` back to what the service believes of it.
@@ -266,13 +275,32 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context.
-    pub fn resume_iommu(&self, iommu: IommuKey) -> Result<(), Cause> {
-        self.on_iommu(iommu, |iommu| iommu.resume())
+    pub fn resume_iommu(&self, iommu: IommuKey) -> Result<(), Error> {
+        self.on_iommu(Operation::ResumeIommu, iommu, |iommu| iommu.resume())
     }
 
-    fn on_iommu(&self, key: IommuKey, act: impl FnOnce(&dyn Iommu) -> Result<(), IommuError>) -> Result<(), Cause> {
+    fn on_iommu(
+        &self,
+        operation: Operation,
+        key: IommuKey,
+        act: impl FnOnce(&dyn Iommu) -> Result<(), IommuError>,
+    ) -> Result<(), Error> {
         let mut held = Held::enter();
-        let instance = self.instance(&mut held, key).ok_or(Cause::NotFound)?;
-        act(instance.iommu.call(&mut held).as_ref()).map_err(|error| Cause::Iommu { iommu: key, error })
+        let instance = self.named_instance(&mut held, operation, key)?;
+        let done = act(instance.iommu.call(&mut held).as_ref());
+        let result = done.map_err(|error| of_driver(operation, key, error));
+        self.report(&result);
+        result
     }
+}
+
+/// Every stream of an instance to fault, and nothing new in.
+fn close(held: &mut Held<'_, Unlocked>, operation: Operation, instance: &Instance) -> Result<(), Error> {
+    let closed = instance.iommu.call(held).close();
+    closed.map_err(|error| Error { left: Left::Closing, ..of_driver(operation, instance.key, error) })
+}
+
+/// What a driver says, of an operation on its instance.
+const fn of_driver(operation: Operation, iommu: IommuKey, error: IommuError) -> Error {
+    Error::of_iommu(operation, iommu, Cause::Iommu { iommu, error })
 }

@@ -12,9 +12,8 @@ use intrusive_collections::LinkedList;
 
 use crate::assign::guarded;
 use crate::assign::{
-    Attempt, CallChain, Cause, Claim, Device, DeviceId, DeviceKey, DeviceRecord, DeviceState, Error, Event,
-    HookContext, IommuError, Label, Lacks, Left, Marked, Member, Members, Obstacle, Operation, Registry, Service,
-    is_protected,
+    Attempt, CallChain, Cause, Claim, Device, DeviceRecord, DeviceState, Error, Event, HookContext, IommuError, Label,
+    Lacks, Left, Marked, Member, Members, Obstacle, Operation, Registry, Service, Target, is_protected,
 };
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -72,7 +71,8 @@ pub(super) fn done(names: Vec<Label>) -> Removal {
 }
 
 impl<P: Platform> Service<P> {
-    /// Removes the device that is registered under `key`, whatever its state: its DMA is cut, then it is forgotten.
+    /// Removes a device, whatever its state: its DMA is cut, then it is forgotten. The device is named by its handle or by
+    /// its key ([`Target`]).
     ///
     /// Removing an assigned device is legal (a surprise unplug): the domain loses it.
     ///
@@ -86,8 +86,8 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context (a drain is polled, a hook is called). Contract C-2, C-8.
-    pub fn remove(&self, key: DeviceKey) -> Result<Removal, Error> {
-        self.remove_within(CallChain::NONE, key)
+    pub fn remove(&self, device: impl Into<Target>) -> Result<Removal, Error> {
+        self.remove_within(CallChain::NONE, &device.into())
     }
 
     /// [`remove`](Self::remove), and waits until the device is gone: where another operation finishes the removal, and
@@ -101,39 +101,31 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context; see [`wait`](Self::wait).
-    pub fn remove_and_wait(&self, key: DeviceKey, deadline: Option<P::Deadline>) -> Result<(), Error>
+    pub fn remove_and_wait(&self, device: impl Into<Target>, deadline: Option<P::Deadline>) -> Result<(), Error>
     where
         P: Waiter,
     {
-        self.remove_waiting(CallChain::NONE, key, deadline)
+        self.remove_waiting(CallChain::NONE, &device.into(), deadline)
     }
 
-    pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, key: DeviceKey) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), above, key, None);
+    pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, target: &Target) -> Result<Removal, Error> {
+        let result = self.remove_in(&mut Held::enter(), above, target);
         self.report(&result);
         result
     }
 
-    /// Removes this very registration.
-    pub(in crate::assign) fn remove_registration(&self, device: &Device) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, device.key(), Some(device.id()));
-        self.report(&result);
-        result
-    }
-
-    /// `only`: this registration, not a later one under the same key (contract C-7).
     fn remove_in(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: CallChain<'_>,
-        key: DeviceKey,
-        only: Option<DeviceId>,
+        target: &Target,
     ) -> Result<Removal, Error> {
-        let operation = Operation::Remove;
+        let (operation, only) = (Operation::Remove, target.only());
         let (id, marked) = {
             let registry = self.registry.lock(held);
-            let found = registry.device(key).filter(|record| only.is_none_or(|only| only == record.device.id()));
-            let record = found.ok_or_else(|| Error::unchanged(operation, Label::of_key(key), Cause::NotFound))?;
+            let found =
+                registry.device(target.key()).filter(|record| only.is_none_or(|only| only == record.device.id()));
+            let record = found.ok_or_else(|| Error::unchanged(operation, target.label(), Cause::NotFound))?;
             let refuse = |cause| Error::unchanged(operation, record.device.label().clone(), cause);
             registry.check_children(record, above).map_err(refuse)?;
             let id = record.device.id();
@@ -173,18 +165,22 @@ impl<P: Platform> Service<P> {
     pub(in crate::assign) fn remove_waiting(
         &self,
         above: CallChain<'_>,
-        key: DeviceKey,
+        target: &Target,
         deadline: Option<P::Deadline>,
     ) -> Result<(), Error>
     where
         P: Waiter,
     {
         let mut held = Held::enter();
-        let device = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
-        let Some(device) = device else { return self.remove_within(above, key).map(drop) };
+        let (key, only) = (target.key(), target.only());
+        let found = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
+        let Some(device) = found.filter(|device| only.is_none_or(|only| only == device.id())) else {
+            return self.remove_within(above, target).map(drop);
+        };
+        let target = Target::from(&device);
         let attempt = Attempt::default();
         loop {
-            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), key, Some(device.id())) {
+            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), &target) {
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
                     return Ok(());
                 }
@@ -361,23 +357,24 @@ impl<P: Platform> Registry<P> {
     /// undone, and sees the mark of its parent. Where the removal of all of them is pending this one comes too early; one whose
     /// removal was tried in vain stays until it is removed again.
     fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
-        let (mut staying, mut leaving) = (0_usize, None);
+        let (mut staying, mut first, mut leaving) = (0_usize, None, None);
         let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
         while let Some(child) = next {
             if child.marked.get() {
                 leaving = Some(child.device.id());
             } else if child.is_shown() {
                 staying = staying.saturating_add(1);
+                first.get_or_insert_with(|| child.device.label().clone());
             }
             next = self.child(record.device.key(), Some(child.device.key()));
         }
-        match leaving {
-            _ if staying > 0 => Err(Cause::HasChildren { children: staying }),
-            Some(child) => {
+        match (first, leaving) {
+            (Some(first), _) => Err(Cause::HasChildren { children: staying, first }),
+            (None, Some(child)) => {
                 above.meet(Obstacle::Registration(child));
                 Err(Cause::busy(Operation::Remove))
             }
-            None => Ok(()),
+            (None, None) => Ok(()),
         }
     }
 }

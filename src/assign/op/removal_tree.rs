@@ -7,14 +7,13 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::removal::{Removal, done};
-use crate::assign::{
-    CallChain, Cause, DeviceKey, DeviceRecord, Error, Group, Label, Marked, Operation, Registry, Service,
-};
+use crate::assign::{CallChain, Cause, DeviceRecord, Error, Group, Marked, Operation, Registry, Service, Target};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
 impl<P: Platform> Service<P> {
-    /// Removes the device that is registered under `key` and everything that stands behind it, children first.
+    /// Removes a device and everything that stands behind it, children first. The device is named by its handle or by its
+    /// key ([`Target`]).
     ///
     /// From the call on, no child can be added anywhere in the tree.
     ///
@@ -26,12 +25,16 @@ impl<P: Platform> Service<P> {
     /// # Context
     ///
     /// Waiting context. Contract C-5.
-    pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
-        self.remove_tree_within(CallChain::NONE, key)
+    pub fn remove_tree(&self, device: impl Into<Target>) -> Result<Removal, Error> {
+        self.remove_tree_within(CallChain::NONE, &device.into())
     }
 
-    pub(in crate::assign) fn remove_tree_within(&self, above: CallChain<'_>, key: DeviceKey) -> Result<Removal, Error> {
-        let result = self.remove_tree_in(&mut Held::enter(), above, key);
+    pub(in crate::assign) fn remove_tree_within(
+        &self,
+        above: CallChain<'_>,
+        target: &Target,
+    ) -> Result<Removal, Error> {
+        let result = self.remove_tree_in(&mut Held::enter(), above, target);
         self.report(&result);
         result
     }
@@ -40,12 +43,13 @@ impl<P: Platform> Service<P> {
         &self,
         held: &mut Held<'_, Unlocked>,
         above: CallChain<'_>,
-        key: DeviceKey,
+        target: &Target,
     ) -> Result<Removal, Error> {
         let root = {
             let registry = self.registry.lock(held);
-            let root = registry.device(key);
-            let root = root.ok_or_else(|| Error::unchanged(Operation::Remove, Label::of_key(key), Cause::NotFound))?;
+            let only = target.only();
+            let root = registry.device(target.key()).filter(|root| only.is_none_or(|only| only == root.device.id()));
+            let root = root.ok_or_else(|| Error::unchanged(Operation::Remove, target.label(), Cause::NotFound))?;
             registry.mark_tree(root);
             root.device.clone()
         };

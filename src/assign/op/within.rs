@@ -10,7 +10,7 @@ use core::fmt;
 use super::deassign::{Deassigned, Quarantine};
 use super::moves::Move;
 use super::removal::Removal;
-use crate::assign::{CallChain, Device, DeviceKey, DeviceSpec, Domain, Error, IommuKey, Operation, Service};
+use crate::assign::{CallChain, Device, DeviceSpec, Domain, Error, IommuKey, Operation, Service, Target};
 use crate::sync::{Platform, Waiter};
 
 /// The service, as a callback may use it: the operations of [`Service`] with the claims above in mind.
@@ -123,8 +123,8 @@ impl<P: Platform> Within<'_, P> {
     /// # Context
     ///
     /// A callback in waiting context.
-    pub fn remove(&self, key: DeviceKey) -> Result<Removal, Error> {
-        self.service.remove_within(self.above, key)
+    pub fn remove(&self, device: impl Into<Target>) -> Result<Removal, Error> {
+        self.service.remove_within(self.above, &device.into())
     }
 
     /// [`Service::remove_tree`]. What an operation above is about is marked, and goes when that ends.
@@ -136,8 +136,8 @@ impl<P: Platform> Within<'_, P> {
     /// # Context
     ///
     /// A callback in waiting context.
-    pub fn remove_tree(&self, key: DeviceKey) -> Result<Removal, Error> {
-        self.service.remove_tree_within(self.above, key)
+    pub fn remove_tree(&self, device: impl Into<Target>) -> Result<Removal, Error> {
+        self.service.remove_tree_within(self.above, &device.into())
     }
 
     /// [`Service::assign_group`], for the members that no operation above is about.
@@ -250,11 +250,11 @@ impl<P: Platform> Within<'_, P> {
     /// # Context
     ///
     /// A callback in waiting context.
-    pub fn remove_and_wait(&self, key: DeviceKey, deadline: Option<P::Deadline>) -> Result<(), Error>
+    pub fn remove_and_wait(&self, device: impl Into<Target>, deadline: Option<P::Deadline>) -> Result<(), Error>
     where
         P: Waiter,
     {
-        self.service.remove_waiting(self.above, key, deadline)
+        self.service.remove_waiting(self.above, &device.into(), deadline)
     }
 }
 

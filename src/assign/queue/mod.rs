@@ -49,7 +49,7 @@ use lists::Lists;
 use node::Node;
 
 pub use node::{Completion, NoAnswer, ReadyRequest};
-pub use request::{Answer, Request, Target};
+pub use request::{Answer, Request};
 pub use worker::{Progress, Worker};
 
 use crate::sync::atomic::{AtomicU64, Ordering};

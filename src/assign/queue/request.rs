@@ -6,7 +6,7 @@ use core::fmt;
 use crate::assign::chain::Attempt;
 use crate::assign::{
     CallChain, Cause, Deassigned, Device, DeviceKey, DeviceSpec, Domain, Error, Label, Operation, Quarantine, Removal,
-    Service,
+    Service, Target,
 };
 use crate::sync::Platform;
 
@@ -31,19 +31,9 @@ pub enum Request<P: Platform> {
     /// [`Service::reassign_group`].
     ReassignGroup(Target, Domain<P>),
     /// [`Service::remove`].
-    Remove(DeviceKey),
+    Remove(Target),
     /// [`Service::remove_tree`].
-    RemoveTree(DeviceKey),
-}
-
-/// The device that a request is about.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Target {
-    /// This registration, and no later one under its key.
-    Device(Device),
-    /// Whoever is registered under the key when the request's turn comes: for a request behind the device's own add.
-    Key(DeviceKey),
+    RemoveTree(Target),
 }
 
 /// What a request that was carried out says.
@@ -67,7 +57,8 @@ impl<P: Platform> Request<P> {
         match self {
             Self::Add(_) => Operation::Add,
             Self::Assign(..) | Self::AssignGroup(..) => Operation::Assign,
-            Self::Deassign(_) | Self::DeassignGroup(_) | Self::Quarantine(..) => Operation::Deassign,
+            Self::Deassign(_) | Self::DeassignGroup(_) => Operation::Deassign,
+            Self::Quarantine(..) => Operation::Quarantine,
             Self::Reassign(..) | Self::ReassignGroup(..) => Operation::Reassign,
             Self::Remove(_) | Self::RemoveTree(_) => Operation::Remove,
         }
@@ -76,37 +67,42 @@ impl<P: Platform> Request<P> {
     /// The device, by the key under which its requests keep their order.
     #[must_use]
     pub fn key(&self) -> DeviceKey {
+        match self.target() {
+            Ok(target) => target.key(),
+            Err(spec) => spec.key,
+        }
+    }
+
+    /// What people call the device, as far as the request knows.
+    pub(super) fn label(&self) -> Label {
+        match self.target() {
+            Ok(target) => target.label(),
+            Err(spec) => spec.label.clone(),
+        }
+    }
+
+    /// The device, or what is to become one.
+    const fn target(&self) -> Result<&Target, &DeviceSpec> {
         match self {
-            Self::Add(spec) => spec.key,
+            Self::Add(spec) => Err(spec),
             Self::Assign(target, _)
             | Self::AssignGroup(target, _)
             | Self::Deassign(target)
             | Self::DeassignGroup(target)
             | Self::Quarantine(target, _)
             | Self::Reassign(target, _)
-            | Self::ReassignGroup(target, _) => target.key(),
-            Self::Remove(key) | Self::RemoveTree(key) => *key,
-        }
-    }
-
-    /// What people call the device, as far as the request knows.
-    pub(super) fn label(&self) -> Label {
-        match self {
-            Self::Add(spec) => spec.label.clone(),
-            Self::Assign(Target::Device(device), _)
-            | Self::AssignGroup(Target::Device(device), _)
-            | Self::Deassign(Target::Device(device))
-            | Self::DeassignGroup(Target::Device(device))
-            | Self::Quarantine(Target::Device(device), _)
-            | Self::Reassign(Target::Device(device), _)
-            | Self::ReassignGroup(Target::Device(device), _) => device.label().clone(),
-            _ => Label::of_key(self.key()),
+            | Self::ReassignGroup(target, _)
+            | Self::Remove(target)
+            | Self::RemoveTree(target) => Ok(target),
         }
     }
 
     /// Carries it out, in the try form. It can be tried again. `tries` counts what the tries give back.
     pub(super) fn carry_out(&self, service: &Service<P>, tries: &Attempt) -> Result<Answer, Error> {
-        let device = |target: &Target| target.resolve(service).ok_or_else(|| self.refuse(Cause::NotFound));
+        let device = |target: &Target| match target {
+            Target::Device(device) => Ok(device.clone()),
+            target => service.find(target.key()).map(|info| info.device).ok_or_else(|| self.refuse(Cause::NotFound)),
+        };
         let service = service.within(CallChain::NONE.trying(tries));
         match self {
             Self::Add(spec) => service.add(copied(spec).map_err(|cause| self.refuse(cause))?).map(Answer::Added),
@@ -117,8 +113,8 @@ impl<P: Platform> Request<P> {
             Self::Quarantine(target, place) => service.quarantine(&device(target)?, *place).map(done),
             Self::Reassign(target, domain) => service.reassign(&device(target)?, domain).map(done),
             Self::ReassignGroup(target, domain) => service.reassign_group(&device(target)?, domain).map(done),
-            Self::Remove(key) => service.remove(*key).map(Answer::Removed),
-            Self::RemoveTree(key) => service.remove_tree(*key).map(Answer::Removed),
+            Self::Remove(target) => service.remove(target.clone()).map(Answer::Removed),
+            Self::RemoveTree(target) => service.remove_tree(target.clone()).map(Answer::Removed),
         }
     }
 
@@ -138,36 +134,6 @@ fn copied(spec: &DeviceSpec) -> Result<DeviceSpec, Cause> {
     streams.extend_from_slice(&spec.streams);
     let (label, source, hooks) = (spec.label.clone(), spec.source.clone(), spec.hooks.clone());
     Ok(DeviceSpec { streams, label, source, hooks, ..*spec })
-}
-
-impl Target {
-    /// The device's key.
-    #[must_use]
-    pub fn key(&self) -> DeviceKey {
-        match self {
-            Self::Device(device) => device.key(),
-            Self::Key(key) => *key,
-        }
-    }
-
-    fn resolve<P: Platform>(&self, service: &Service<P>) -> Option<Device> {
-        match self {
-            Self::Device(device) => Some(device.clone()),
-            Self::Key(key) => service.find(*key).map(|info| info.device),
-        }
-    }
-}
-
-impl From<&Device> for Target {
-    fn from(device: &Device) -> Self {
-        Self::Device(device.clone())
-    }
-}
-
-impl From<DeviceKey> for Target {
-    fn from(key: DeviceKey) -> Self {
-        Self::Key(key)
-    }
 }
 
 impl<P: Platform> fmt::Debug for Request<P> {

@@ -82,25 +82,6 @@ fn start_level_field(stage2: &Stage2) -> u32 {
     deepest.saturating_sub(u32::from(stage2.start_level))
 }
 
-/// log2 of the bytes of the start level's concatenated tables, where start level, IPA size and granule belong together
-/// (IHI 0062D, TTBR0 alignment). Up to 16 tables can be concatenated.
-fn root_shift(stage2: &Stage2) -> Option<u8> {
-    let (size, deep) = (64_u8.checked_sub(stage2.ipa_bits)?, stage2.start_level);
-    let (range, sum) = match (stage2.granule, deep) {
-        (Granule::Kib4, 0) => (16..=24, 28),
-        (Granule::Kib4, 1) => (21..=33, 37),
-        (Granule::Kib4, 2) => (30..=39, 46),
-        (Granule::Kib16, 1) => (16..=27, 31),
-        (Granule::Kib16, 2) => (24..=38, 42),
-        (Granule::Kib16, 3) => (35..=39, 53),
-        (Granule::Kib64, 1) => (16..=21, 25),
-        (Granule::Kib64, 2) => (18..=34, 38),
-        (Granule::Kib64, 3) => (31..=39, 51),
-        _ => return None,
-    };
-    if range.contains(&size) { u8::checked_sub(sum, size) } else { None }
-}
-
 /// Whether an instance can follow a domain's tables (contract S-2), and retire its banks afterwards.
 pub(in crate::smmu) fn check(
     geometry: &Geometry,
@@ -119,11 +100,13 @@ pub(in crate::smmu) fn check(
     if output_bits > reach(limits.output_bits) {
         return Err(Incompatible::OutputBits { wanted: output_bits, possible: reach(limits.output_bits) });
     }
-    let shift = root_shift(stage2).ok_or(Incompatible::StartLevel { start_level, ipa_bits, granule })?;
-    let alignment = 1_u64.checked_shl(u32::from(shift)).unwrap_or(0);
-    let above = root.value().checked_shr(u32::from(reach(limits.output_bits))).unwrap_or(0);
-    if root.value() & alignment.wrapping_sub(1) != 0 || above != 0 {
+    let alignment = stage2.root_bytes().ok_or(Incompatible::StartLevel { start_level, ipa_bits, granule })?;
+    if root.value() & alignment.wrapping_sub(1) != 0 {
         return Err(Incompatible::Root { root, alignment });
+    }
+    let possible = reach(limits.output_bits);
+    if root.value().checked_shr(u32::from(possible)).unwrap_or(0) != 0 {
+        return Err(Incompatible::RootReach { root, possible });
     }
     if stage2.tables == TableMemory::WriteBackInnerShareable && !limits.coherent {
         return Err(Incompatible::Coherency);
@@ -161,15 +144,5 @@ mod tests {
         );
         assert_eq!(tcr(&stage2(Granule::Kib4, 32, 1), false) & 0x1f, 0);
         assert_eq!(tcr(&stage2(Granule::Kib64, 42, 2), true) & 0xffff, 1 << 14 | 3 << 12 | 5 << 8 | 1 << 6 | 22);
-    }
-
-    #[test]
-    fn the_root_is_aligned_to_its_concatenated_tables() {
-        assert_eq!(root_shift(&stage2(Granule::Kib4, 40, 1)), Some(13));
-        assert_eq!(root_shift(&stage2(Granule::Kib4, 40, 0)), Some(4));
-        assert_eq!(root_shift(&stage2(Granule::Kib4, 43, 1)), Some(16));
-        assert_eq!(root_shift(&stage2(Granule::Kib4, 44, 1)), None);
-        assert_eq!(root_shift(&stage2(Granule::Kib64, 42, 2)), Some(16));
-        assert_eq!(root_shift(&stage2(Granule::Kib64, 42, 0)), None);
     }
 }
