@@ -12,8 +12,8 @@
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),
 //!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
-//! 3. For each device: [`add`](assign::Service::add). PCI functions are found by [`pci::enumerate`], and their streams by
-//!    [`pci::HostBridge::streams`].
+//! 3. For each device: [`add`](assign::Service::add) what [`dt::DtDevice::spec`] makes of it. PCI functions are found by
+//!    [`pci::enumerate`], behind what [`dt::HostBridge::pci`] makes of a node; [`pci::Function::spec`] is for them.
 //! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign); after a
 //!    mapping was removed or narrowed, [`flush`](assign::Service::flush).
 //! 5. In interrupt handlers: [`take_faults`](assign::IommuHandle::take_faults). Once they stand,

@@ -150,6 +150,7 @@ fn host_bridges_report_that_memory_is_out() {
         segment: Segment(0),
         buses: Bus(0)..=Bus(9),
         map: RequesterIdMap::new([entry], RequesterIdMap::NO_MASK).unwrap(),
+        passthrough: false,
     };
     let mut space = FakeConfigSpace::new();
     let root = FakeFunction::bridge(0x1b36, 0xc, 0, 1, 2).express(PortType::RootPort);

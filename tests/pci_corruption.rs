@@ -71,7 +71,7 @@ fn noise() -> impl Strategy<Value = Noise> {
 }
 
 fn host(map: RequesterIdMap, last: u8) -> HostBridge {
-    HostBridge { number: HostBridgeNumber(0), segment: Segment(0), buses: Bus(0)..=Bus(last), map }
+    HostBridge { number: HostBridgeNumber(0), segment: Segment(0), buses: Bus(0)..=Bus(last), map, passthrough: false }
 }
 
 fn whole_map() -> RequesterIdMap {

@@ -19,7 +19,13 @@ fn at(text: &str) -> Sbdf {
 
 fn host() -> HostBridge {
     let map = RequesterIdMap::new([MapEntry::new(0, Provider::Smmu(SMMU), 0, 0x10000)], RequesterIdMap::NO_MASK);
-    HostBridge { number: HostBridgeNumber(1), segment: Segment(0), buses: Bus(0)..=Bus(0xff), map: map.unwrap() }
+    HostBridge {
+        number: HostBridgeNumber(1),
+        segment: Segment(0),
+        buses: Bus(0)..=Bus(0xff),
+        map: map.unwrap(),
+        passthrough: false,
+    }
 }
 
 fn endpoint() -> FakeFunction {

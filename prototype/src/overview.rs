@@ -95,7 +95,7 @@ fn bridges(page: &mut Page, world: &World) {
         Table::new(&[("node", Set::Path), ("segment", Set::Right), ("buses", Set::Left), ("behind it", Set::Wrap)]);
     for bridge in &world.bridges {
         let (first, last) = (bridge.host.buses.start().0, bridge.host.buses.end().0);
-        let found = match bridge.functions.len() {
+        let found = match bridge.found.functions.len() {
             0 => None,
             1 => Some("1 function found".to_owned()),
             found => Some(format!("{found} functions found")),

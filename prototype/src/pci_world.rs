@@ -12,8 +12,8 @@ use iommu_assign::assign::Stream;
 use iommu_assign::dt;
 use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
 use iommu_assign::pci::{
-    AcsControls, Bus, DeviceFunction, FunctionConfig, HostBridge, HostBridgeNumber, PortType, RequesterId, Sbdf,
-    Segment, control, enumerate,
+    AcsControls, Bus, DeviceFunction, Enumeration, FunctionConfig, HostBridge, HostBridgeNumber, PortType, RequesterId,
+    Sbdf, Segment, control, enumerate,
 };
 
 use crate::doorbells::Doorbell;
@@ -35,12 +35,11 @@ pub(crate) struct Bridge {
     pub(crate) path: String,
     pub(crate) host: HostBridge,
     pub(crate) space: Space,
-    pub(crate) passthrough: bool,
     /// Where MSIs of functions behind it go, and what of that guests have mapped.
     pub(crate) msi: Option<dt::Msi>,
     pub(crate) doorbell: Option<Doorbell>,
     /// What was found by enumeration.
-    pub(crate) functions: Vec<iommu_assign::pci::Function>,
+    pub(crate) found: Enumeration,
     /// Why nothing was plugged in, or what enumeration could not use.
     pub(crate) remarks: Vec<String>,
     cards: BTreeMap<Sbdf, Card>,
@@ -102,25 +101,27 @@ pub(crate) const fn kind(class: u32) -> &'static str {
 impl Bridge {
     /// Plugs cards in behind `bridge` and looks for them. `twin` has buses of the same numbers in the same segment.
     pub(crate) fn plug(bridge: &dt::HostBridge, number: u16, segment: u16, twin: Option<&str>) -> Self {
-        let host = HostBridge {
-            number: HostBridgeNumber(number),
-            segment: Segment(segment),
-            buses: Bus(*bridge.buses.start())..=Bus(*bridge.buses.end()),
-            map: bridge.requesters.clone(),
+        let (number, segment) = (HostBridgeNumber(number), Segment(segment));
+        let (host, refused) = match bridge.pci(number, segment) {
+            Ok(host) => (host, None),
+            Err(reason) => {
+                let buses = Bus(*bridge.buses.start())..=Bus(*bridge.buses.end());
+                let map = bridge.requesters.clone();
+                (HostBridge { number, segment, buses, map, passthrough: bridge.passthrough }, Some(reason))
+            }
         };
         let mut plugged = Self {
             path: bridge.path.clone(),
             host,
             space: Space::default(),
-            passthrough: bridge.passthrough,
             msi: None,
             doorbell: None,
-            functions: Vec::new(),
+            found: Enumeration::default(),
             remarks: Vec::new(),
             cards: BTreeMap::new(),
         };
-        if !bridge.is_pci {
-            plugged.remarks.push("no PCI host bridge: nothing is plugged in".to_owned());
+        if let Some(reason) = refused {
+            plugged.remarks.push(format!("{reason}: nothing is plugged in"));
             return plugged;
         }
         if let Some(twin) = twin {
@@ -138,7 +139,7 @@ impl Bridge {
         match found {
             Ok(found) => {
                 plugged.remarks.extend(found.problems.iter().map(ToString::to_string));
-                plugged.functions = found.functions;
+                plugged.found = found;
             }
             Err(error) => plugged.remarks.push(error.to_string()),
         }

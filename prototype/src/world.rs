@@ -1,12 +1,11 @@
 //! A board made into a machine: SMMUs probed and in service, devices of both sources added.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service, Source};
-use iommu_assign::dt::{Board, DtDevice, SmmuNode};
-use iommu_assign::pci::{FunctionKind, PciKey, Sbdf};
+use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service};
+use iommu_assign::dt::{Board, NotOffered, SmmuNode};
+use iommu_assign::pci::{FunctionKind, Sbdf};
 use iommu_assign::smmu::{Geometry, Lockstep, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
 use iommu_assign::sync::Spin;
 use machine::Machine;
@@ -199,19 +198,15 @@ impl World {
     fn offer_nodes(&mut self, board: &Board<'_>) {
         let paths: Vec<&str> = board.devices().iter().map(|device| device.path.as_str()).collect();
         for (device, name) in board.devices().iter().zip(names::short(&paths)) {
-            if !device.enabled {
-                continue;
-            }
-            let key = node_key(device);
-            let parent = device.parent.and_then(|parent| board.device(parent)).map(node_key);
-            let mut spec = DeviceSpec::new(key, Label::from(name.as_str()), device.streams.clone());
-            spec.parent = parent.filter(|parent| self.service.find(*parent).is_some());
-            spec.passthrough = device.passthrough;
+            let label = Label::from(name.as_str());
+            let (mut spec, refused) = match device.spec() {
+                Ok(spec) => (DeviceSpec { label, ..spec }, None),
+                Err(NotOffered::Disabled) => continue,
+                Err(reason) => (DeviceSpec::new(device.device_key(), label, Vec::new()), Some(reason.to_string())),
+            };
+            spec.parent = spec.parent.filter(|parent| self.service.find(*parent).is_some());
             spec.hooks = Arc::new(self.hooks(None));
-            // The library knows SMMUs only; that nobody else lets the device's DMA through is for the hypervisor to see.
-            let foreign = !device.foreign_iommus.is_empty();
-            let refused = foreign.then_some("an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it");
-            self.offer(spec, "", None, false, refused.map(str::to_owned));
+            self.offer(spec, "", None, false, refused);
         }
     }
 
@@ -247,25 +242,17 @@ impl World {
 
     fn offer_functions(&mut self) {
         let mut offers = Vec::new();
-        let mut isolation: BTreeMap<PciKey, u64> = BTreeMap::new();
         for (index, bridge) in self.bridges.iter().enumerate() {
-            for function in &bridge.functions {
-                let group = function.isolation.group;
-                let next = u64::try_from(isolation.len()).unwrap_or(u64::MAX);
-                let number = *isolation.entry(group).or_insert(next);
-                let streams = bridge.host.streams(function).map_err(|error| error.to_string());
+            for function in &bridge.found.functions {
+                let spec = function.spec(&bridge.host, &bridge.found).map_err(|error| error.to_string());
                 let tamed = bridge.tame(function);
-                let label = Label::from(function.sbdf.to_string().as_str());
-                let key = DeviceKey::new(Source::Pci, function.key.number());
-                let streams = streams.and_then(|streams| tamed.map(|()| streams));
-                let (streams, refused) = match streams {
-                    Ok(streams) => (streams, None),
-                    Err(why) => (Vec::new(), Some(why)),
+                let (mut spec, refused) = match spec.and_then(|spec| tamed.map(|()| spec)) {
+                    Ok(spec) => (spec, None),
+                    Err(why) => {
+                        let label = Label::from(function.sbdf.to_string().as_str());
+                        (DeviceSpec::new(function.key.into(), label, Vec::new()), Some(why))
+                    }
                 };
-                let mut spec = DeviceSpec::new(key, label, streams);
-                spec.parent = function.key.parent().map(|parent| DeviceKey::new(Source::Pci, parent.number()));
-                spec.isolation = Some(number);
-                spec.passthrough = bridge.passthrough;
                 let is_endpoint = function.kind == FunctionKind::Endpoint;
                 let capabilities = function.capabilities;
                 spec.hooks = Arc::new(self.hooks(Some(Function {
@@ -306,8 +293,4 @@ impl World {
 /// The accesses from one reading of the counters to a later one.
 pub(crate) const fn between(before: Counters, after: Counters) -> Counters {
     Counters { reads: after.reads.saturating_sub(before.reads), writes: after.writes.saturating_sub(before.writes) }
-}
-
-fn node_key(device: &DtDevice) -> DeviceKey {
-    DeviceKey::new(Source::Dt, device.key.into())
 }

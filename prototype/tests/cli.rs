@@ -79,7 +79,7 @@ fn what_cannot_be_isolated_is_refused_with_its_reason() {
     let words = lines.split_whitespace().collect::<Vec<_>>().join(" ");
     let expected = [
         "no MSIs: v2m@2f600000 does not tell devices apart, its doorbell is not mapped",
-        "usb@3000000 iommu@2200000, which its streams name, is not registered (disabled by firmware, or not probed yet)",
+        "usb@3000000 an SMMU that sees its DMA is disabled by firmware",
         "display@3400000 an IOMMU that is no SMMUv1/v2 sees its DMA too, and nobody programs it",
         "0001:00:00.0 cannot be isolated: requester ID 00:00.0 is in no entry of the host bridge's map",
     ];

@@ -34,6 +34,8 @@ pub struct DtDevice {
     pub passthrough: bool,
     /// The nearest ancestor that is such a device itself.
     pub parent: Option<NodeId>,
+    /// The key of the nearest ancestor that is offered for assignment.
+    pub(super) offered_parent: Option<u64>,
 }
 
 /// The devices of a tree, in the order of the blob: parents before children. Refuses nodes whose `iommus` cannot be
@@ -83,6 +85,7 @@ fn read_one(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>], devices: &[DtDevice]) -
         on_disabled_smmu: masters.on_disabled_smmu,
         passthrough: node.property("xen,passthrough").is_some(),
         parent: parent(node, devices),
+        offered_parent: None,
     }))
 }
 

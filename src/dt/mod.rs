@@ -7,11 +7,12 @@
 //! ID is the driver's to check.
 //!
 //! ```no_run
-//! # fn offer(blob: &[u8]) -> Result<(), iommu_assign::dt::DtError> {
+//! # fn offer(service: &iommu_assign::assign::Service<iommu_assign::sync::Spin>, blob: &[u8]) -> Result<(), Box<dyn core::error::Error>> {
 //! let board = iommu_assign::dt::Board::read(blob)?;
-//! for device in board.devices().iter().filter(|device| device.enabled && !device.on_disabled_smmu) {
-//!     for stream in &device.streams {
-//!         // offer it
+//! for device in board.devices() {
+//!     match device.spec() {
+//!         Ok(spec) => drop(service.add(spec)?),
+//!         Err(reason) => println!("{} is not offered: {reason}", device.path),
 //!     }
 //! }
 //! # Ok(())
@@ -31,6 +32,7 @@
 //! | `specifiers.rs` | the property `iommus` |
 //! | `devices.rs` | nodes with `iommus` |
 //! | `iommu_map.rs` | nodes with `iommu-map`: host bridges and others |
+//! | `offer.rs` | what the service and PCI enumeration take of a node, or why nothing |
 //! | `msi.rs` | where message signalled interrupts go |
 //!
 //! # Invariants
@@ -50,6 +52,7 @@ mod smmu;
 mod specifiers;
 mod devices;
 mod iommu_map;
+mod offer;
 mod msi;
 
 use alloc::vec::Vec;
@@ -62,6 +65,7 @@ pub use iommu_map::HostBridge;
 pub use msi::{
     Doorbell, Msi, MsiController, MsiControllerKind, MsiIsolation, MsiMap, MsiMapEntry, MsiTarget, UnmappedMsi,
 };
+pub use offer::NotOffered;
 pub use refusal::Refusal;
 pub use smmu::{Interrupt, SmmuNode};
 pub use specifiers::SpecifierCount;
@@ -112,6 +116,7 @@ impl<'a> Board<'a> {
         let mut devices = devices::read(&mut tree, &smmus, &mut refusals)?;
         let host_bridges = iommu_map::read(&mut tree, &smmus, &mut refusals)?;
         devices::retain_sound(&tree, &mut devices);
+        offer::name_parents(&tree, &mut devices);
         Ok(Self { tree, smmus, devices, host_bridges, refusals: refusals.into_list() })
     }
 

@@ -20,6 +20,15 @@ pub struct Enumeration {
     pub problems: Vec<Problem>,
 }
 
+impl Enumeration {
+    /// The function that `key` names, if it was found.
+    #[must_use]
+    pub fn function(&self, key: PciKey) -> Option<&Function> {
+        let index = self.functions.binary_search_by_key(&key, |function| function.key).ok()?;
+        self.functions.get(index)
+    }
+}
+
 /// Something behind a host bridge that cannot be used. It stands in the way of nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

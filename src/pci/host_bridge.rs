@@ -21,6 +21,8 @@ pub struct HostBridge {
     pub buses: RangeInclusive<Bus>,
     /// From requester IDs to streams.
     pub map: RequesterIdMap,
+    /// Whether firmware marks what is behind it for passing through.
+    pub passthrough: bool,
 }
 
 impl HostBridge {

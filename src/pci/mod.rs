@@ -6,7 +6,8 @@
 //!    broken is listed beside them and stops nothing else.
 //! 2. Each function knows its [requester IDs](Function::requester_ids): its own, its phantom functions', and those
 //!    that bridges above it substitute; and what [cannot be told apart](Function::isolation) from it.
-//! 3. The host bridge's [`RequesterIdMap`] turns them into [`Stream`](crate::assign::Stream)s.
+//! 3. The host bridge's [`RequesterIdMap`] turns them into [`Stream`](crate::assign::Stream)s, and
+//!    [`Function::spec`] into what the service takes.
 //! 4. [`control`] keeps a function quiet while it changes owners: bus mastering off, ATS, PRI and PASID off, reset.
 //!
 //! | file | what |
@@ -21,6 +22,7 @@
 //! | `function.rs` | what is known of a function |
 //! | `host_bridge.rs` | a host bridge, and the streams of functions behind it |
 //! | `enumeration.rs` | the walk over all buses behind a host bridge |
+//! | `device_spec.rs` | what the service takes of a function |
 //! | `control/` | keeping a function quiet while it changes owners |
 //! | `fake/` | a configuration space made of memory, for tests |
 //!
@@ -38,6 +40,7 @@ mod topology;
 mod function;
 mod host_bridge;
 mod enumeration;
+mod device_spec;
 pub mod control;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;

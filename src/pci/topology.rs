@@ -67,6 +67,17 @@ pub struct Isolation {
     pub cause: IsolationCause,
 }
 
+impl Isolation {
+    /// The group as a number ([`DeviceSpec::isolation`](crate::assign::DeviceSpec::isolation)): the 64-bit FNV-1a hash of its
+    /// key, the same in every run. Two groups with the same hash would be treated as one: an assign could then be refused
+    /// without need, and isolation is never lost.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        self.group.number().to_be_bytes().into_iter().fold(0xcbf2_9ce4_8422_2325, step)
+    }
+}
+
 /// Why functions are in one isolation group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
