@@ -86,7 +86,7 @@ fn c3_c14_nothing_is_called_back_logged_or_polled_under_a_lock() {
         "wait",
         "power get",
         "power put",
-        "power is on",
+        "power get if on",
         "fault sink",
         "intake sink",
         "storm sink",

@@ -13,14 +13,16 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use common::before::Before;
-use common::driver::{Driver, exhausted, lose_power, timed_out, watch_again};
+use common::driver::{Driver, domain, exhausted, lose_power, timed_out, watch_again};
 use common::parts::{named, parts};
 use common::presets::{accesses, names};
 use common::{Bench, PAGE, SMMU};
-use iommu_assign::assign::{Cause, DeviceState, FaultLine, Iommu, IommuError, IommuPower, Left, Removal, StreamId};
+use iommu_assign::assign::{
+    Cause, DeviceState, FaultLine, Iommu, IommuError, IommuFaults, IommuPower, Left, Patience, Removal, StreamId,
+};
 use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
@@ -46,6 +48,14 @@ impl Power for Counted {
         assert!(self.users.fetch_sub(1, Ordering::SeqCst) > 0);
     }
 
+    fn get_if_on(&self) -> bool {
+        let on = self.is_on();
+        self.users.fetch_add(on.into(), Ordering::SeqCst);
+        on
+    }
+}
+
+impl Counted {
     fn is_on(&self) -> bool {
         self.users.load(Ordering::SeqCst) > 0
     }
@@ -598,4 +608,75 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
         bench.audit();
     }
     bench.assign(&second, &two).unwrap();
+}
+
+fn driver_with_power() -> (Driver, Arc<Counted>) {
+    let power = Arc::new(Counted::default());
+    let (part, setup) = (named("generic v2"), Setup { power: power.clone(), ..Setup::default() });
+    (Driver::with(part.config, setup, part.model), power)
+}
+
+/// A move of several instances found the power of one gone that had been resumed meanwhile, and said that nothing had changed.
+#[test]
+fn a1_power_that_is_held_while_suspended_is_there_when_a_resume_comes_meanwhile() {
+    let (driver, power) = driver_with_power();
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    driver.smmu.suspend().unwrap();
+    driver.smmu.hold_power().unwrap();
+    driver.smmu.resume().unwrap();
+    power.refuses.store(1, Ordering::SeqCst);
+    driver.block(&[1]).unwrap();
+    assert_eq!(driver.reaches(0x10), None);
+    driver.smmu.release_power();
+    assert_eq!(power.users.load(Ordering::SeqCst), 0);
+    assert!(matches!(driver.plan(&[1], 0).and_then(|()| driver.install(&[1])), Err(IommuError::NoPower(_))));
+}
+
+/// One count stood for all: who had asked while it was suspended gave another's power back.
+#[test]
+fn s5_each_gives_back_the_power_that_it_holds_and_no_other() {
+    let (driver, power) = driver_with_power();
+    driver.smmu.suspend().unwrap();
+    driver.smmu.hold_power().unwrap();
+    driver.smmu.resume().unwrap();
+    driver.smmu.hold_power().unwrap();
+    power.refuses.store(1, Ordering::SeqCst);
+    driver.smmu.release_power();
+    assert_eq!(power.users.load(Ordering::SeqCst), 1, "the other's");
+    driver.smmu.hold_power().unwrap();
+    driver.smmu.release_power();
+    driver.smmu.release_power();
+    assert_eq!(power.users.load(Ordering::SeqCst), 0);
+    assert!(matches!(driver.smmu.hold_power(), Err(IommuError::NoPower(_))));
+}
+
+/// A handler had looked whether the power was on; the last who had it gave it back between two of its reads.
+#[test]
+fn q21_s5_what_cannot_wait_has_the_power_itself_for_as_long_as_it_touches_registers() {
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let part = named("generic v2");
+    let (supply, leaves) = (power.clone(), Arc::new(AtomicBool::new(false)));
+    let other = leaves.clone();
+    let clock = move || {
+        if other.swap(false, Ordering::SeqCst) {
+            supply.put();
+        }
+        assert!(supply.is_on(), "an access without a clock hangs the bus");
+    };
+    let driver = Driver::through(part.config, setup, part.model, |registers| Before::new(registers, clock));
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    driver.reaches(0x33);
+    power.get().unwrap();
+    leaves.store(true, Ordering::SeqCst);
+    let mut faults = 0;
+    let _ = driver.smmu.take_faults(FaultLine::Global, &mut |_| faults += 1);
+    assert_eq!((faults, power.users.load(Ordering::SeqCst)), (1, 0));
+    power.get().unwrap();
+    leaves.store(true, Ordering::SeqCst);
+    driver.smmu.flush(domain(0), None, Patience::Atomic).unwrap();
+    assert_eq!(power.users.load(Ordering::SeqCst), 0);
+    assert!(matches!(driver.smmu.flush(domain(0), None, Patience::Atomic), Err(IommuError::NoPower(_))));
 }

@@ -520,8 +520,8 @@ impl Power for Switch {
         self.users.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn is_on(&self) -> bool {
-        !self.off.load(Ordering::Relaxed)
+    fn get_if_on(&self) -> bool {
+        self.get().is_ok()
     }
 }
 

@@ -48,8 +48,9 @@ impl Power for Counted {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn is_on(&self) -> bool {
-        self.0.load(Ordering::SeqCst) > 0
+    fn get_if_on(&self) -> bool {
+        let join = |users: u32| users.checked_add(1).filter(|_| users > 0);
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, join).is_ok()
     }
 }
 
@@ -109,7 +110,7 @@ impl Part {
         machine.observe(
             KEY,
             Box::new(move |smmu, memory| {
-                assert!(power.is_on(), "S-5: a register is written without power");
+                assert!(power.0.load(Ordering::SeqCst) > 0, "S-5: a register is written without power");
                 looks.look(smmu, memory, PAGE);
             }),
         );

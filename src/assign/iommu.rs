@@ -174,8 +174,9 @@ pub trait Iommu: IommuPower + IommuFaults + Send + Sync + fmt::Debug {
 /// Power, and the end of an instance's life.
 pub trait IommuPower {
     /// Sees to it that registers can be accessed until [`release_power`](Self::release_power): for an operation that spans
-    /// several instances and must not find the second without power when the first has changed. Ok on an instance that is
-    /// suspended or out of service. Calls nest.
+    /// several instances and must not find the second without power when the first has changed. A suspended instance is held too,
+    /// since it may be resumed meanwhile; one that is out of service needs no power, and it is Ok. Calls nest: each is ended by
+    /// one release.
     ///
     /// # Errors
     ///

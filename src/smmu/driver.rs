@@ -90,10 +90,15 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         }
         // Atomic context cannot wait for power.
         let inside = self.gate.enter::<P>(Purpose::Acquire, self.part.config.bound(patience))?;
-        if inside.mode == Mode::Running && !self.power.call(&mut held).is_on() {
+        if inside.mode == Mode::Suspended {
+            return Ok(());
+        }
+        if !self.power.take_if_on(&mut held) {
             return Err(IommuError::NoPower("it is off, and atomic context cannot switch it on"));
         }
-        self.flush_domain(&mut held, domain, range, patience)
+        let flushed = self.flush_domain(&mut held, domain, range, patience);
+        self.power.give(&mut held);
+        flushed
     }
 
     fn forget(&self, domain: DomainId) -> Result<(), IommuError> {

@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::AtomicU32;
 
 use super::bank::banks::Banks;
 use super::bank::context_bank::BankPort;
@@ -12,17 +11,16 @@ use super::faults::fault_records::FaultRecords;
 use super::gate::{Gate, Inside, Mode, Purpose};
 use super::hardware::part::Part;
 use super::hardware::{Geometry, Registers};
-use super::setup::Power;
 use super::stream::map::Entries;
 use super::stream::masters::Masters;
 use super::stream::user::Users;
+use super::supply::Supply;
 use crate::assign::IommuError;
 use crate::sync::Platform;
 use crate::sync::broken::broken;
 use crate::sync::levels;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
-use crate::sync::outside::Outside;
 
 /// An SMMU that faults every stream but those that it was told to translate.
 ///
@@ -38,10 +36,8 @@ pub struct Smmu<P: Platform, R: Registers> {
     /// The syncs of the banks; empty where banks have none.
     pub(super) bank_tlbs: Box<[Tlb<P>]>,
     pub(super) faults: FaultRecords,
-    /// Calls of `hold_power` that have not been released.
-    pub(super) power_held: AtomicU32,
     pub(super) gate: Gate,
-    pub(super) power: Outside<Arc<dyn Power>>,
+    pub(super) power: Supply,
     pub(super) notes: Notes,
 }
 
@@ -93,7 +89,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     pub(super) fn get_power(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
-        self.power.call(held).get().map_err(|error| IommuError::NoPower(error.0))
+        self.power.take(held).map_err(|error| IommuError::NoPower(error.0))
     }
 
     /// Does something with the registers, between get and put of the power hook (contract S-5). Without power nothing has
@@ -113,13 +109,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             _ if broken!("power_after_change") => {
                 let done = act(held);
                 self.get_power(held)?;
-                self.power.call(held).put();
+                self.power.give(held);
                 done
             }
             _ => {
                 self.get_power(held)?;
                 let done = act(held);
-                self.power.call(held).put();
+                self.power.give(held);
                 done
             }
         }

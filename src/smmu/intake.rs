@@ -36,12 +36,16 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
 impl<P: Platform, R: Registers> IommuFaults for Smmu<P, R> {
     fn take_faults(&self, line: FaultLine, report: &mut dyn FnMut(RawFault)) -> FaultAnswer {
-        // A handler counts as a call in flight too: the power stays until it has left (contract C-17, S-5).
+        let held = &mut Held::enter();
+        // A handler counts as a call in flight, so that nothing suspends the instance meanwhile, and takes the power itself:
+        // another CPU may be about to give it back (contract C-17, S-5).
         let Ok(inside) = self.gate.try_enter(Purpose::Acquire) else { return FaultAnswer::Done };
-        if inside.mode != Mode::Running || !self.power.call(&mut Held::enter()).is_on() {
+        if inside.mode != Mode::Running || !self.power.take_if_on(held) {
             return FaultAnswer::Done;
         }
-        self.faults.intake(&self.part, line, report)
+        let answer = self.faults.intake(&self.part, line, report);
+        self.power.give(held);
+        answer
     }
 
     fn enable_reports(&self) -> Result<(), IommuError> {

@@ -10,7 +10,7 @@
 //! | `faults/` | fault records: read, cleared, counted; storms |
 //! | `stream/` | from stream IDs to stream-map entries |
 //! | `bank/` | from entries to tables: context banks, the TLB |
-//! | `setup.rs`, `gate.rs` | what an instance is given; who may work on it now |
+//! | `setup.rs`, `supply.rs`, `gate.rs` | what an instance is given; its power; who may work on it now |
 //! | `reset.rs` | from a cold or a live unit to one that faults every stream |
 //! | `instance.rs` | the object |
 //! | `op/` | the operations |
@@ -46,6 +46,7 @@ mod faults;
 mod stream;
 mod bank;
 mod setup;
+mod supply;
 mod gate;
 mod reset;
 mod instance;

@@ -2,7 +2,6 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
 
 use super::bank::banks::Banks;
 use super::bank::tlb::Tlb;
@@ -17,11 +16,11 @@ use super::setup::Setup;
 use super::stream::map::Entries;
 use super::stream::masters::Masters;
 use super::stream::user::Users;
+use super::supply::Supply;
 use crate::assign::{IommuKey, Stream};
 use crate::sync::Platform;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
-use crate::sync::outside::Outside;
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Reads what the instance is, brings every stream to fault, and enables it.
@@ -104,9 +103,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             tlb,
             bank_tlbs: bank_tlbs.into_boxed_slice(),
             faults,
-            power_held: AtomicU32::new(0),
             gate: Gate::new(),
-            power: Outside::new(setup.power),
+            power: Supply::new(setup.power),
             notes,
         };
         let taken = smmu.take_over(held, &setup.reserved, found.kept);

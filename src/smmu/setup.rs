@@ -10,8 +10,9 @@ use crate::assign::{Stage2, Stream};
 ///
 /// # Context
 ///
-/// `get` and `put` are called in waiting context with no lock of the library held, around every use of a register; they
-/// may block, and may not call the instance. `is_on` is a leaf that interrupt handlers call, and a crashing hypervisor.
+/// They are called with no lock of the library held, and may not call the instance. `get` is called in waiting context and may
+/// block. `get_if_on` and `put` wait for nothing: interrupt handlers call them, a flush in atomic context, and a crashing
+/// hypervisor. What takes time to switch off is left to a worker.
 pub trait Power: Send + Sync + fmt::Debug {
     /// Sees to it that registers can be accessed until [`put`](Self::put).
     ///
@@ -20,11 +21,13 @@ pub trait Power: Send + Sync + fmt::Debug {
     /// Why they cannot; the operation touches no register then.
     fn get(&self) -> Result<(), PowerError>;
 
-    /// Ends what one [`get`](Self::get) began.
-    fn put(&self);
+    /// Does what [`get`](Self::get) does where the power is on, whoever has it; else says `false` and does nothing.
+    ///
+    /// To look whether it is on would not be enough: another holder may give it back in the next moment.
+    fn get_if_on(&self) -> bool;
 
-    /// Whether registers can be accessed now.
-    fn is_on(&self) -> bool;
+    /// Ends what one [`get`](Self::get) or [`get_if_on`](Self::get_if_on) began.
+    fn put(&self);
 }
 
 /// Why there is no power, in the integrator's words.
@@ -40,11 +43,11 @@ impl Power for AlwaysOn {
         Ok(())
     }
 
-    fn put(&self) {}
-
-    fn is_on(&self) -> bool {
+    fn get_if_on(&self) -> bool {
         true
     }
+
+    fn put(&self) {}
 }
 
 /// Streams that firmware set up and that must go on: a display that shows a boot picture, for instance (quirk Q17).

@@ -5,8 +5,6 @@
 //! [`Gate`](super::gate::Gate) sees to it that nobody is inside while the instance changes; the stream map's lock is
 //! taken all the same where the map is read. `crash` takes none.
 
-use core::sync::atomic::Ordering;
-
 use super::gate::{Changing, Mode, Purpose};
 use super::hardware::registers::{ANY_VALUE, S2cr, gr0};
 use super::hardware::{ProbeError, Registers};
@@ -19,19 +17,13 @@ use crate::sync::{Platform, Watch};
 impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
     fn hold_power(&self) -> Result<(), IommuError> {
         let inside = self.enter(Purpose::Release)?;
-        if !matches!(inside.mode, Mode::Suspended | Mode::Gone) {
-            self.get_power(&mut Held::enter())?;
-            self.power_held.fetch_add(1, Ordering::AcqRel);
-        }
-        Ok(())
+        // A suspended instance may be resumed before the power is given back. One that is gone touches no register any more: it
+        // makes no difference that what is given back for it then was another's.
+        if inside.mode == Mode::Gone { Ok(()) } else { self.get_power(&mut Held::enter()) }
     }
 
-    // Where the instance was suspended when its power was asked for, there is none to give back.
     fn release_power(&self) {
-        let one_less = |count: u32| count.checked_sub(1);
-        if self.power_held.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
-            self.power.call(&mut Held::enter()).put();
-        }
+        self.power.give(&mut Held::enter());
     }
 
     /// Nothing is written: the integrator takes the power away.
@@ -51,7 +43,7 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         if replayed.is_err() {
             self.part.registers.set_dark(true);
         }
-        self.power.call(held).put();
+        self.power.give(held);
         replayed?;
         changing.finish(Mode::Running);
         Ok(())
@@ -99,7 +91,7 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         let changing = self.gate.change::<P>(Mode::Leaving, self.part.config.looks())?;
         self.get_power(held)?;
         let stopped = self.stop(held);
-        self.power.call(held).put();
+        self.power.give(held);
         stopped?;
         self.numb(held, changing);
         Ok(())
@@ -111,7 +103,7 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
             return Ok(());
         }
         // An access to what has no power can hang the bus, and with it all that is still to be stopped.
-        if !self.power.call(&mut Held::enter()).is_on() {
+        if !self.power.take_if_on(&mut Held::enter()) {
             return Err(IommuError::NoPower("it is off, and a crash cannot switch it on"));
         }
         for entry in 0..self.part.geometry.entries {

@@ -117,8 +117,8 @@ impl Power for Supply {
         note("power put");
     }
 
-    fn is_on(&self) -> bool {
-        note("power is on");
+    fn get_if_on(&self) -> bool {
+        note("power get if on");
         true
     }
 }

@@ -10,12 +10,12 @@ pub(crate) struct Supply(pub(crate) AtomicBool);
 
 impl Power for Supply {
     fn get(&self) -> Result<(), PowerError> {
-        if self.is_on() { Ok(()) } else { Err(PowerError("the supply is broken")) }
+        if self.get_if_on() { Ok(()) } else { Err(PowerError("the supply is broken")) }
     }
 
     fn put(&self) {}
 
-    fn is_on(&self) -> bool {
+    fn get_if_on(&self) -> bool {
         !self.0.load(Ordering::SeqCst)
     }
 }

@@ -82,12 +82,12 @@ struct Switch(AtomicBool);
 
 impl Power for Switch {
     fn get(&self) -> Result<(), PowerError> {
-        if self.is_on() { Ok(()) } else { Err(PowerError("off")) }
+        if self.get_if_on() { Ok(()) } else { Err(PowerError("off")) }
     }
 
     fn put(&self) {}
 
-    fn is_on(&self) -> bool {
+    fn get_if_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
