@@ -680,3 +680,24 @@ fn q21_s5_what_cannot_wait_has_the_power_itself_for_as_long_as_it_touches_regist
     assert_eq!(power.users.load(Ordering::SeqCst), 0);
     assert!(matches!(driver.smmu.flush(domain(0), None, Patience::Atomic), Err(IommuError::NoPower(_))));
 }
+
+/// What had no light read as 0: a sync that was lost was taken for complete, and the domain's tables were given back.
+#[test]
+fn i8_a_sync_that_was_lost_is_not_confirmed_while_it_is_suspended() {
+    for part in parts() {
+        let (name, driver) = (part.name, Driver::part(part));
+        driver.add(1, &[0x10]);
+        driver.assign(&[1], 0).unwrap();
+        driver.lose_syncs(1);
+        assert!(timed_out(&driver.block(&[1])), "{name}");
+        driver.smmu.suspend().unwrap();
+        for told in [driver.forget(0), driver.block(&[1]).map(drop), driver.withdraw(1).map(drop)] {
+            assert!(timed_out(&told), "{name}: {told:?}");
+        }
+        driver.recover();
+        driver.smmu.resume().unwrap();
+        driver.forget(0).unwrap();
+        driver.withdraw(1).unwrap();
+        driver.check();
+    }
+}

@@ -124,6 +124,10 @@ impl<P: Platform> Tlb<P> {
         registers: &Access<R>,
         invalidate: impl FnOnce(&Access<R>),
     ) -> Ticket {
+        // Without light nothing is written, and nothing is to be waited for: the reset that brings it back drains all.
+        if registers.is_dark() {
+            return Ticket(0);
+        }
         // Table writes are visible to the walker before the invalidation is (contract S-1).
         P::barrier();
         let mut state = self.state.lock(held);
@@ -140,6 +144,9 @@ impl<P: Platform> Tlb<P> {
         domain: DomainId,
         vmid_of: impl Fn(BankIndex) -> u32,
     ) -> Option<Ticket> {
+        if registers.is_dark() {
+            return None;
+        }
         // Before the look too: of a bank that joins after it, the walker sees the tables as they are now (contract C-17).
         P::barrier();
         let mut guard = self.state.lock(held);
@@ -184,6 +191,10 @@ impl<P: Platform> Tlb<P> {
         registers: &Access<R>,
     ) {
         const ACTIVE: u32 = 1;
+        // A sync that was posted before the light went is not confirmed by what cannot be read.
+        if registers.is_dark() {
+            return;
+        }
         // Which sync the status is about must be known before it is read: afterwards another may be in flight.
         let about = self.issued.load(Ordering::Acquire);
         if registers.status(self.status) & ACTIVE != 0 {
