@@ -701,3 +701,28 @@ fn i8_a_sync_that_was_lost_is_not_confirmed_while_it_is_suspended() {
         driver.check();
     }
 }
+
+/// A crash said that every stream of a suspended instance faults, and wrote nothing.
+#[test]
+fn s8_a_crash_puts_a_suspended_unit_in_fault_or_says_that_it_has_no_power() {
+    for off in [false, true] {
+        for part in parts() {
+            let (name, model) = (part.name, part.model.clone());
+            let power = Arc::new(Counted::default());
+            let setup = Setup { power: power.clone(), ..Setup::default() };
+            let driver = Driver::with(part.config, setup, part.model);
+            driver.add(1, &[0x10]);
+            driver.assign(&[1], 0).unwrap();
+            driver.smmu.suspend().unwrap();
+            assert!(matches!(driver.smmu.crash(), Err(IommuError::NoPower(_))), "{name}");
+            if off {
+                lose_power(&driver.bench, &model, 3);
+            }
+            power.get().unwrap();
+            driver.smmu.crash().unwrap();
+            for id in 0..0x40 {
+                assert_eq!(driver.reaches(id), None, "{name}, off: {off}, {id:#x}");
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use common::driver::{Driver, exhausted};
 use common::parts::named;
 use common::presets::used;
 use common::{Bench, SMMU};
-use iommu_assign::assign::{Cause, DeviceSpec, Error, IommuError, Left, Resource};
+use iommu_assign::assign::{Cause, DeviceSpec, Error, IommuError, IommuPower, Left, Resource};
 use iommu_assign::smmu::{Setup, SmmuConfig};
 use machine::Reached;
 use smmu_model::{Config, Injection};
@@ -96,6 +96,27 @@ fn i2_a_resume_that_failed_at_a_bank_does_not_lose_it() {
     bench.assign(&mate, &guest).unwrap();
     assert_eq!(used(&bench).1, 1);
     bench.audit();
+}
+
+/// A resume that failed at its last entry left those before it translating, in a unit that had been on all the time.
+#[test]
+fn i2_a_resume_that_failed_at_an_entry_leaves_every_stream_in_fault() {
+    let part = named("generic v2");
+    let driver = Driver::with(SmmuConfig { read_back: true, ..part.config }, Setup::default(), part.model);
+    for (n, id) in [(1, 0x10), (2, 0x20)] {
+        driver.add(n, &[id]);
+        driver.assign(&[n], n).unwrap();
+    }
+    let again = |driver: &Driver| driver.smmu.suspend().and_then(|()| driver.smmu.resume());
+    let writes = driver.writes(|| again(&driver).unwrap());
+    let last = writes.iter().rposition(|name| name.starts_with("S2CR")).unwrap();
+    assert_eq!([0x10, 0x20].map(|id| driver.reaches(id)), [Some(1), Some(2)]);
+    driver.inject(Injection::WriteIsLost(u32::try_from(last).unwrap() + 1));
+    assert!(matches!(again(&driver), Err(IommuError::WriteLost { .. })));
+    assert_eq!([0x10, 0x20].map(|id| driver.reaches(id)), [None; 2]);
+    driver.smmu.resume().unwrap();
+    assert_eq!([0x10, 0x20].map(|id| driver.reaches(id)), [Some(1), Some(2)]);
+    driver.check();
 }
 
 #[test]

@@ -235,12 +235,13 @@ pub trait IommuPower {
     }
 
     /// Every stream to fault, for a hypervisor that is crashing: takes no lock, minds no other call, and polls a bounded
-    /// number of times (contract S-8). Nothing but this may follow.
+    /// number of times (contract S-8). A suspended instance that has power is put in fault too; one that is out of service is
+    /// not touched. Nothing but this may follow.
     ///
     /// # Errors
     ///
     /// [`IommuError::SyncTimeout`]: every stream faults, but what was in flight may not have drained.
-    /// [`IommuError::NoPower`]: nothing was touched.
+    /// [`IommuError::NoPower`]: nothing was touched. [`IommuError::WriteLost`]: an entry did not take FAULT.
     ///
     /// # Context
     ///

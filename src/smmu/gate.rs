@@ -57,6 +57,11 @@ impl Gate {
         Self(InFlight::new(Mode::Running as u8))
     }
 
+    /// What the instance is at this moment.
+    pub(super) fn mode(&self) -> Mode {
+        mode_of(self.0.seen().state)
+    }
+
     /// Enters, if that is possible now. Otherwise says what the instance is.
     pub(super) fn try_enter(&self, purpose: Purpose) -> Result<Inside<'_>, Mode> {
         let mut mode = Mode::Changing;

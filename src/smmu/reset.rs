@@ -60,6 +60,14 @@ pub(super) fn rewrite_control<R: Registers>(part: &Part<R>, reports: bool) {
     part.registers.write32(gr0::SCR0, control(&part.geometry, reports).bits());
 }
 
+/// Nothing unknown gets through a unit that is live, whatever becomes of its entries.
+pub(super) fn guard<R: Registers>(part: &Part<R>) {
+    let found = Scr0::from_bits_retain(part.registers.read32(gr0::SCR0));
+    if !found.contains(Scr0::CLIENTPD) {
+        part.registers.write32(gr0::SCR0, (found | Scr0::USFCFG | Scr0::SMCFCFG).bits());
+    }
+}
+
 /// Brings the instance to a state in which every stream faults but those of `reserved` that a live unit translates.
 /// What is missing is [`enable`].
 pub(super) fn reset<P: Platform, R: Registers>(

@@ -6,9 +6,10 @@
 //! taken all the same where the map is read. `crash` takes none.
 
 use super::gate::{Changing, Mode, Purpose};
-use super::hardware::registers::{ANY_VALUE, S2cr, gr0};
+use super::hardware::registers::{ANY_VALUE, gr0};
 use super::hardware::{ProbeError, Registers};
 use super::instance::{Shadow, Smmu, timed_out};
+use super::op::enrol::written;
 use super::reset;
 use crate::assign::{IommuError, IommuPower, Patience};
 use crate::sync::order::{Held, Unlocked};
@@ -41,6 +42,9 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         self.part.registers.set_dark(false);
         let replayed = self.replay(held);
         if replayed.is_err() {
+            // It may be enabled, with a part of its entries. What does not hold now is not there to be believed.
+            reset::guard(&self.part);
+            let _ = self.stop(held);
             self.part.registers.set_dark(true);
         }
         self.power.give(held);
@@ -49,17 +53,16 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         Ok(())
     }
 
-    /// Out of service: nothing is left that could translate, and drains that are owed are finished.
+    /// Out of service. Its devices have gone, and drains that they owe are finished.
     fn retire(&self) -> Result<(), IommuError> {
         let held = &mut Held::enter();
-        let mode = self.gate.try_enter(Purpose::Release).map_or_else(|mode| mode, |inside| inside.mode);
-        match mode {
+        match self.gate.mode() {
             Mode::Running => loop {
                 let owed = self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle());
                 if owed {
                     self.powered(held, Purpose::Release, |held| self.finish_drains(held, |_, _| true, None))?;
                 }
-                let changing = self.gate.change::<P>(mode, self.part.config.looks())?;
+                let changing = self.gate.change::<P>(Mode::Running, self.part.config.looks())?;
                 // A call that has just left may have waited for its drain in vain.
                 if !self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned()) {
                     self.numb(held, changing);
@@ -99,16 +102,20 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
 
     /// `stop` without a lock, and without a look at the shadow: another CPU may have died in the middle of anything.
     fn crash(&self) -> Result<(), IommuError> {
-        if self.part.registers.is_dark() {
+        // It faults everything, and its registers may be another driver's.
+        if self.gate.mode() == Mode::Gone {
             return Ok(());
         }
         // An access to what has no power can hang the bus, and with it all that is still to be stopped.
         if !self.power.take_if_on(&mut Held::enter()) {
             return Err(IommuError::NoPower("it is off, and a crash cannot switch it on"));
         }
-        for entry in 0..self.part.geometry.entries {
-            // With extended IDs this takes the entry's validity too: an unmatched stream faults as well.
-            self.part.reset_action(entry, self.part.spelling);
+        let was_dark = self.part.registers.is_dark();
+        self.part.registers.set_dark(false);
+        let holds = self.fault_all();
+        if was_dark {
+            // Nothing says whether a suspended unit was enabled: it may have come out of reset.
+            reset::rewrite_control(&self.part, false);
         }
         P::barrier();
         self.part.registers.write32(gr0::TLBIALLNSNH, ANY_VALUE);
@@ -117,7 +124,7 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         loop {
             let is_last = watch.is_last();
             if self.part.registers.status(gr0::STLBGSTATUS) & 1 == 0 {
-                return Ok(());
+                return written(holds);
             }
             if is_last {
                 return Err(IommuError::SyncTimeout(watch.waited()));
@@ -141,9 +148,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 self.port().reprogram(held, banks, index).map_err(|register| IommuError::WriteLost { register })?;
             }
             // What is only reserved is written when its device is enrolled.
-            if !entries.replay(&self.part) {
-                return Err(IommuError::WriteLost { register: "SMR or S2CR" });
-            }
+            written(entries.replay(&self.part))?;
         }
         reset::enable::<P, R>(&self.part, self.faults.reports(None)).map_err(not_resumed)
     }
@@ -158,12 +163,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Every entry to fault, and what was in flight drained. Clients stay enabled: sCR0.CLIENTPD = 1 would let all pass.
     fn stop(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
-        let mut holds = true;
-        for (number, entry) in self.shadow.lock(held).entries.each() {
-            holds &= entry.written.is_none() || self.part.write_action(number, S2cr::Fault);
-        }
+        let holds = self.fault_all();
         reset::invalidate_all(held, &self.part, &self.tlb).map_err(timed_out)?;
-        if holds { Ok(()) } else { Err(IommuError::WriteLost { register: "S2CR" }) }
+        written(holds)
+    }
+
+    /// Every entry to fault, those included that firmware made. Says whether they hold.
+    fn fault_all(&self) -> bool {
+        let reset = |number| self.part.reset_action(number, self.part.spelling);
+        (0..self.part.geometry.entries).fold(true, |holds, number| reset(number) && holds)
     }
 }
 

@@ -266,7 +266,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 }
 
 /// Whether what was written to entries holds.
-pub(super) const fn written(holds: bool) -> Result<(), IommuError> {
+pub(in crate::smmu) const fn written(holds: bool) -> Result<(), IommuError> {
     if holds { Ok(()) } else { Err(IommuError::WriteLost { register: "SMR or S2CR" }) }
 }
 

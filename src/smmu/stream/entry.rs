@@ -81,8 +81,10 @@ impl<R: Registers> Part<R> {
     // --- reset and end ---
 
     /// An entry to fault whatever it was; with extended IDs it matches nothing afterwards, and an unmatched stream faults too.
-    pub(in crate::smmu) fn reset_action(&self, number: EntryIndex, spelling: Spelling) {
-        self.registers.write32(gr0::s2cr(number), spelling.write(S2cr::Fault, false));
+    /// Says whether it holds.
+    pub(in crate::smmu) fn reset_action(&self, number: EntryIndex, spelling: Spelling) -> bool {
+        let (written, read) = (spelling.write(S2cr::Fault, false), spelling.read(S2cr::Fault, false));
+        self.registers.write_isolating(gr0::s2cr(number), written, read, S2cr::COMPARED)
     }
 
     /// An entry that [`reset_action`](Self::reset_action) has put in fault matches nothing.
