@@ -411,6 +411,7 @@ fn c15_i7_a_bank_whose_drain_is_waited_for_is_busy_and_nothing_says_ok_over_it()
         let mut blocked = None;
         thread::scope(|scope| {
             stop.at(STLBGSTATUS);
+            driver.lose_syncs(1);
             scope.spawn(|| blocked = Some(driver.block(&[1])));
             stop.meet();
             seen.push(("another device to that domain", driver.plan(&[3], 0)));
@@ -420,11 +421,14 @@ fn c15_i7_a_bank_whose_drain_is_waited_for_is_busy_and_nothing_says_ok_over_it()
             seen.push(("the domain's end", driver.forget(0)));
             seen.push(("the instance's end", driver.smmu.retire()));
             seen.push(("a third domain", driver.plan(&[3], 2)));
+            driver.recover();
             stop.meet();
         });
         assert_eq!(blocked, Some(Ok(Streams::Fault)), "{name}");
         for (what, result) in seen {
             let expected = match what {
+                // Each waits for the same sync.
+                "the device to another domain" | "a second block" | "a withdrawal" => slow(&result),
                 "the domain's end" => slow(&result),
                 "a third domain" => exhausted(&result, BANKS),
                 _ => result == BUSY,
@@ -502,6 +506,50 @@ fn i6_a_device_that_left_before_owes_the_drain_of_an_entry_that_its_mate_kept_un
     driver.recover();
     driver.withdraw(1).unwrap();
     driver.withdraw(2).unwrap();
+    driver.check();
+}
+
+/// The bank that the device had left was another domain's by then, and draining again: the device was busy with that.
+#[test]
+fn i6_an_owed_drain_does_not_wait_for_what_its_bank_does_next() {
+    let (part, stop) = (named("generic v2"), Stop::nowhere());
+    let config = SmmuConfig { polls: 1000, ..part.config.clone() };
+    let driver =
+        Driver::through(config, Setup::default(), two_banks(&part), |registers| Held::new(registers, stop.clone()));
+    settle(&driver);
+    driver.lose_syncs(1);
+    assert!(slow(&driver.block(&[1])));
+    driver.recover();
+    driver.assign(&[3], 2).unwrap();
+    let (mut blocked, mut withdrawn) = (None, None);
+    thread::scope(|scope| {
+        stop.at(STLBGSTATUS);
+        scope.spawn(|| blocked = Some(driver.block(&[3])));
+        stop.meet();
+        withdrawn = Some(driver.withdraw(1));
+        stop.meet();
+    });
+    assert_eq!((blocked, withdrawn), (Some(Ok(Streams::Fault)), Some(Ok(Streams::Fault))));
+    driver.check();
+}
+
+/// A mate that came when the entry was in fault already, and whose own entry took the place of the one that was drained.
+#[test]
+fn i6_a_drain_is_owed_by_whatever_takes_the_place_of_the_entry() {
+    let driver = Driver::new(Config { groups: 2, ..Config::generic_v2() });
+    driver.add(1, &[0x10, 0x13]);
+    driver.assign(&[1], 0).unwrap();
+    driver.lose_syncs(1);
+    assert!(slow(&driver.block(&[1])));
+    // One entry for all of them.
+    driver.add(2, &[0x11, 0x12, 0x13]);
+    for n in [1, 2] {
+        assert!(slow(&driver.withdraw(n)), "{n}");
+        assert!(slow(&driver.plan(&[n], 1)), "{n}");
+    }
+    driver.recover();
+    driver.assign(&[1, 2], 1).unwrap();
+    assert_eq!([0x10, 0x11, 0x12, 0x13].map(|id| driver.reaches(id)), [Some(1); 4]);
     driver.check();
 }
 

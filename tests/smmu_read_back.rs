@@ -4,9 +4,13 @@
 
 mod common;
 
-use common::driver::{Driver, exhausted};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::driver::{Driver, exhausted, timed_out};
 use common::parts::named;
 use common::presets::used;
+use common::supply::Supply;
 use common::{Bench, SMMU};
 use iommu_assign::assign::{Cause, DeviceSpec, Error, IommuError, IommuPower, Left, Resource};
 use iommu_assign::smmu::{Setup, SmmuConfig};
@@ -96,6 +100,44 @@ fn i2_a_resume_that_failed_at_a_bank_does_not_lose_it() {
     bench.assign(&mate, &guest).unwrap();
     assert_eq!(used(&bench).1, 1);
     bench.audit();
+}
+
+/// The bank of a stuck entry that only a plan had kept was ended without an invalidation: what its stream had cached stayed.
+#[test]
+fn i7_an_idle_bank_that_an_entry_may_name_is_drained_too() {
+    let (part, supply) = (named("generic v2"), Arc::new(Supply::default()));
+    let setup = Setup { power: supply.clone(), ..Setup::default() };
+    let driver = Driver::with(SmmuConfig { read_back: true, ..part.config }, setup, part.model);
+    driver.add(1, &[0x10]);
+    driver.add(2, &[0x20]);
+    driver.assign(&[1], 0).unwrap();
+    driver.plan(&[2], 0).unwrap();
+    driver.inject(Injection::WriteDoesNotStick(S2CR));
+    assert!(matches!(driver.block(&[1]), Err(IommuError::WriteLost { .. })));
+    driver.recover();
+    supply.0.store(true, Ordering::SeqCst);
+    driver.abandon(&[2]);
+    supply.0.store(false, Ordering::SeqCst);
+    assert_eq!(driver.reaches(0x10), Some(0), "nothing can be done about it while the bank has tables");
+    driver.forget(0).unwrap();
+    assert_eq!(driver.reaches(0x10), None);
+}
+
+/// The end of a domain took a bank that is not to be trusted for one that was drained.
+#[test]
+fn i8_a_domain_ends_only_when_the_bank_of_a_stuck_entry_is_drained() {
+    let part = named("generic v2");
+    let driver = Driver::with(SmmuConfig { read_back: true, ..part.config }, Setup::default(), part.model);
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    assert_eq!(driver.reaches(0x10), Some(0));
+    driver.inject(Injection::WriteDoesNotStick(S2CR));
+    driver.lose_syncs(1);
+    driver.block(&[1]).unwrap_err();
+    assert!(timed_out(&driver.forget(0)));
+    driver.recover();
+    driver.forget(0).unwrap();
+    assert_eq!(driver.reaches(0x10), None);
 }
 
 /// A resume that failed at its last entry left those before it translating, in a unit that had been on all the time.

@@ -39,7 +39,8 @@ pub(in crate::smmu) enum BankState {
     Live(AddressSpace),
     /// Its last user has left; a call waits for its drain.
     Draining(DomainId),
-    /// Its drain was not confirmed; the sync of this number would have. [`Bank::NEVER`] is none.
+    /// Its drain was not confirmed; the sync of this number would have. With [`Bank::NEVER`] it is drained, and not to be trusted
+    /// before the next reset.
     Poisoned(DomainId, u64),
 }
 
@@ -62,7 +63,7 @@ pub(in crate::smmu) struct Bank {
 impl Bank {
     const FREE: Self = Self { state: BankState::Free, users: 0, plans: 0, on: false, stuck: false, next: None };
 
-    /// The number of a sync that never completes: of a bank that is not to be trusted before the next reset.
+    /// Above the number of every sync.
     pub(super) const NEVER: u64 = u64::MAX;
 
     /// The domain that the bank belongs to, in whatever state.

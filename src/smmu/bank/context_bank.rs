@@ -77,25 +77,20 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
     pub(in crate::smmu) fn park_if_left(&self, banks: &mut Banks, index: BankIndex) -> bool {
         let Some(bank) = banks.at_mut(index).filter(|bank| bank.is_left()) else { return false };
         let BankState::Live(space) = bank.state else { return false };
-        // M must not be cleared while an entry may name it (contract I-4).
-        let stuck = bank.stuck;
-        bank.state =
-            if stuck { BankState::Poisoned(space.domain, Bank::NEVER) } else { BankState::Draining(space.domain) };
+        bank.state = BankState::Draining(space.domain);
         if !self.part.registers.has(Effects::SPLIT_64) {
             let parked = self.part.config.empty_root.address.value();
             self.part.registers.write64(self.part.geometry.bank(index, cb::TTBR0), parked);
         }
-        if stuck {
-            banks.strike(space.domain, index);
-        }
-        !stuck
+        true
     }
 
     /// Switches off a bank that could go on filling the TLB. Says whether its VMID must be invalidated once more: up to
     /// this write it may have walked ahead (IHI 0062D, TLB behaviour).
     pub(in crate::smmu) fn stop_walking(&self, banks: &mut Banks, index: BankIndex) -> bool {
         let Some(bank) = banks.at_mut(index) else { return false };
-        let walked = self.walks_on(bank);
+        // M must not be cleared while an entry may name it (contract I-4).
+        let walked = self.walks_on(bank) && !bank.stuck;
         if walked {
             self.switch_off(index, bank);
         }
@@ -107,10 +102,15 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
         bank.on && self.part.registers.has(Effects::SPLIT_64)
     }
 
-    /// The drain is confirmed: off, and free or the next domain's.
+    /// The drain is confirmed: off, and free or the next domain's; but where an entry may name it (contract I-4).
     pub(in crate::smmu) fn retire(&self, held: &mut Held<'_, StreamMap>, banks: &mut Banks, index: BankIndex) {
         let Some(bank) = banks.at_mut(index) else { return };
         let BankState::Draining(domain) = bank.state else { return };
+        if bank.stuck {
+            bank.state = BankState::Poisoned(domain, Bank::NEVER);
+            banks.strike(domain, index);
+            return;
+        }
         self.switch_off(index, bank);
         self.tlb.leave(held, domain, index);
         banks.end(index, domain);

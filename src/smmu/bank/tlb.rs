@@ -178,9 +178,14 @@ impl<P: Platform> Tlb<P> {
 
     // --- waiting ---
 
+    /// The last sync that was seen complete. Reads no register.
+    pub(in crate::smmu) fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Acquire)
+    }
+
     /// Whether everything that was posted under `ticket` is known to be complete. Reads no register.
     pub(in crate::smmu) fn is_complete(&self, ticket: Ticket) -> bool {
-        self.completed.load(Ordering::Acquire) >= ticket.0
+        self.completed() >= ticket.0
     }
 
     /// Reads the status once, with no lock held. Where it is inactive, the sync in flight is complete, and the next one

@@ -91,6 +91,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         {
             let mut guard = self.shadow.lock(held);
             let Shadow { entries, users, banks } = &mut *guard;
+            entries.settle(self.tlb.completed());
             if !users.all_of(devices).any(|user| user.lazy) {
                 return plan_bank(entries, users, banks, devices, space, finishable);
             }
@@ -168,7 +169,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 }
             }
             if !drain.banks.is_empty() {
-                return Ok((self.post_drain(held, banks, users.all_of(devices), &mut drain), drain));
+                return Ok((self.post_drain(held, placing.entries, banks, &mut drain), drain));
             }
             while let Some(other) = own_sharer(placing, banks, devices) {
                 self.detach(placing.entries, banks, other, &mut drain);
@@ -177,7 +178,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 // Another call has just done so.
                 return Err(IommuError::Busy);
             }
-            Ok((self.post_drain(held, banks, users.each(), &mut drain), drain))
+            Ok((self.post_drain(held, placing.entries, banks, &mut drain), drain))
         })?;
         self.drain(held, drain, ticket, devices).0
     }
@@ -195,9 +196,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let Some(index) = planned else { return if devices.is_empty() { Ok(()) } else { Err(IommuError::Busy) } };
         let bank = banks.at(index);
         let (BankState::Live(space) | BankState::Reserved(space)) = bank.state else { return Err(IommuError::Busy) };
+        entries.settle(self.tlb.completed());
         let (mut wanted, mut ready) = (Set::EMPTY, 0_u32);
         for user in members.clone() {
-            let in_fault = user.bank.get().is_none() && user.owes.get().is_none();
+            let in_fault = user.bank.get().is_none() && entries.owed(user.entries.get()).is_none();
             if !in_fault || user.planned.get() != Some(index) || conflicts(entries, &members, banks, user, &space) {
                 return Err(IommuError::Busy);
             }
@@ -247,7 +249,7 @@ fn plan_bank(
         if busy || conflicts(entries, &members, banks, user, space) {
             return Err(IommuError::Busy);
         }
-        owes |= user.owes.get().is_some();
+        owes |= entries.owed(user.entries.get()).is_some();
     }
     if known as usize != devices.len() {
         return Err(IommuError::Unknown);

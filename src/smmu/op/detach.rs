@@ -26,25 +26,23 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         devices: &[DeviceId],
     ) -> Result<Streams, IommuError> {
         // To fault, and the invalidation behind that.
-        let (drain, ticket, lost, owed) = {
+        let (drain, ticket, lost, owes) = {
             let mut guard = self.shadow.lock(held);
             let (shadow, held) = guard.split();
             let Shadow { entries, users, banks } = shadow;
             let members = users.all_of(devices);
-            let (mut drain, mut lost, mut owed) = (Drain::default(), false, false);
-            for user in members.clone() {
-                owed |= user.owes.get().is_some();
+            entries.settle(self.tlb.completed());
+            let (mut drain, mut lost, used) = (Drain::default(), false, members.clone().entries());
+            let owes = entries.owed(used).is_some();
+            for user in members {
                 lost |= !self.detach(entries, banks, user, &mut drain);
             }
-            if drain.banks.is_empty() && !owed {
-                return if lost { Err(STUCK) } else { Ok(entries.streams(members.entries())) };
+            if drain.banks.is_empty() && !owes {
+                return if lost { Err(STUCK) } else { Ok(entries.streams(used)) };
             }
-            let ticket = match (drain.banks.is_empty(), drain.shared) {
-                (true, _) => None,
-                (false, false) => Some(self.post_drain(held, banks, members, &mut drain)),
-                (false, true) => Some(self.post_drain(held, banks, users.each(), &mut drain)),
-            };
-            (drain, ticket, lost, owed)
+            let posts = !drain.banks.is_empty();
+            let ticket = posts.then(|| self.post_drain(held, entries, banks, &mut drain));
+            (drain, ticket, lost, owes)
         };
         // Wait, then retire the banks.
         let (drained, streams) = match ticket {
@@ -53,7 +51,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         };
         let streams = streams.unwrap_or_else(|| self.refit_all(held, devices));
         drained?;
-        if owed {
+        if owes {
             self.finish_owed(held, devices)?;
         }
         if lost { Err(STUCK) } else { Ok(streams) }

@@ -9,7 +9,8 @@
 //! 1. M is cleared only when no S2CR names the bank and a sync has completed behind an invalidation that was posted after
 //!    the last such S2CR was put in fault (contract I-4).
 //! 2. A bank is `Draining` exactly while one call waits for its drain; that call retires or poisons it.
-//! 3. A device that was put in fault owes the drain, from the hold that did so until the hardware has confirmed it.
+//! 3. An entry that was put in fault remembers the sync that confirms its drain, from the hold that did so until it is seen
+//!    complete. Every device that uses the entry owes the drain until then, whoever left the entry last.
 
 use crate::assign::{DeviceId, IommuError, Patience, Streams};
 use crate::smmu::bank::banks::{Bank, BankState, Banks};
@@ -18,7 +19,7 @@ use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::gr0;
-use crate::smmu::instance::{Smmu, timed_out};
+use crate::smmu::instance::{Shadow, Smmu, timed_out};
 use crate::smmu::stream::map::Entries;
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::user::StreamUser;
@@ -26,9 +27,6 @@ use crate::sync::Platform;
 use crate::sync::broken::broken;
 use crate::sync::levels;
 use crate::sync::order::{Before, Held, Unlocked};
-
-/// The sync of a drain that the running hold has not posted yet.
-const NOT_POSTED: u64 = u64::MAX;
 
 /// What is to be drained.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,8 +37,6 @@ pub(super) struct Drain {
     pub(super) retiring: Set,
     /// The entries that were put in fault.
     pub(super) faulted: Set,
-    /// One of them has other users too, which are in fault already: they owe the drain as well.
-    pub(super) shared: bool,
 }
 
 /// A drain was not confirmed: the sync that would have, and how long it was waited for.
@@ -49,7 +45,7 @@ type Unconfirmed = (Ticket, SyncTimeout);
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Counts a device out of its bank, and puts the entries in fault that no other keeps. Says whether they hold.
     ///
-    /// What is missing is a drain, of which `drain` takes a note; [`post_drain`](Self::post_drain) of the same hold says which.
+    /// What is missing is a drain, of which `drain` takes a note; [`post_drain`](Self::post_drain) of the same hold posts it.
     pub(super) fn detach(
         &self,
         entries: &mut Entries,
@@ -60,37 +56,27 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let Some(index) = user.bank.take() else { return true };
         let before = drain.faulted;
         let holds = entries.fault(&self.part, user, &mut drain.faulted);
-        drain.shared |= (drain.faulted & !before).each().any(|number| entries.has_others(number, user));
         let Some(bank) = banks.at_mut(index) else { return holds };
         bank.stuck |= !holds;
         bank.users = bank.users.saturating_sub(1);
         if drain.faulted != before || bank.users == 0 {
             drain.banks.put(index, true);
-            user.owes.set(Some((index, NOT_POSTED)));
         }
         holds
     }
 
     /// Begins to retire the banks of `drain` that no device uses any more, and posts the invalidation of all of them.
-    pub(super) fn post_drain<'a>(
+    pub(super) fn post_drain(
         &self,
         held: &mut Held<'_, levels::StreamMap>,
+        entries: &mut Entries,
         banks: &mut Banks,
-        users: impl Iterator<Item = &'a StreamUser>,
         drain: &mut Drain,
     ) -> Ticket {
         let port = self.port();
         drain.retiring = drain.banks.filter(|bank| port.park_if_left(banks, bank));
         let ticket = self.post_vmids(held, drain.banks);
-        for user in users {
-            let used = !(user.entries.get() & drain.faulted).is_empty();
-            match user.owes.get() {
-                Some((bank, NOT_POSTED)) => user.owes.set(Some((bank, ticket.0))),
-                // It had left before, or just now, and others have kept its entries until now.
-                _ if used => user.owes.set(drain.banks.lowest().map(|bank| (bank, ticket.0))),
-                _ => {}
-            }
-        }
+        entries.owe(drain.faulted, ticket.0);
         ticket
     }
 
@@ -131,8 +117,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         })
     }
 
-    /// Waits for a drain, and retires its banks, or poisons them where it was not confirmed; `devices` owe nothing then, or
-    /// this. Says whether entries of theirs translate still; `None` where some are to be refitted first.
+    /// Waits for a drain, and retires its banks, or poisons them where it was not confirmed. Says whether entries of `devices`
+    /// translate still; `None` where some are to be refitted first.
     pub(super) fn drain(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -149,25 +135,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 Err((ticket, _)) => shadow.banks.poison(bank, ticket.0),
             }
         }
-        let settle = |user: &StreamUser| {
-            let Some((bank, sync)) = user.owes.get().filter(|(bank, _)| drain.banks.has(*bank)) else { return };
-            match &confirmed {
-                // It may owe a later one by now.
-                Ok(()) if sync > ticket.0 => {}
-                Ok(()) => user.owes.set(None),
-                Err((ticket, _)) => user.owes.set(Some((bank, ticket.0))),
-            }
-        };
-        let mut used = Set::EMPTY;
-        for user in shadow.users.all_of(devices) {
-            used |= user.entries.get();
-            settle(user);
+        let Shadow { entries, users, .. } = shadow;
+        if let Err((last, _)) = &confirmed {
+            // Q8: the second one is owed too. Another call may have been content with the first.
+            let owing = (drain.faulted & entries.owing).filter(|number| entries.at(number).drain == ticket.0);
+            entries.owe(owing, last.0);
         }
-        if drain.shared {
-            shadow.users.each().for_each(settle);
-        }
-        let entries = &shadow.entries;
-        let streams = entries.surplus.is_empty().then(|| entries.streams(used));
+        let streams = entries.surplus.is_empty().then(|| entries.streams(users.all_of(devices).entries()));
         (confirmed.map_err(|(_, timeout)| timed_out(timeout)), streams)
     }
 
@@ -219,31 +193,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Finishes the drains that `devices` owe (contract I-6).
     pub(super) fn finish_owed(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
-        let (mut owed, mut last) = (Set::EMPTY, None);
-        {
-            let shadow = self.shadow.lock(held);
-            for (bank, sync) in shadow.users.all_of(devices).filter_map(|user| user.owes.get()) {
-                if matches!(shadow.banks.at(bank).state, BankState::Draining(_)) && !broken!("owed_drain_ignored") {
-                    // Another call waits for just this drain.
-                    return Err(IommuError::Busy);
-                }
-                owed.put(bank, true);
-                last = last.max(Some(Ticket(sync)));
-            }
-        }
-        if owed.is_empty() {
-            return Ok(());
-        }
-        if !broken!("owed_drain_ignored") {
-            self.finish_drains(held, |index, _| owed.has(index), last)?;
-        }
-        let shadow = self.shadow.lock(held);
-        for user in shadow.users.all_of(devices) {
-            // It may owe a later one by now.
-            let settled =
-                |(_, sync): &(BankIndex, u64)| self.tlb.is_complete(Ticket(*sync)) || broken!("owed_drain_ignored");
-            user.owes.set(user.owes.get().filter(|owed| !settled(owed)));
-        }
-        Ok(())
+        let last = {
+            let mut shadow = self.shadow.lock(held);
+            shadow.entries.settle(self.tlb.completed());
+            shadow.entries.owed(shadow.users.all_of(devices).entries())
+        };
+        let Some(last) = last else { return Ok(()) };
+        let before = |bank: &Bank| matches!(bank.state, BankState::Poisoned(_, sync) if sync <= last);
+        let finished = self.finish_drains(held, |_, bank| before(bank), Some(Ticket(last)));
+        // What else a bank lacks is not theirs.
+        if self.tlb.is_complete(Ticket(last)) { Ok(()) } else { finished }
     }
 }

@@ -207,13 +207,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         power: bool,
     ) -> Result<Option<Streams>, IommuError> {
         let withdrawn = self.locked(held, |tree, Shadow { entries, users, .. }, _| {
+            entries.settle(self.tlb.completed());
             let mut found = users.find_mut(device);
             let user = found.get().ok_or(IommuError::Unknown)?;
             let invalidated = |number| {
                 let entry = entries.at(number);
                 entry.written.is_some() && entry.registered == user.pairs_in(entry)
             };
-            if user.owes.get().is_some() || (!power && user.entries.get().each().any(invalidated)) {
+            if entries.owed(user.entries.get()).is_some() || (!power && user.entries.get().each().any(invalidated)) {
                 return Ok(None);
             }
             if !user.is_at_rest() {

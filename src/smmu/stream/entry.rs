@@ -30,11 +30,13 @@ pub(in crate::smmu) struct Entry {
     pub(in crate::smmu) registered: u32,
     /// Those of them whose device is in a space; 0 exactly when it faults.
     pub(in crate::smmu) assigned: u32,
+    /// The sync that confirms that what it let through before it went to fault has left.
+    pub(in crate::smmu) drain: u64,
 }
 
 impl Entry {
     pub(in crate::smmu) const FREE: Self =
-        Self { cube: None, written: None, action: S2cr::Fault, registered: 0, assigned: 0 };
+        Self { cube: None, written: None, action: S2cr::Fault, registered: 0, assigned: 0, drain: 0 };
 }
 
 impl<R: Registers> Part<R> {

@@ -10,7 +10,8 @@
 //! 1. No two entries' cubes have an ID in common, and no two entries' written cubes (contract I-1).
 //! 2. `registered` and `assigned` of an entry count pairs of joined users and their streams (contract I-12).
 //! 3. `free` are the entries without a cube; `live` those that translate; `stale` those whose registers are not as they should be; `surplus` those that may
-//!    capture IDs that none of their users has.
+//!    capture IDs that none of their users has; `owing` those in fault whose drain is not known to be confirmed. Whoever uses one
+//!    of these owes its drain (contract I-6).
 
 use alloc::vec::Vec;
 
@@ -22,6 +23,7 @@ use crate::assign::Streams;
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::registers::S2cr;
+use crate::sync::broken::broken;
 
 /// All entries.
 pub(in crate::smmu) struct Entries {
@@ -30,6 +32,7 @@ pub(in crate::smmu) struct Entries {
     pub(in crate::smmu) live: Set,
     pub(in crate::smmu) surplus: Set,
     pub(in crate::smmu) stale: Set,
+    pub(in crate::smmu) owing: Set,
     /// Changes whenever an entry is to match something else, and when a device comes, joins or goes.
     pub(in crate::smmu) generation: u64,
     /// A stream ID is the index of its entry: there are no SMRs.
@@ -37,12 +40,6 @@ pub(in crate::smmu) struct Entries {
 }
 
 impl Entries {
-    /// Whether devices beside `user` use an entry.
-    pub(in crate::smmu) fn has_others(&self, number: u8, user: &StreamUser) -> bool {
-        let entry = self.at(number);
-        entry.registered > 1 && entry.registered > user.pairs_in(entry)
-    }
-
     /// All entries free. `None` when memory could not be reserved.
     pub(in crate::smmu) fn new(count: u8, matching: bool) -> Option<Self> {
         let mut list = Vec::new();
@@ -50,7 +47,7 @@ impl Entries {
         list.resize(count.into(), Entry::FREE);
         let empty = Set::EMPTY;
         let (free, indexed) = (Set::below(count), !matching);
-        Some(Self { list, free, live: empty, surplus: empty, stale: empty, generation: 0, indexed })
+        Some(Self { list, free, live: empty, surplus: empty, stale: empty, owing: empty, generation: 0, indexed })
     }
 
     pub(in crate::smmu) fn count(&self) -> usize {
@@ -114,6 +111,7 @@ impl Entries {
             (entry.registered, entry.assigned) = (0, 0);
         }
         self.surplus.put(number, false);
+        self.owing.put(number, false);
         self.set_cube(number, None);
     }
 
@@ -155,6 +153,29 @@ impl Entries {
             }
             used
         })
+    }
+
+    // --- drains ---
+
+    /// What the entries of `set` let through has left when `sync` is complete.
+    pub(in crate::smmu) fn owe(&mut self, set: Set, sync: u64) {
+        for number in set.each() {
+            if let Some(entry) = self.at_mut(number) {
+                entry.drain = sync;
+            }
+        }
+        self.owing |= set;
+    }
+
+    /// Forgets the drains that are confirmed: syncs up to `completed` are.
+    pub(in crate::smmu) fn settle(&mut self, completed: u64) {
+        let ignored = broken!("owed_drain_ignored") || broken!("bank_freed_before_sync");
+        self.owing = self.owing.filter(|number| self.at(number).drain > completed && !ignored);
+    }
+
+    /// The sync behind which `set` owes nothing any more; `None` where it does not now.
+    pub(in crate::smmu) fn owed(&self, set: Set) -> Option<u64> {
+        (set & self.owing).each().map(|number| self.at(number).drain).max()
     }
 
     // --- registers ---

@@ -198,6 +198,7 @@ impl Placing<'_> {
     /// Gives entries back, all of which are in fault, and takes others for the same IDs or fewer. There are enough.
     /// Returns the entries that are to be written.
     pub(in crate::smmu) fn replace(&mut self, gone: Set, cubes: &[Cube]) -> Set {
+        let owed = self.entries.owed(gone);
         for number in gone.each() {
             let Some(cube) = self.entries.cube(number) else { continue };
             let _ = self.each_user(cube, |user| {
@@ -206,7 +207,13 @@ impl Placing<'_> {
             });
             self.entries.release(number);
         }
-        cubes.iter().filter_map(|cube| self.place(*cube)).fold(gone, |changed, number| changed | Set::one(number))
+        let taken = cubes.iter().filter_map(|cube| self.place(*cube));
+        let taken = taken.fold(Set::EMPTY, |taken, number| taken | Set::one(number));
+        // What the old ones let through, the new ones' users had in flight.
+        if let Some(sync) = owed {
+            self.entries.owe(taken, sync);
+        }
+        gone | taken
     }
 
     /// Gives back the unwritten entries of a device that is at rest, where all their users are lazy and at rest too.

@@ -25,7 +25,7 @@ pub(in crate::smmu) type Cubes = SmallVec<[Cube; 2]>;
 ///
 /// # Invariants
 ///
-/// 1. `bank` is set exactly while the device's entries translate through it. A device that owes a drain has none.
+/// 1. `bank` is set exactly while the device's entries translate through it.
 /// 2. A device with a plan (`planned`) counts in that bank's `plans`.
 /// 3. A device that is `joined` uses every entry that overlaps its streams. One that is not lazy, or is planned or live,
 ///    has all of its streams captured by them.
@@ -46,8 +46,6 @@ pub(in crate::smmu) struct StreamUser {
     pub(in crate::smmu) repacked: Cell<bool>,
     pub(in crate::smmu) bank: Cell<Option<BankIndex>>,
     pub(in crate::smmu) planned: Cell<Option<BankIndex>>,
-    /// A drain that is not confirmed yet: the bank that the device left, and the sync that confirms it.
-    pub(in crate::smmu) owes: Cell<Option<(BankIndex, u64)>>,
     pub(in crate::smmu) entries: Cell<Set>,
     /// The nodes of its streams, while they are not in the tree of masters.
     pub(in crate::smmu) nodes: Cell<Nodes>,
@@ -73,7 +71,6 @@ impl StreamUser {
             repacked: Cell::new(false),
             bank: Cell::new(None),
             planned: Cell::new(None),
-            owes: Cell::new(None),
             entries: Cell::new(Set::EMPTY),
             nodes,
         })
