@@ -10,7 +10,7 @@
 //! The README has the code of 1 to 4, for a device tree.
 //!
 //! 1. Read what firmware says: [`dt::Board::read`].
-//! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`probe`](smmu::Smmu::probe),
+//! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`map`](dt::SmmuNode::map), [`probe`](smmu::Smmu::probe),
 //!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
 //! 3. For each device: [`add`](assign::Service::add) what [`dt::DtDevice::spec`] makes of it. PCI functions are found by
 //!    [`pci::enumerate`], behind what [`dt::HostBridge::pci`] makes of a node; [`pci::Function::spec`] is for them.

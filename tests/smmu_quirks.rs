@@ -295,7 +295,9 @@ fn q9_instances_in_step_are_one() {
     let mut bench = Bench::new();
     let part = named("tegra194");
     let second = bench.machine.add_smmu(SECOND, part.model.clone().seed(99));
-    let smmu = bench.smmu_through(part.config, Setup::default(), part.model, |first| Lockstep::new([first, second]));
+    let config = SmmuConfig { instances: 2, ..part.config };
+    let both = |first| [first, second].into_iter().collect::<Lockstep<_>>();
+    let smmu = bench.smmu_through(config, Setup::default(), part.model, both);
     bench.oracle.watch(&bench.machine, SECOND, PAGE);
     let guest = bench.guest("guest");
     let device = bench.add("dma", &[(0x10, 0)]);
@@ -530,9 +532,9 @@ fn effects_are_asked_for_not_implementations() {
 /// Registers behind a lockstep of none read as all ones, and nothing is there.
 #[test]
 fn a_lockstep_of_none_is_not_there() {
-    let none: Lockstep<machine::ModelRegisters, 0> = Lockstep::new([]);
+    let none: Lockstep<machine::ModelRegisters> = [].into_iter().collect();
     assert_eq!((none.read32(0), none.member(0).is_none()), (u32::MAX, true));
     let config = SmmuConfig::new(SMMU, 0x2_0000, Architecture::V2, EMPTY);
     let refused = Smmu::<Spin, _>::probe(config, none, Arc::new(Masters::new())).unwrap_err();
-    assert_eq!(refused, ProbeError::NotThere(SMMU));
+    assert_eq!(refused, ProbeError::Instances { iommu: SMMU, listed: 1, given: 0 });
 }

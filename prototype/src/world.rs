@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service};
 use iommu_assign::dt::{Board, NotOffered, SmmuNode};
 use iommu_assign::pci::{FunctionKind, Sbdf};
-use iommu_assign::smmu::{Geometry, Lockstep, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
+use iommu_assign::smmu::{Geometry, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
 use iommu_assign::sync::Spin;
 use machine::Machine;
 use smmu_model::Counters;
@@ -141,15 +141,11 @@ impl World {
     }
 
     fn probe(&self, node: &SmmuNode<'_>, masters: &Arc<Masters<Spin>>) -> State {
-        let registers = |key| self.machine.add_smmu(key, presets::part(node));
         let before = self.machine.all_counters();
-        let mirrors: Vec<IommuKey> = node.mirrors.iter().map(|region| IommuKey::new(region.base())).collect();
-        let started = match *mirrors {
-            [] => self.start(node, registers(node.key), masters),
-            [second] => self.start(node, Lockstep::new([registers(node.key), registers(second)]), masters),
-            [second, third] => self.start(node, Lockstep::new([node.key, second, third].map(registers)), masters),
-            _ => Err(format!("{} register regions in step, and three are known of", mirrors.len().saturating_add(1))),
-        };
+        let part = presets::part(node);
+        let started = node
+            .map(|region| Ok(self.machine.add_smmu(IommuKey::new(region.base()), part.clone())))
+            .and_then(|registers| self.start(node, registers, masters));
         match started {
             Ok((geometry, driver)) => {
                 let config = presets::described(node);

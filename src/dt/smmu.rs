@@ -12,7 +12,7 @@ use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
-use crate::smmu::{Architecture, Chip, EmptyRoot, Implementation, SmmuConfig};
+use crate::smmu::{Architecture, Chip, EmptyRoot, Implementation, Lockstep, SmmuConfig};
 
 /// An SMMUv1/v2 instance as its node describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,18 +60,33 @@ pub struct SmmuNode<'a> {
 }
 
 impl SmmuNode<'_> {
-    /// What the driver is told of the instance: all that firmware says, and defaults for the rest. The registers of
-    /// `mirrors` are not part of it: [`Lockstep`](crate::smmu::Lockstep) takes them in.
+    /// The registers of every instance that firmware lists, each region mapped by `map`: what a probe wants beside
+    /// [`config`](Self::config). One region on most boards; NVIDIA's list two or three.
+    ///
+    /// # Errors
+    ///
+    /// What `map` says of the first region that it cannot map.
+    pub fn map<R, E>(&self, map: impl FnMut(Region) -> Result<R, E>) -> Result<Lockstep<R>, E> {
+        self.regions().map(map).collect()
+    }
+
+    fn regions(&self) -> impl Iterator<Item = Region> {
+        [self.registers].into_iter().chain(self.mirrors.iter().copied())
+    }
+
+    /// What the driver is told of it: all that firmware says, and defaults for the rest.
     #[must_use]
     pub fn config(&self, empty_root: EmptyRoot) -> SmmuConfig {
+        let shortest = self.regions().map(Region::size).min().unwrap_or(0);
         SmmuConfig {
+            instances: self.regions().count(),
             implementation: self.implementation,
             coherent: self.coherent,
             context_lines: self.context_lines,
             chip: Chip::of(&self.compatibles),
             secure_config_access: self.secure_config_access,
             adreno: self.adreno,
-            ..SmmuConfig::new(self.key, self.registers.size(), self.architecture, empty_root)
+            ..SmmuConfig::new(self.key, shortest, self.architecture, empty_root)
         }
     }
 }

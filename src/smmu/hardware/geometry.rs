@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::mmio::Registers;
 use super::quirks::{self, Effects};
-use super::registers::{bit, field, gr0};
+use super::registers::{bit, cb, field, gr0};
 use super::smmu_config::{Architecture, SmmuConfig};
 use crate::assign::{Granules, IommuError, IommuKey};
 use crate::sync::Waited;
@@ -60,6 +60,24 @@ pub enum ProbeError {
     /// The ID registers read as all ones: nothing is there, or it has no power or clock.
     #[error("{0}: the ID registers read as all ones: no SMMU there, or it is not powered or clocked")]
     NotThere(IommuKey),
+    /// Registers of more or of fewer instances are given than firmware lists: one that is not driven lets everything pass.
+    #[error("{iommu}: firmware lists {listed} instances (register regions), and registers of {given} are given")]
+    Instances {
+        /// The SMMU.
+        iommu: IommuKey,
+        /// Instances by firmware ([`SmmuConfig::instances`]).
+        listed: usize,
+        /// Instances by [`Registers::member`].
+        given: usize,
+    },
+    /// Fewer registers are mapped than the ID registers promise and firmware's region holds.
+    #[error("{iommu}: context bank {bank} reads as all ones: not all of the region is mapped")]
+    NotMapped {
+        /// The instance.
+        iommu: IommuKey,
+        /// The last bank.
+        bank: u8,
+    },
     /// Stage 2 is not implemented, or firmware hides it.
     #[error("{0}: stage-2 translation is not there (IDR0.S2TS = 0)")]
     NoStage2(IommuKey),
@@ -135,15 +153,21 @@ pub enum ProbeError {
 }
 
 impl Geometry {
-    /// Reads and checks the ID registers: four or fewer reads, no write.
+    /// Reads and checks the ID registers of every instance, and that the last bank is there: five or fewer reads of each,
+    /// no write.
     ///
     /// # Errors
     ///
     /// What makes the instance unusable; see [`ProbeError`].
     pub fn read(registers: &impl Registers, config: &SmmuConfig) -> Result<Self, ProbeError> {
         let iommu = config.key;
-        let [idr0, idr1, idr2, idr7] =
-            [gr0::IDR0, gr0::IDR1, gr0::IDR2, gr0::IDR7].map(|register| registers.read32(register));
+        let members = || (0..).map_while(|index| registers.member(index));
+        let given = members().count();
+        if given != config.instances {
+            return Err(ProbeError::Instances { iommu, listed: config.instances, given });
+        }
+        let identify = |one: &dyn Registers| [gr0::IDR0, gr0::IDR1, gr0::IDR2, gr0::IDR7].map(|at| one.read32(at));
+        let [idr0, idr1, idr2, idr7] = members().next().map_or([u32::MAX; 4], identify);
         if idr0 == u32::MAX && idr1 == u32::MAX {
             return Err(ProbeError::NotThere(iommu));
         }
@@ -175,6 +199,11 @@ impl Geometry {
         let aarch32_long = !version2 || field(idr0, 25, 24) != 2;
 
         let contradictions = [
+            (
+                members().skip(1).any(|one| identify(one) != [idr0, idr1, idr2, idr7]),
+                "the ID registers of the instances that are to be programmed alike differ",
+            ),
+            (!matching && stream_id_bits > 7, "stream indexing (SMS = 0) with more than 7 bits of stream ID (NUMSIDB)"),
             (nested && !(stage1 && stage2), "nested translation (NTS) without both stages (S1TS, S2TS)"),
             (banks == 0 || banks > 128, "the number of context banks (NUMCB) is 0 or above 128"),
             (stage2_banks > counted, "more stage-2 banks (NUMS2CB) than banks (NUMCB)"),
@@ -189,7 +218,7 @@ impl Geometry {
         if needed > config.region_size {
             return Err(ProbeError::RegionTooSmall { iommu, needed, given: config.region_size });
         }
-        Ok(Self {
+        let geometry = Self {
             architecture: config.architecture,
             page_shift,
             bank_base,
@@ -209,7 +238,11 @@ impl Geometry {
             ipa_bits: address_bits(field(idr2, 3, 0)),
             output_bits: address_bits(field(idr2, 7, 4)),
             register_bytes: u64::from(bank_base).saturating_mul(2),
-        })
+        };
+        let bank = geometry.banks.saturating_sub(1);
+        // Some bits of SCTLR are always zero.
+        let is_there = |one: &dyn Registers| one.read32(geometry.bank(bank, cb::SCTLR)) != u32::MAX;
+        if members().all(is_there) { Ok(geometry) } else { Err(ProbeError::NotMapped { iommu, bank }) }
     }
 
     /// Offset of a register of context bank `bank`.

@@ -4,6 +4,8 @@
 use core::fmt;
 use core::ptr::NonNull;
 
+use smallvec::SmallVec;
+
 /// The registers of one SMMU instance, at byte offsets from its base.
 ///
 /// # Context
@@ -118,21 +120,29 @@ impl fmt::Debug for Mmio {
     }
 }
 
-/// `N` instances that are programmed alike: writes go to all of them, reads come from the first.
+/// Instances that are programmed alike (quirk Q9), on most boards one: writes go to all of them, reads come from the first.
+///
+/// It is collected from the instances, the one that firmware lists first in front. Without any, reads give all ones; where
+/// memory for a fourth is lacking it ends, and a probe refuses it.
 ///
 /// What differs between them, a sync's status and recorded faults, the driver asks of each.
 #[derive(Debug)]
-pub struct Lockstep<R, const N: usize>([R; N]);
+pub struct Lockstep<R>(SmallVec<[R; 3]>);
 
-impl<R: Registers, const N: usize> Lockstep<R, N> {
-    /// The instances, the one that firmware lists first in front. Without any, reads give all ones.
-    #[must_use]
-    pub const fn new(members: [R; N]) -> Self {
-        Self(members)
+impl<R> FromIterator<R> for Lockstep<R> {
+    fn from_iter<I: IntoIterator<Item = R>>(instances: I) -> Self {
+        let mut all = SmallVec::new();
+        for instance in instances {
+            if all.try_reserve(1).is_err() {
+                break;
+            }
+            all.push(instance);
+        }
+        Self(all)
     }
 }
 
-impl<R: Registers, const N: usize> Registers for Lockstep<R, N> {
+impl<R: Registers> Registers for Lockstep<R> {
     fn read32(&self, offset: u32) -> u32 {
         self.0.first().map_or(u32::MAX, |first| first.read32(offset))
     }

@@ -178,8 +178,10 @@ const TABLE: [Quirk; 26] = [
             "two 32-bit accesses, high half first; AArch32 tables only (40 bits); a bank is retired with two drains, \
              since its root cannot be replaced in one write",
         ),
-    quirk(9, "two or three instances that must be programmed alike", "NVIDIA Tegra194, Tegra234")
-        .how("`Lockstep` writes to all and reads the first; the driver takes a status from all, and faults of each"),
+    quirk(9, "two or three instances that must be programmed alike", "NVIDIA Tegra194, Tegra234").how(
+        "`Lockstep` writes to all and reads the first; the driver takes a status from all, and faults of each. Probe \
+             refuses another number of instances than firmware lists, and instances that differ",
+    ),
     quirk(10, "entries of the walk cache survive an invalidation by address", "NVIDIA Tegra194, Tegra234")
         .does(Effects::NO_BLOCKS.union(Effects::WALK_CACHE_BY_VMID), |part| part.is(Implementation::Nvidia))
         .how("blocks are not offered to the hypervisor; freed tables are invalidated by VMID"),

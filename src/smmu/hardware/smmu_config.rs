@@ -78,8 +78,10 @@ pub struct EmptyRoot {
 pub struct SmmuConfig {
     /// The instance's name: the CPU address of its registers.
     pub key: IommuKey,
-    /// Bytes of the register region, as firmware gives it.
+    /// Bytes of the register region, as firmware gives it; of several, of the shortest.
     pub region_size: u64,
+    /// How many instances, each with a register region, firmware lists here: all of them must be driven, alike (quirk Q9).
+    pub instances: usize,
     /// The architecture version.
     pub architecture: Architecture,
     /// The implementation.
@@ -127,7 +129,7 @@ pub struct FaultLimits {
 }
 
 impl SmmuConfig {
-    /// An instance with the bounds in time and polls that suit hardware, one context interrupt line, and walks that are
+    /// One instance with the bounds in time and polls that suit hardware, one context interrupt line, and walks that are
     /// not coherent.
     ///
     /// A sync of a loaded unit takes up to milliseconds; other drivers wait a second for it, as is done here, and 2 ms
@@ -138,6 +140,7 @@ impl SmmuConfig {
         Self {
             key,
             region_size,
+            instances: 1,
             architecture,
             implementation: Implementation::Generic,
             coherent: false,
