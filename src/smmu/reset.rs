@@ -20,7 +20,7 @@ use super::hardware::quirks::Effects;
 use super::hardware::registers::{ANY_VALUE, Fsr, S2cr, Scr0, Spelling, cb, gr0};
 use super::hardware::{Geometry, ProbeError, Registers};
 use super::stream::cover::Cube;
-use super::stream::number_set::Set;
+use super::stream::number_set::{BankSet, Set};
 use crate::assign::{Patience, Stream};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -42,7 +42,7 @@ pub(super) struct Kept {
     /// Entries that match reserved streams only.
     pub(super) entries: Set,
     /// Firmware's banks that those entries name.
-    pub(super) banks: Set,
+    pub(super) banks: BankSet,
 }
 
 /// The value of sCR0 that is in force from the end of the reset on. Interrupts only where handlers stand (S-4).
@@ -118,7 +118,7 @@ pub(super) fn reset<P: Platform, R: Registers>(
     }
     // What may still be steered to a bank must not find it switched off (contract I-4).
     drained.map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;
-    for bank in (Set::below(part.geometry.banks) & !kept.banks).each() {
+    for bank in (BankSet::below(part.geometry.banks) & !kept.banks).each() {
         switch_off(part, bank);
     }
     let prefetching = implementation_defined(&part.registers, &part.geometry);

@@ -48,7 +48,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let entry = shadow.entries.at(index);
         let none = ("entry", 0, 0);
         let (mut registered, mut assigned) = (0_u32, 0_u32);
-        for user in shadow.users.each().filter(|user| user.entries.get().has(index)) {
+        for user in shadow.users.each().filter(|user| user.entries.has(index)) {
             let pairs = user.pairs_in(entry);
             registered = registered.saturating_add(pairs);
             if user.bank.get().is_some() {
@@ -118,7 +118,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             loop {
                 let next = {
                     let shadow = self.shadow.lock(held);
-                    let user = shadow.users.after(after).find(|user| user.entries.get().has(index));
+                    let user = shadow.users.after(after).find(|user| user.entries.has(index));
                     user.map(|user| (user.device, user.bank.get().and_then(|bank| shadow.banks.at(bank).domain())))
                 };
                 let Some((device, domain)) = next else { break };

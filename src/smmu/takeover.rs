@@ -12,7 +12,7 @@ use super::instance::{Shadow, Smmu, timed_out};
 use super::reset::{self, Kept};
 use super::setup::Reserved;
 use super::stream::masters::reserved_devices;
-use super::stream::number_set::Set;
+use super::stream::number_set::BankSet;
 use crate::assign::{AddressSpace, DeviceId, IommuError, own_space};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -30,36 +30,36 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let aside = kept.banks | self.shadowed(kept.banks);
         let free = {
             let mut shadow = self.shadow.lock(held);
-            core::mem::replace(&mut shadow.banks.free, Set::below(self.part.geometry.banks) & !aside)
+            core::mem::replace(&mut shadow.banks.free, BankSet::below(self.part.geometry.banks) & !aside)
         };
         for (device, reserved) in reserved_devices().zip(reserved) {
             self.take_over_one(held, device, reserved, kept).map_err(refused)?;
         }
         // Nothing names firmware's banks any more, but what was in flight may still be steered to them. Behind the switch-off
         // nothing is left of what they walked ahead, under VMIDs that are about to get an owner.
-        let drain = |held: &mut Held<'_, Unlocked>, needed: Set| match needed.is_empty() {
+        let drain = |held: &mut Held<'_, Unlocked>, go_on: bool| match go_on {
             true => Ok(()),
             false => reset::invalidate_all(held, &self.part, &self.tlb).map_err(timed_out).map_err(refused),
         };
-        drain(held, kept.entries)?;
+        drain(held, kept.entries.is_empty())?;
         for bank in kept.banks.each() {
             reset::switch_off(&self.part, bank);
         }
-        drain(held, kept.banks)?;
+        drain(held, kept.banks.is_empty())?;
         self.shadow.lock(held).banks.free |= free & aside;
         Ok(())
     }
 
     /// The banks that would get a VMID under which one of firmware's banks still caches.
-    fn shadowed(&self, banks: Set) -> Set {
+    fn shadowed(&self, banks: BankSet) -> BankSet {
         let geometry = &self.part.geometry;
-        banks.each().fold(Set::EMPTY, |all, bank| {
+        let shadowed = banks.each().filter_map(|bank| {
             let register = if geometry.vmid16 { gr1::cba2r(bank) } else { gr1::cbar(bank) };
             let value = self.part.registers.read32(geometry.gr1(register));
             let vmid = if geometry.vmid16 { value >> 16 } else { value & 0xff };
-            let ours = (0..geometry.banks).find(|ours| self.part.vmid(*ours) == vmid);
-            all | ours.map_or(Set::EMPTY, Set::one)
-        })
+            (0..geometry.banks).find(|ours| self.part.vmid(*ours) == vmid)
+        });
+        shadowed.collect()
     }
 
     fn take_over_one(

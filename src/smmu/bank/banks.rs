@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 
 use crate::assign::{AddressSpace, DomainId, own_space};
 use crate::smmu::hardware::part::BankIndex;
-use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::number_set::BankSet;
 use crate::sync::broken::broken;
 
 /// What a bank is doing.
@@ -112,7 +112,7 @@ pub(in crate::smmu) enum Choice {
 /// All banks of an instance.
 pub(in crate::smmu) struct Banks {
     list: Vec<Bank>,
-    pub(in crate::smmu) free: Set,
+    pub(in crate::smmu) free: BankSet,
     /// The banks of each domain, those included that are its next; sorted. There is room for all of them.
     by_domain: Vec<(DomainId, BankIndex)>,
 }
@@ -124,7 +124,7 @@ impl Banks {
         list.try_reserve_exact(count.into()).ok()?;
         list.resize(count.into(), Bank::FREE);
         by_domain.try_reserve_exact(usize::from(count).saturating_mul(2)).ok()?;
-        Some(Self { list, free: Set::below(count), by_domain })
+        Some(Self { list, free: BankSet::below(count), by_domain })
     }
 
     /// A bank that exists; a free one for any other number.
@@ -141,9 +141,9 @@ impl Banks {
     }
 
     /// The banks that `wanted` accepts.
-    pub(in crate::smmu) fn select(&self, wanted: impl Fn(BankIndex, &Bank) -> bool) -> Set {
+    pub(in crate::smmu) fn select(&self, wanted: impl Fn(BankIndex, &Bank) -> bool) -> BankSet {
         let chosen = self.each().filter(|(index, bank)| wanted(*index, bank));
-        chosen.fold(Set::EMPTY, |all, (index, _)| all | Set::one(index))
+        chosen.map(|(index, _)| index).collect()
     }
 
     fn of(&self, domain: DomainId) -> impl Iterator<Item = BankIndex> {

@@ -16,7 +16,7 @@ use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::{Sctlr, cb, gr1};
-use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::number_set::BankSet;
 use crate::sync::Platform;
 use crate::sync::levels::StreamMap;
 use crate::sync::order::Held;
@@ -118,7 +118,7 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
 
     /// After a reset nothing is in flight, and no bank is on: what was poisoned is free, or the next domain's. Returns the banks
     /// that are to be programmed again.
-    pub(in crate::smmu) fn reset(&self, held: &mut Held<'_, StreamMap>, banks: &mut Banks) -> Set {
+    pub(in crate::smmu) fn reset(&self, held: &mut Held<'_, StreamMap>, banks: &mut Banks) -> BankSet {
         for index in 0..self.part.geometry.banks {
             let Some(bank) = banks.at_mut(index) else { continue };
             (bank.on, bank.stuck) = (false, false);

@@ -27,7 +27,7 @@ use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::access::Access;
 use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::hardware::registers::{ANY_VALUE, cb, gr0};
-use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::number_set::BankSet;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::levels::TlbSync;
 use crate::sync::lock::Lock;
@@ -108,11 +108,11 @@ impl<P: Platform> Tlb<P> {
     }
 
     /// The banks that may hold translations of `domain`, for invalidations in the banks themselves.
-    pub(in crate::smmu) fn banks_of<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId) -> Set {
+    pub(in crate::smmu) fn banks_of<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId) -> BankSet {
         // Of a bank that joins after this look, the walker sees the tables as they are now.
         P::barrier();
         let state = self.state.lock(held);
-        banks_of(&state.banks, domain).fold(Set::EMPTY, |all, bank| all | Set::one(bank))
+        banks_of(&state.banks, domain).collect()
     }
 
     // --- posting ---

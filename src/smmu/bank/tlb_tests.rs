@@ -107,6 +107,10 @@ impl Bench {
     }
 }
 
+fn set<const N: usize>(banks: [u8; N]) -> BankSet {
+    banks.into_iter().collect()
+}
+
 #[test]
 fn c14_those_who_post_while_a_sync_is_in_flight_share_the_next_one() {
     let mut bench = Bench::new(Some(2));
@@ -197,7 +201,7 @@ fn i9_a_flush_finds_the_banks_of_its_domain_and_no_others() {
     }
     bench.tlb.enter(&mut bench.held, domain(7), 3);
     assert_eq!(bench.post_domain(7), (Some(Ticket(1)), vec![3, 4]));
-    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(7)), Set::one(2) | Set::one(3));
+    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(7)), set([2, 3]));
     assert_eq!(bench.post_domain(6), (None, vec![]));
     assert_eq!(bench.syncs(), 1, "no bank, no register access");
     bench.tlb.leave(&mut bench.held, domain(7), 3);
@@ -205,7 +209,7 @@ fn i9_a_flush_finds_the_banks_of_its_domain_and_no_others() {
     assert_eq!(bench.post_domain(7), (Some(Ticket(2)), vec![3]));
     bench.tlb.leave(&mut bench.held, domain(7), 2);
     assert_eq!(bench.post_domain(7), (None, vec![]));
-    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(5)), Set::one(1));
+    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(5)), set([1]));
 }
 
 #[test]
@@ -217,6 +221,6 @@ fn i9_a_full_table_never_leaves_a_bank_out() {
         bench.tlb.enter(&mut bench.held, domain(number), 0);
         assert!(bench.tlb.banks_of(&mut bench.held, domain(number)).has(0));
     }
-    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(20)), Set::EMPTY, "a bank is one domain's");
-    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(8)), Set::one(0) | Set::one(2));
+    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(20)), BankSet::EMPTY, "a bank is one domain's");
+    assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(8)), set([0, 2]));
 }

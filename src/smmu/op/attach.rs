@@ -17,7 +17,7 @@ use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::instance::{Shadow, Smmu};
 use crate::smmu::stream::map::Entries;
-use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::number_set::{BankSet, Set};
 use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Members, StreamUser, Users};
 use crate::sync::Platform;
@@ -204,7 +204,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 return Err(IommuError::Busy);
             }
             ready = ready.saturating_add(1);
-            wanted |= if user.repacked.get() { entries.stale } else { user.entries.get() };
+            if !entries.stale.is_empty() {
+                wanted |= if user.repacked.get() { entries.stale } else { user.entries.get() };
+            }
         }
         // Without `ready` one is not known; with a next space the users that were to leave have not: the devices were not blocked.
         if ready as usize != devices.len() || bank.next.is_some() {
@@ -214,7 +216,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let programmed = self.port().program(held, banks, index, &space);
             programmed.map_err(|register| IommuError::WriteLost { register })?;
         }
-        written(entries.write(&self.part, wanted))?;
+        if !wanted.is_empty() {
+            written(entries.write(&self.part, wanted))?;
+        }
         if let Some(bank) = banks.at_mut(index) {
             bank.users = bank.users.saturating_add(ready);
             bank.plans = bank.plans.saturating_sub(ready);
@@ -285,8 +289,8 @@ fn freed_by(banks: &Banks, mut members: Members<'_>) -> Option<BankIndex> {
 }
 
 /// Takes the devices' plans back. Returns their banks.
-fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> Set {
-    let mut left = Set::EMPTY;
+fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> BankSet {
+    let mut left = BankSet::EMPTY;
     for bank in users.all_of(devices).filter_map(|user| user.planned.take()) {
         banks.unreserve(bank);
         left.put(bank, true);

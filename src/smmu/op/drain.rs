@@ -21,7 +21,7 @@ use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::gr0;
 use crate::smmu::instance::{Shadow, Smmu, timed_out};
 use crate::smmu::stream::map::Entries;
-use crate::smmu::stream::number_set::Set;
+use crate::smmu::stream::number_set::{BankSet, Set};
 use crate::smmu::stream::user::StreamUser;
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -32,9 +32,9 @@ use crate::sync::order::{Before, Held, Unlocked};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drain {
     /// The banks whose VMIDs are to be invalidated.
-    pub(super) banks: Set,
+    pub(super) banks: BankSet,
     /// Those of them that are to be retired, and are `Draining`.
-    pub(super) retiring: Set,
+    pub(super) retiring: BankSet,
     /// The entries that were put in fault.
     pub(super) faulted: Set,
 }
@@ -54,12 +54,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         drain: &mut Drain,
     ) -> bool {
         let Some(index) = user.bank.take() else { return true };
-        let before = drain.faulted;
-        let holds = entries.fault(&self.part, user, &mut drain.faulted);
+        let (holds, faulted) = entries.fault(&self.part, user);
+        drain.faulted |= faulted;
         let Some(bank) = banks.at_mut(index) else { return holds };
         bank.stuck |= !holds;
         bank.users = bank.users.saturating_sub(1);
-        if drain.faulted != before || bank.users == 0 {
+        if !faulted.is_empty() || bank.users == 0 {
             drain.banks.put(index, true);
         }
         holds
@@ -81,7 +81,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Waits until the hardware has confirmed a drain that was posted. Nothing is retired yet.
-    fn confirm(&self, held: &mut Held<'_, Unlocked>, retiring: Set, ticket: Ticket) -> Result<(), Unconfirmed> {
+    fn confirm(&self, held: &mut Held<'_, Unlocked>, retiring: BankSet, ticket: Ticket) -> Result<(), Unconfirmed> {
         self.await_sync(held, ticket)?;
         if retiring.is_empty() || !self.part.registers.has(Effects::SPLIT_64) {
             return Ok(());
@@ -109,7 +109,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Posts the invalidation of the VMIDs of `banks`.
-    pub(super) fn post_vmids<H: Before<levels::TlbSync>>(&self, held: &mut Held<'_, H>, banks: Set) -> Ticket {
+    pub(super) fn post_vmids<H: Before<levels::TlbSync>>(&self, held: &mut Held<'_, H>, banks: BankSet) -> Ticket {
         self.tlb.post(held, &self.part.registers, |registers| {
             for bank in banks.each() {
                 registers.write32(gr0::TLBIVMID, self.part.vmid(bank));

@@ -15,7 +15,7 @@ use crate::smmu::gate::Purpose;
 use crate::smmu::hardware::Registers;
 use crate::smmu::instance::{Shadow, Smmu};
 use crate::smmu::stream::cover::{CoverError, CoverOptions, Cube, least_cover};
-use crate::smmu::stream::masters::{Tree, is_reserved};
+use crate::smmu::stream::masters::{FIRST_RESERVED, Tree, is_reserved};
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Cubes, StreamUser};
@@ -127,23 +127,27 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(in crate::smmu) fn next_overlapping(&self, device: DeviceId, after: Option<DeviceId>) -> Option<DeviceId> {
         self.placing(&mut Held::enter(), |Placing { tree, iommu, entries, users }, _, _| {
             let user = users.find(device)?;
-            let mut found: Option<DeviceId> = None;
+            let least = after.map_or(0, |after| after.number().saturating_add(1));
+            let mut found = FIRST_RESERVED;
             let mut look = |wanted: Cube| {
                 let _ = tree.each_overlap(*iommu, wanted, |other, _| {
-                    let better = other != device && Some(other) > after && found.is_none_or(|found| other < found);
-                    if better && !is_reserved(other) {
-                        found = Some(other);
+                    if (least..found).contains(&other.number()) && other != device {
+                        found = other.number();
                     }
                     ControlFlow::<()>::Continue(())
                 });
             };
-            for stream in &user.streams {
-                look(*stream);
-                // What an entry captures beyond the stream belongs to others.
-                let around = entries.overlapping(user.entries.get() | entries.surplus, *stream);
-                around.filter(|(_, cube)| !stream.contains(*cube)).for_each(|(_, cube)| look(cube));
+            user.streams.iter().for_each(|stream| look(*stream));
+            // What an entry captures beyond the streams belongs to others.
+            let around = user.entries.get() | entries.surplus;
+            if around.is_empty() {
+                return (found < FIRST_RESERVED).then_some(DeviceId::new(found));
             }
-            found
+            for stream in &user.streams {
+                let beyond = entries.overlapping(around, *stream).filter(|(_, cube)| !stream.contains(*cube));
+                beyond.for_each(|(_, cube)| look(cube));
+            }
+            (found < FIRST_RESERVED).then_some(DeviceId::new(found))
         })
     }
 

@@ -189,26 +189,30 @@ impl Entries {
         if wanted.is_empty() {
             return true;
         }
-        let comes = |cube: Cube| wanted.each().any(|number| self.cube(number).is_some_and(|new| new.meets(cube)));
-        let in_the_way = (self.stale & !wanted).filter(|number| self.at(number).written.is_some_and(comes));
-        for number in (wanted | in_the_way).each() {
-            if self.at_mut(number).is_some_and(|entry| entry.written.take().is_some()) {
+        let mut goes = wanted;
+        let others = self.stale & !wanted;
+        if !others.is_empty() {
+            let comes = |cube: Cube| wanted.each().any(|number| self.cube(number).is_some_and(|new| new.meets(cube)));
+            goes |= others.filter(|number| self.at(number).written.is_some_and(comes));
+        }
+        for number in goes.each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            let stale = entry.cube.is_some();
+            if entry.written.take().is_some() {
                 part.write_free_entry(number);
             }
+            self.stale.put(number, stale);
         }
-        let mut stale = in_the_way.filter(|number| self.cube(number).is_some());
         let mut holds = true;
         for number in wanted.each() {
             let Some(entry) = self.at_mut(number) else { continue };
             let Some(cube) = entry.cube else { continue };
             // Where it does not hold it may match all the same: it is invalidated before it is written again.
             entry.written = Some(cube);
-            if !part.write_new_entry(number, cube) {
-                holds = false;
-                stale.put(number, true);
-            }
+            let held = part.write_new_entry(number, cube);
+            self.stale.put(number, !held);
+            holds &= held;
         }
-        self.stale = (self.stale & !(wanted | in_the_way)) | stale;
         holds
     }
 
@@ -228,15 +232,10 @@ impl Entries {
         holds
     }
 
-    /// Counts `user` out of its space, and puts the entries in fault that no other user keeps; adds them to `faulted`. Says
-    /// whether they hold.
-    pub(in crate::smmu) fn fault<R: Registers>(
-        &mut self,
-        part: &Part<R>,
-        user: &StreamUser,
-        faulted: &mut Set,
-    ) -> bool {
-        let mut holds = true;
+    /// Counts `user` out of its space, and puts the entries in fault that no other user keeps: says whether they hold, and
+    /// which they are.
+    pub(in crate::smmu) fn fault<R: Registers>(&mut self, part: &Part<R>, user: &StreamUser) -> (bool, Set) {
+        let (mut holds, mut faulted) = (true, Set::EMPTY);
         for number in user.entries.get().each() {
             let Some(entry) = self.at_mut(number) else { continue };
             entry.assigned = entry.assigned.saturating_sub(user.pairs_in(entry));
@@ -247,7 +246,7 @@ impl Entries {
                 self.live.put(number, false);
             }
         }
-        holds
+        (holds, faulted)
     }
 
     /// Writes every entry that was written before the power went, and what it does. Says whether they hold.

@@ -31,7 +31,7 @@ use crate::sync::lock::Lock;
 const MOST_LOOKS: u32 = 8;
 
 /// The last device numbers stand for streams that firmware reserved: devices of the driver's own.
-const FIRST_RESERVED: u64 = u64::MAX - 0xffff;
+pub(in crate::smmu) const FIRST_RESERVED: u64 = u64::MAX - 0xffff;
 
 /// The driver's own devices, in the order in which reserved streams are given.
 pub(in crate::smmu) fn reserved_devices() -> impl Iterator<Item = DeviceId> {

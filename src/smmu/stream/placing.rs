@@ -55,14 +55,17 @@ impl Placing<'_> {
         let cover = if own || !user.lazy { user.cover.as_slice() } else { &[] };
         let mut needed = 0_usize;
         cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
-        if self.entries.free.each().take(needed).count() < needed {
-            let (free, total) = (self.entries.free.len(), self.entries.count());
+        let free = self.entries.free.each().take(needed).count();
+        if free < needed {
+            let total = self.entries.count();
             let needed = needed.saturating_sub(free);
             return Err(IommuError::Exhausted { resource: Resource::StreamMapEntries, needed, free, total });
         }
         user.joined.set(true);
-        for number in (near & !user.entries.get()).each() {
-            self.entries.join(number, user);
+        if !near.is_empty() {
+            for number in (near & !user.entries.get()).each() {
+                self.entries.join(number, user);
+            }
         }
         self.entries.generation = self.entries.generation.wrapping_add(1);
         for cube in cover {
@@ -118,7 +121,7 @@ impl Placing<'_> {
                 // Where the entry captures no more than this stream, all of its users were asked about above.
                 if !stream.contains(cube) {
                     all(self.each_user(cube, |other| {
-                        if other.entries.get().has(number) { check(other) } else { ControlFlow::Continue(()) }
+                        if other.entries.has(number) { check(other) } else { ControlFlow::Continue(()) }
                     }))?;
                 }
             }
@@ -131,7 +134,7 @@ impl Placing<'_> {
         let number = self.entries.take(piece)?;
         // A user with several streams in it is met several times, and counted with all of them once.
         let _ = self.tree.each_overlap(self.iommu, piece, |device, _| {
-            if let Some(user) = self.users.joined(device).filter(|user| !user.entries.get().has(number)) {
+            if let Some(user) = self.users.joined(device).filter(|user| !user.entries.has(number)) {
                 self.entries.join(number, user);
             }
             ControlFlow::<()>::Continue(())
@@ -156,8 +159,11 @@ impl Placing<'_> {
     pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> Set {
         let used = user.entries.get();
         let rest = self.entries.part(user);
-        self.entries.surplus |= rest;
         self.entries.generation = self.entries.generation.wrapping_add(1);
+        if rest.is_empty() {
+            return used;
+        }
+        self.entries.surplus |= rest;
         rest.each().fold(used, |changed, number| changed | self.refit(number))
     }
 

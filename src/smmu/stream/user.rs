@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::cover::Cube;
 use super::entry::Entry as StreamEntry;
 use super::masters::{Nodes, nodes_of};
-use super::number_set::Set;
+use super::number_set::{Set, SetCell};
 use crate::assign::{DeviceId, IommuKey};
 use crate::smmu::hardware::part::BankIndex;
 
@@ -46,7 +46,7 @@ pub(in crate::smmu) struct StreamUser {
     pub(in crate::smmu) repacked: Cell<bool>,
     pub(in crate::smmu) bank: Cell<Option<BankIndex>>,
     pub(in crate::smmu) planned: Cell<Option<BankIndex>>,
-    pub(in crate::smmu) entries: Cell<Set>,
+    pub(in crate::smmu) entries: SetCell,
     /// The nodes of its streams, while they are not in the tree of masters.
     pub(in crate::smmu) nodes: Cell<Nodes>,
 }
@@ -71,7 +71,7 @@ impl StreamUser {
             repacked: Cell::new(false),
             bank: Cell::new(None),
             planned: Cell::new(None),
-            entries: Cell::new(Set::EMPTY),
+            entries: SetCell::default(),
             nodes,
         })
     }
@@ -91,9 +91,7 @@ impl StreamUser {
     }
 
     pub(in crate::smmu) fn use_entry(&self, number: u8, used: bool) {
-        let mut entries = self.entries.get();
-        entries.put(number, used);
-        self.entries.set(entries);
+        self.entries.put(number, used);
     }
 
     /// Whether its entries may change what they match.
