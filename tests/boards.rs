@@ -22,7 +22,7 @@ use std::process::Command;
 use iommu_assign::assign::{IommuKey, Stream, StreamId, StreamMask};
 use iommu_assign::dt::{Board, DtDevice, HostBridge, SmmuNode, Tree};
 use iommu_assign::pci::{MapError, Provider, RequesterId};
-use iommu_assign::smmu::{Architecture, Implementation};
+use iommu_assign::smmu::{Architecture, ContextLines, Implementation};
 use source::Source;
 
 fn stream(base: u64, id: u32, mask: u32) -> Stream {
@@ -184,6 +184,22 @@ fn a6_oddities_are_read_as_what_they_are() {
     assert_eq!((objects.is_pci, map(objects)), (false, vec![(0, FAR, 0, 0)]));
     let video = bridge(&board, "/video@3800000");
     assert_eq!((map(video), video.entries[0].stream_mask.value()), (vec![(0, SMMU, 0x1940, 1)], 0x20));
+}
+
+#[test]
+fn q15_interrupt_lists_name_lines_and_not_banks() {
+    let board = Board::read(files::OWN[3].1).unwrap();
+    let lines = |base: u64| &smmu(&board, base).context_lines;
+    assert_eq!(lines(0x100_0000), &ContextLines::each(17));
+    let twice = lines(0x200_0000);
+    assert_eq!((twice.count(), [0, 1, 2, 3].map(|bank| twice.line(bank))), (16, [Some(0), Some(1), Some(1), Some(2)]));
+    // A line is what its interrupt says it is: the one that the second and the third bank share.
+    let interrupt = smmu(&board, 0x200_0000).context_line_interrupts().nth(1).unwrap();
+    assert_eq!(interrupt.specifier().collect::<Vec<_>>(), [0, 231, 4]);
+    assert_eq!(lines(0x300_0000), &ContextLines::ONE);
+    assert_eq!(lines(0x400_0000).line_of_used(0, 16), None, "two lines for sixteen banks");
+    let pair = lines(0x500_0000);
+    assert_eq!((pair.count(), pair.line(0)), (2, None), "one for each instance, whatever the bank");
 }
 
 #[test]

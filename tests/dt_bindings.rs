@@ -240,12 +240,16 @@ fn s4_what_firmware_says_of_an_smmu_is_what_its_driver_is_told() {
     let blob = board.finish();
     let board = Board::read(&blob).unwrap();
     let [node] = board.smmus() else { panic!("one SMMU") };
-    assert_eq!((node.context_irqs, node.context_lines), (5, 3));
+    let lines = [0, 1, 2, 3, 4].map(|interrupt| node.context_lines.line(interrupt));
+    assert_eq!((node.context_irqs, node.context_lines.count()), (5, 3));
+    assert_eq!(lines, [Some(0), Some(1), Some(0), Some(2), Some(0)], "a line that is listed again is no further line");
+    let specifiers: Vec<_> = node.context_line_interrupts().map(|line| line.specifier().collect::<Vec<_>>()).collect();
+    assert_eq!(specifiers, [[2], [3], [3]]);
     let empty = EmptyRoot { address: PhysicalAddress::new(0x10_0000), size: 0x10_0000 };
     let config = SmmuConfig {
         implementation: Implementation::Qualcomm,
         coherent: true,
-        context_lines: 3,
+        context_lines: node.context_lines.clone(),
         chip: Chip::Msm8998,
         secure_config_access: true,
         adreno: true,

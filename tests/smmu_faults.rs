@@ -21,7 +21,7 @@ use iommu_assign::assign::{
     Cause, Device, DeviceState, DomainId, FaultAnswer, FaultLine, Iommu, IommuError, IommuFaults, Left, Quarantine,
     RawFault, Stage2, Storm, StreamId,
 };
-use iommu_assign::smmu::{FaultLimits, Setup, SmmuConfig};
+use iommu_assign::smmu::{ContextLines, FaultLimits, Setup, SmmuConfig};
 use machine::{Reached, Stage2Tables};
 use smmu_model::{Config, Injection, Wiring};
 
@@ -296,11 +296,12 @@ fn s6_a_quarantine_that_fails_leaves_the_device_in_fault_owned_by_no_domain_and_
 fn q23_v1_lines_follow_irptndx() {
     let bench = Bench::new();
     let part = named("generic v1");
-    let smmu = bench.smmu_as(SmmuConfig { context_lines: 4, ..part.config }, part.model);
+    let smmu = bench.smmu_as(SmmuConfig { context_lines: ContextLines::each(4), ..part.config }, part.model);
     assert_eq!((0..8).map(|bank| smmu.line_of(bank).unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 0, 1, 2, 3]);
     let part = named("generic v2");
     let other = iommu_assign::assign::IommuKey::new(0x6000_0000);
-    let smmu = bench.smmu_as(SmmuConfig { key: other, context_lines: 2, ..part.config }, part.model);
+    let smmu =
+        bench.smmu_as(SmmuConfig { key: other, context_lines: ContextLines::each(2), ..part.config }, part.model);
     assert_eq!(smmu.line_of(3), None, "nothing says which banks share two lines");
     let refused = bench.service.enable_reports(iommu_assign::assign::IommuKey::new(1));
     assert_eq!(
@@ -315,7 +316,7 @@ fn q23_where_nothing_says_which_banks_share_a_line_every_line_tells_of_every_ban
     for line in 0..2 {
         let mut bench = Bench::new();
         let part = named("generic v2");
-        bench.smmu_as(SmmuConfig { context_lines: 2, ..part.config }, part.model);
+        bench.smmu_as(SmmuConfig { context_lines: ContextLines::each(2), ..part.config }, part.model);
         let guest = bench.guest("guest");
         let device = bench.add("dma", &[(0x10, 0)]);
         bench.assign(&device, &guest).unwrap();

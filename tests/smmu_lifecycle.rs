@@ -23,7 +23,7 @@ use common::{Bench, PAGE, SMMU};
 use iommu_assign::assign::{
     Cause, DeviceState, FaultLine, Iommu, IommuError, IommuFaults, IommuPower, Left, Patience, Removal, StreamId,
 };
-use iommu_assign::smmu::{Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
+use iommu_assign::smmu::{ContextLines, Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
@@ -70,7 +70,7 @@ fn q21_s5_every_access_lies_between_get_and_put() {
     let supply = power.clone();
     let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
     let clocked = |registers| Before::new(registers, clock);
-    bench.smmu_through(SmmuConfig { context_lines: 1, ..part.config }, setup, part.model, clocked);
+    bench.smmu_through(SmmuConfig { context_lines: ContextLines::each(1), ..part.config }, setup, part.model, clocked);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
     let device = bench.add("dma", &[(0x10, 0)]);
     bench.assign(&device, &one).unwrap();

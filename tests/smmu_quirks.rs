@@ -22,8 +22,8 @@ use iommu_assign::assign::{
     Patience, PhysicalAddress, Stage2, StreamId, TableMemory,
 };
 use iommu_assign::smmu::{
-    Architecture, Chip, Effects, Implementation, Lockstep, Masters, ProbeError, Registers, Remedy, Setup, Smmu,
-    SmmuConfig, quirks, quirks_of,
+    Architecture, Chip, ContextLines, Effects, Implementation, Lockstep, Masters, ProbeError, Registers, Remedy, Setup,
+    Smmu, SmmuConfig, quirks, quirks_of,
 };
 use iommu_assign::sync::Spin;
 use machine::Reached;
@@ -456,7 +456,7 @@ fn q23_a_shared_line_scans_its_live_banks() {
     let mut bench = Bench::new();
     let part = named("mmu-500 ZynqMP");
     assert_eq!(part.model.wiring, Wiring::Combined);
-    let smmu = bench.smmu_as(SmmuConfig { context_lines: 1, ..part.config }, part.model);
+    let smmu = bench.smmu_as(SmmuConfig { context_lines: ContextLines::each(1), ..part.config }, part.model);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
     let (first, second) = (bench.add("first", &[(0x10, 0)]), bench.add("second", &[(0x20, 0)]));
     bench.assign(&first, &one).unwrap();

@@ -10,7 +10,7 @@ use iommu_assign::assign::{
     Device, DeviceKey, DeviceSpec, Domain, Granule, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest, Service,
     Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
 };
-use iommu_assign::smmu::{Architecture, EmptyRoot, Masters, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Architecture, ContextLines, EmptyRoot, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
 use smmu_model::{Config, PageSize};
 
@@ -43,8 +43,10 @@ fn world() -> World {
     let pairs = [1_u32, 2].map(|number| {
         let key = IommuKey::new(u64::from(number) << 28);
         let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
-        let config =
-            SmmuConfig { context_lines: ENTRIES.into(), ..SmmuConfig::new(key, SIZE.into(), Architecture::V2, empty) };
+        let config = SmmuConfig {
+            context_lines: ContextLines::each(ENTRIES),
+            ..SmmuConfig::new(key, SIZE.into(), Architecture::V2, empty)
+        };
         let smmu = Smmu::probe(config, Plain::of(&model), Arc::clone(&masters)).unwrap();
         service.register_iommu(Arc::new(smmu)).unwrap();
         let stream = Stream::new(key, StreamId::new(0x10), StreamMask::new(0));

@@ -20,7 +20,7 @@ use iommu_assign::assign::{
     Changed, Device, DeviceKey, DeviceSpec, Domain, FaultLine, FlushRange, Granule, IommuKey, Label, PhysicalAddress,
     Policy, PolicyRequest, Service, Source, Stage2, Stream, StreamId, StreamMask, TableMemory,
 };
-use iommu_assign::smmu::{Architecture, EmptyRoot, FaultLimits, Masters, Smmu, SmmuConfig};
+use iommu_assign::smmu::{Architecture, ContextLines, EmptyRoot, FaultLimits, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
 use memory::Mark;
 use plain::{ENTRIES, Plain, SIZE};
@@ -135,7 +135,7 @@ fn world(case: &'static Case) -> Result<World, Box<dyn Error>> {
     for (index, registers) in (0_u32..).zip(&registers) {
         let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
         let config = SmmuConfig {
-            context_lines: ENTRIES.into(),
+            context_lines: ContextLines::each(ENTRIES),
             fault_limits: FaultLimits { records: u32::MAX, storm: u32::MAX, line: u32::MAX },
             ..SmmuConfig::new(smmu(index), SIZE.into(), Architecture::V2, empty)
         };

@@ -1,5 +1,7 @@
 //! DMA on the stage: tried, compared with what the registry says, and its faults handled as interrupts ask for it.
 
+use std::collections::BTreeSet;
+
 use iommu_assign::assign::{FaultCause, FaultLine, FaultRecord, IommuKey, Stream, StreamId};
 use iommu_assign::smmu::cover::Cube;
 use machine::Reached;
@@ -233,8 +235,12 @@ impl Stage<'_> {
 
     /// Handles the interrupts that the SMMU asserts: what was reported, how many lines asked, and what that cost.
     pub(crate) fn take_faults(&self, unit: IommuKey) -> (Vec<FaultRecord>, usize, Counters) {
+        let wired = self.world.units.iter().find(|one| one.key == unit).map(|one| &one.lines);
         let lines = self.world.machine.smmu(unit, |smmu| {
-            let context = (0..=u8::MAX).filter(|line| smmu.context_irq(*line)).map(FaultLine::Context);
+            let raised = (0..=u8::MAX).filter(|interrupt| smmu.context_irq(*interrupt));
+            // Where firmware does not say which line it is, one is as good as another.
+            let context = raised.map(|interrupt| wired.and_then(|wired| wired.line(interrupt)).unwrap_or(0));
+            let context = context.collect::<BTreeSet<u8>>().into_iter().map(FaultLine::Context);
             smmu.global_irq().then_some(FaultLine::Global).into_iter().chain(context).collect::<Vec<_>>()
         });
         let lines = lines.unwrap_or_default();

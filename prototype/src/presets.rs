@@ -47,15 +47,10 @@ pub(crate) fn part(node: &SmmuNode<'_>) -> Config {
         part.quirks.hidden_banks_from = Some(7);
     }
     part.coherent_walk = node.coherent;
-    let lines = node.context_lines;
-    part.wiring = match node.architecture {
-        // The driver chooses a line for each bank.
-        Architecture::V1 => Wiring::Separate,
-        _ if lines >= u32::from(part.banks) => Wiring::Separate,
-        _ => Wiring::Combined,
-    };
+    // Each context interrupt is told apart; on which line it reaches the interrupt controller `ContextLines` says.
+    part.wiring = Wiring::Separate;
     if node.architecture == Architecture::V1 {
-        part.context_interrupts = u8::try_from(lines).unwrap_or(u8::MAX).max(1);
+        part.context_interrupts = u8::try_from(node.context_irqs).unwrap_or(u8::MAX).max(1);
     }
     // Two instances of one part differ in what their reset leaves undefined.
     part.seed(node.key.base())

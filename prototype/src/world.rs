@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service};
 use iommu_assign::dt::{Board, NotOffered, SmmuNode};
 use iommu_assign::pci::{FunctionKind, Sbdf};
-use iommu_assign::smmu::{Geometry, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
+use iommu_assign::smmu::{ContextLines, Geometry, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
 use iommu_assign::sync::Spin;
 use machine::Machine;
 use smmu_model::Counters;
@@ -44,6 +44,8 @@ pub(crate) struct Unit {
     pub(crate) compatible: String,
     pub(crate) size: u64,
     pub(crate) irqs: (u32, u32),
+    /// How its context interrupts reach the interrupt controller.
+    pub(crate) lines: ContextLines,
     pub(crate) coherent: bool,
     pub(crate) state: State,
 }
@@ -135,6 +137,7 @@ impl World {
             compatible: node.compatibles.join(", "),
             size: node.registers.size(),
             irqs: (node.global_irqs, node.context_irqs),
+            lines: node.context_lines.clone(),
             coherent: node.coherent,
             state,
         }

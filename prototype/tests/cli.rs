@@ -72,6 +72,13 @@ fn the_board_with_every_oddity_can_be_played() {
     played_by_an_operator("oddities");
 }
 
+/// Faults reach their handlers where firmware hides banks, lists a line twice, or lists too few.
+#[test]
+fn s4_each_interrupt_list_can_be_played() {
+    let run = prototype(command("run", &own("lines"))).ended(0);
+    fits(&run.out, "lines");
+}
+
 #[test]
 fn what_cannot_be_isolated_is_refused_with_its_reason() {
     let run = prototype(command("run", &own("oddities")));

@@ -12,7 +12,7 @@ use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
-use crate::smmu::{Architecture, Chip, EmptyRoot, Implementation, Lockstep, SmmuConfig};
+use crate::smmu::{Architecture, Chip, ContextLines, EmptyRoot, Implementation, Lockstep, SmmuConfig};
 
 /// An SMMUv1/v2 instance as its node describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +40,9 @@ pub struct SmmuNode<'a> {
     pub global_irqs: u32,
     /// How many of `interrupts` report context banks' faults. No count of banks: ID registers give that.
     pub context_irqs: u32,
-    /// How many different lines those are: boards list one line for many banks.
-    pub context_lines: u32,
+    /// The different lines that those are: boards list one line for many banks. Several instances in step have a line
+    /// each, and their list says nothing of banks.
+    pub context_lines: ContextLines,
     /// Whether table walks are coherent with the CPU's caches: `dma-coherent` on the node itself. What a bus says for
     /// its children is not taken: to clean the cache needlessly costs time, not to clean it breaks isolation.
     pub coherent: bool,
@@ -82,12 +83,21 @@ impl SmmuNode<'_> {
             instances: self.regions().count(),
             implementation: self.implementation,
             coherent: self.coherent,
-            context_lines: self.context_lines,
+            context_lines: self.context_lines.clone(),
             chip: Chip::of(&self.compatibles),
             secure_config_access: self.secure_config_access,
             adreno: self.adreno,
             ..SmmuConfig::new(self.key, shortest, self.architecture, empty_root)
         }
+    }
+}
+
+impl<'a> SmmuNode<'a> {
+    /// The interrupts that are context lines 0, 1, ...: what a handler of `FaultLine::Context` stands on.
+    pub fn context_line_interrupts(&self) -> impl Iterator<Item = Interrupt<'a>> {
+        let context = || self.interrupts.iter().skip(usize::try_from(self.global_irqs).unwrap_or(usize::MAX)).take(128);
+        let first = move |(at, irq): &(usize, &Interrupt<'a>)| !context().take(*at).any(|other| other == *irq);
+        context().enumerate().filter(first).map(|(_, irq)| *irq)
     }
 }
 
@@ -190,7 +200,9 @@ fn read_one<'a>(
     let context_irqs = listed
         .checked_sub(global_irqs)
         .ok_or_else(|| node.error(NodeFault::TooFewInterrupts { global: global_irqs, listed }))?;
-    let context_lines = count_lines(interrupts.iter().skip(usize::try_from(global_irqs).unwrap_or(usize::MAX)))?;
+    let context = interrupts.iter().skip(usize::try_from(global_irqs).unwrap_or(usize::MAX));
+    let context_lines = ContextLines::listed(context)?;
+    let context_lines = if mirrors.is_empty() { context_lines } else { context_lines.without_order() };
 
     let names = node.strings(COMPATIBLE)?;
     let mut compatibles = Vec::new();
@@ -291,16 +303,6 @@ fn push<'a>(
     interrupts.try_reserve(1)?;
     interrupts.push(Interrupt { controller, specifier });
     Ok(())
-}
-
-/// How many different ones there are.
-fn count_lines<'i, 'a: 'i>(interrupts: impl ExactSizeIterator<Item = &'i Interrupt<'a>>) -> Result<u32, DtError> {
-    let mut lines = Vec::new();
-    lines.try_reserve_exact(interrupts.len())?;
-    lines.extend(interrupts.map(|line| (line.controller, line.specifier)));
-    lines.sort_unstable();
-    lines.dedup();
-    Ok(u32::try_from(lines.len()).unwrap_or(u32::MAX))
 }
 
 /// The nearest node that says how wide an interrupt is: up the tree, with `interrupt-parent` in place of the parent

@@ -59,8 +59,8 @@ mod shadow_audit;
 mod driver;
 
 pub use hardware::{
-    Architecture, Chip, Effects, EmptyRoot, FaultLimits, Geometry, Implementation, Lockstep, Mmio, ProbeError, Quirk,
-    Registers, Remedy, SmmuConfig, quirks, quirks_of,
+    Architecture, Chip, ContextLines, Effects, EmptyRoot, FaultLimits, Geometry, Implementation, Lockstep, Mmio,
+    ProbeError, Quirk, Registers, Remedy, SmmuConfig, quirks, quirks_of,
 };
 pub use instance::{Notes, Smmu};
 pub use setup::{AlwaysOn, Power, PowerError, Reserved, Setup};

@@ -31,7 +31,9 @@ use iommu_assign::assign::{
     Deassigned, Device, DeviceKey, DeviceSpec, DeviceState, Domain, Error, Finding, IommuKey, Label, Lacks, Left,
     PhysicalAddress, Policy, PolicyRequest, Removal, Service, Source, Stream, StreamId, StreamMask,
 };
-use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, Masters, Registers, Setup, Smmu, SmmuConfig};
+use iommu_assign::smmu::{
+    Architecture, ContextLines, EmptyRoot, Implementation, Masters, Registers, Setup, Smmu, SmmuConfig,
+};
 use iommu_assign::sync::Spin;
 use machine::{Machine, ModelRegisters, Reached, Stage2Tables};
 use smmu_model::Config;
@@ -98,7 +100,7 @@ pub(crate) fn described(key: IommuKey, model: &Config) -> SmmuConfig {
     let region = u64::from(model.bank_base()) * 2;
     let mut config = SmmuConfig::new(key, region, architecture, EMPTY);
     config.polls = 100;
-    config.context_lines = model.banks.into();
+    config.context_lines = ContextLines::each(model.banks);
     if model.architecture == smmu_model::Architecture::V1Aarch64 {
         config.implementation = Implementation::Mmu401;
     }

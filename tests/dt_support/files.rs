@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The blobs of `boards/`, by name.
-pub(crate) const OWN: [(&str, &[u8]); 3] = [
+pub(crate) const OWN: [(&str, &[u8]); 4] = [
     ("showcase", include_bytes!("../../boards/showcase.dtb")),
     ("oddities", include_bytes!("../../boards/oddities.dtb")),
     ("smmuv3", include_bytes!("../../boards/smmuv3.dtb")),
+    ("lines", include_bytes!("../../boards/lines.dtb")),
 ];
 
 /// The blobs in `BOARDS_DIR` by file name without `.dtb`, in order; none, and a line that says so, where it is not set.

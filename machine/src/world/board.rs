@@ -1,7 +1,7 @@
 //! Pairs of SMMUs that a [`World`](super::World) can have: small ones, so that things run out.
 
 use iommu_assign::assign::{IommuKey, PhysicalAddress};
-use iommu_assign::smmu::{Architecture, EmptyRoot, Implementation, SmmuConfig};
+use iommu_assign::smmu::{Architecture, ContextLines, EmptyRoot, Implementation, SmmuConfig};
 use smmu_model::{Config, Conflict};
 
 use crate::op::Side;
@@ -81,7 +81,7 @@ impl Board {
         let region = u64::from(model.bank_base()).wrapping_mul(2);
         let mut config = SmmuConfig::new(key, region, architecture, EMPTY);
         config.polls = 8;
-        config.context_lines = model.banks.into();
+        config.context_lines = ContextLines::each(model.banks);
         config.implementation = match self {
             Self::Mmu401 => Implementation::Mmu401,
             Self::Mmu500 => Implementation::Mmu500,

@@ -219,7 +219,7 @@ fn i9_a_full_table_never_leaves_a_bank_out() {
     (0..4).for_each(|bank| bench.tlb.enter(&mut bench.held, domain(10 - u64::from(bank)), bank));
     for number in [1, 20, 8] {
         bench.tlb.enter(&mut bench.held, domain(number), 0);
-        assert!(bench.tlb.banks_of(&mut bench.held, domain(number)).has(0));
+        assert!(bench.tlb.banks_of(&mut bench.held, domain(number)).each().any(|bank| bank == 0));
     }
     assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(20)), BankSet::EMPTY, "a bank is one domain's");
     assert_eq!(bench.tlb.banks_of(&mut bench.held, domain(8)), set([0, 2]));

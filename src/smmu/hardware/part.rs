@@ -69,15 +69,12 @@ impl<R> Part<R> {
 
     /// The context line, counted from 0 in firmware's order, that a bank raises (contract S-4, quirk Q23). `None` where
     /// nothing says which: then every line can be its own.
-    pub(in crate::smmu) const fn line_of(&self, bank: BankIndex) -> Option<u8> {
-        let listed = self.config.context_lines;
+    pub(in crate::smmu) fn line_of(&self, bank: BankIndex) -> Option<u8> {
+        let lines = &self.config.context_lines;
         match self.config.architecture {
-            _ if listed <= 1 => Some(0),
-            // The driver chooses among the lines that firmware lists.
-            Architecture::V1 if listed >= self.geometry.context_interrupts as u32 => Some(self.interrupt_of(bank)),
-            Architecture::V2 if listed >= self.geometry.banks as u32 => Some(bank),
-            // Fewer lines than interrupts: nothing says which of them share one.
-            _ => None,
+            // The driver chooses among the interrupts that there are.
+            Architecture::V1 => lines.line_of_used(self.interrupt_of(bank), self.geometry.context_interrupts),
+            Architecture::V2 => lines.line_of_used(bank, self.geometry.banks),
         }
     }
 
@@ -93,6 +90,7 @@ impl<R> Part<R> {
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::context_lines::ContextLines;
     use super::super::registers::gr0;
     use super::super::smmu_config::EmptyRoot;
     use super::*;
@@ -120,15 +118,15 @@ mod tests {
         fn write64(&self, _: u32, _: u64) {}
     }
 
-    fn part(architecture: Architecture, context_lines: u32, interrupts: u32) -> Part<Identified> {
+    fn part(architecture: Architecture, context_lines: u8, interrupts: u32) -> Part<Identified> {
         let root = EmptyRoot { address: PhysicalAddress::new(0), size: 0 };
         let config = SmmuConfig::new(IommuKey::new(0), 1 << 20, architecture, root);
-        let config = SmmuConfig { context_lines, ..config };
+        let config = SmmuConfig { context_lines: ContextLines::each(context_lines), ..config };
         let geometry = Geometry::read(&Identified(interrupts), &config).expect("a part that can be driven");
         Part::new(config, geometry, Identified(interrupts))
     }
 
-    fn lines(architecture: Architecture, listed: u32) -> [Option<u8>; 4] {
+    fn lines(architecture: Architecture, listed: u8) -> [Option<u8>; 4] {
         [0, 2, 3, 7].map(|bank| part(architecture, listed, 3).line_of(bank))
     }
 

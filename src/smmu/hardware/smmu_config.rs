@@ -1,5 +1,6 @@
 //! What the driver is told about an instance, because no register says it.
 
+use super::context_lines::ContextLines;
 use crate::assign::{IommuKey, Patience, PhysicalAddress};
 use crate::sync::{Bound, Micros};
 
@@ -88,8 +89,8 @@ pub struct SmmuConfig {
     pub implementation: Implementation,
     /// Whether firmware says that table walks are coherent (`dma-coherent`); it wins over IDR0.CTTW (quirk Q19).
     pub coherent: bool,
-    /// How many distinct interrupt lines report context faults. With one for each bank a line means its bank.
-    pub context_lines: u32,
+    /// The interrupt lines that report context faults, and which bank raises which.
+    pub context_lines: ContextLines,
     /// Where retired banks point to.
     pub empty_root: EmptyRoot,
     /// How long a status register is read before the hardware is taken for stuck, where the platform has a clock
@@ -144,7 +145,7 @@ impl SmmuConfig {
             architecture,
             implementation: Implementation::Generic,
             coherent: false,
-            context_lines: 1,
+            context_lines: ContextLines::ONE,
             empty_root,
             timeout: Micros::from_millis(1000),
             atomic_timeout: Micros::from_millis(2),
