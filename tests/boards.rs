@@ -67,7 +67,7 @@ fn equal_sets<'b>(board: &'b Board<'_>) -> BTreeSet<Vec<&'b str>> {
 
 #[test]
 fn each_blob_is_what_its_source_says() {
-    for (name, blob) in files::OWN {
+    for (name, blob) in files::OWN.into_iter().chain([files::OVERLAY]) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("boards").join(name).with_extension("dts");
         Source::read(&fs::read_to_string(path).unwrap()).check(&Tree::read(blob).unwrap());
     }
@@ -75,7 +75,7 @@ fn each_blob_is_what_its_source_says() {
 
 #[test]
 fn each_blob_is_what_the_compiler_makes_of_its_source() {
-    for (name, blob) in files::OWN {
+    for (name, blob) in files::OWN.into_iter().chain([files::OVERLAY]) {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("boards").join(name).with_extension("dts");
         let symbols: &[&str] = if name == "oddities" { &["-@"] } else { &[] };
         let compiler = Command::new("dtc").args(["-q", "-I", "dts", "-O", "dtb"]).args(symbols).arg(&source).output();

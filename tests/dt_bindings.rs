@@ -170,7 +170,8 @@ fn a6_addresses_that_are_not_the_cpus() {
     // Before, behind, and across the end of what is translated.
     for (address, size) in [(0xfff, 0x10), (0x3000, 0x10), (0x2fff, 2)] {
         let (wide_address, wide_size) = (u64::from(address), u64::from(size));
-        let outside = NodeFault::OutsideRanges { bus: bus(), address: wide_address, size: wide_size };
+        let outside =
+            NodeFault::OutsideRanges { property: "ranges", bus: bus(), address: wide_address, size: wide_size };
         assert_eq!(fault_behind(Some(&[0x1000, 0, 0, 0x2000]), [address, size]), at("/bus/smmu", outside));
     }
     let length = NodeFault::LengthMultiple { property: "ranges", length: 12, entry: 16 };

@@ -18,7 +18,7 @@ use iommu_assign::dt::{Board, DtError, MsiControllerKind, MsiMap, Node};
 use iommu_assign::pci::{Provider, RequesterId};
 
 /// Corruptions of each board of our own; real boards, which are longer, get a tenth.
-const ROUNDS: u64 = 6000;
+const ROUNDS: u64 = 3000;
 
 #[test]
 fn a8_corrupted_boards_never_panic() {
@@ -42,14 +42,15 @@ fn corrupt(name: &str, blob: &[u8], rounds: u64, outcomes: &mut BTreeMap<&str, u
             Ok(board) => {
                 check(&board);
                 check_refusals(&board);
-                let first = board.refusals().first().map(|refusal| refusal.error.clone());
+                let first =
+                    board.refusals().iter().find(|refusal| refusal.is_malformed()).map(|refusal| refusal.error.clone());
                 assert_eq!(strict.as_ref().err(), first.as_ref(), "{}", context());
             }
             Err(error) => assert_eq!(strict.as_ref().err(), Some(&error), "{}", context()),
         }
         let outcome = match strict {
             Ok(board) => {
-                assert!(board.refusals().is_empty());
+                assert!(board.refusals().iter().all(|refusal| !refusal.is_malformed()));
                 check_names(&board);
                 "read"
             }
@@ -87,7 +88,8 @@ fn check_names(board: &Board<'_>) {
 
 /// What is refused is offered nowhere, and nobody is offered who refers to it, or stands below what is there twice.
 fn check_refusals(board: &Board<'_>) {
-    let refused: BTreeSet<_> = board.refusals().iter().map(|refusal| refusal.node).collect();
+    let refused: BTreeSet<_> =
+        board.refusals().iter().filter(|refusal| refusal.is_malformed()).map(|refusal| refusal.node).collect();
     for refusal in board.refusals() {
         assert!(refusal.to_string().starts_with(&refusal.path), "{refusal}");
     }
@@ -97,7 +99,9 @@ fn check_refusals(board: &Board<'_>) {
     for (node, property) in devices.chain(bridges) {
         assert!(!refused.contains(&node));
         let node = board.tree().node(node).unwrap();
-        let cells = node.property(property).unwrap().value().chunks_exact(4);
+        // An SMMU's `mmu-masters` names the rest.
+        let Some(property_of_node) = node.property(property) else { continue };
+        let cells = property_of_node.value().chunks_exact(4);
         let cells: Vec<u32> = cells.map(|cell| u32::from_be_bytes(cell.try_into().unwrap())).collect();
         // The first reference stands where it stands whatever the width of an entry.
         let target = board.tree().by_phandle(cells[usize::from(property == "iommu-map")]).unwrap().id();
@@ -128,7 +132,8 @@ fn check(board: &Board<'_>) {
     assert_eq!(keys.len(), board.smmus().len());
     for smmu in board.smmus() {
         assert_eq!(smmu.interrupts.len(), (smmu.global_irqs + smmu.context_irqs) as usize);
-        assert!(smmu.registers.size() > 0 && matches!(smmu.iommu_cells, 1 | 2));
+        assert!(smmu.registers.size() > 0);
+        assert!(matches!(smmu.iommu_cells, 1 | 2) || smmu.iommu_cells == 0 && smmu.mmu_masters);
         assert_eq!(smmu.enabled, tree.node(smmu.node).unwrap().is_enabled());
     }
     let devices: BTreeSet<_> = board.devices().iter().map(|device| device.key).collect();

@@ -28,6 +28,9 @@ pub(crate) struct Inspection {
     /// Only where nodes cannot be followed: what is wrong with each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) refused: Vec<Refused>,
+    /// Only where nodes are marked for passing through that no SMMU in use sees.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unseen: Vec<Refused>,
 }
 
 /// A node that is not offered.
@@ -120,13 +123,18 @@ impl Inspection {
         let groups = Groups::of(&board.devices().iter().collect::<Vec<_>>());
         let smmus = board.smmus().iter().map(|smmu| Smmu::of(smmu, &enabled, &groups_of_enabled));
         let devices = board.devices().iter().enumerate();
+        let refusals = |malformed| {
+            let wanted = board.refusals().iter().filter(|refusal| refusal.is_malformed() == malformed);
+            wanted.map(Refused::of).collect()
+        };
         Ok(Self {
             title: title(&board, name),
             smmus: smmus.collect(),
             devices: devices.map(|(index, device)| Device::of(device, groups.of_device(index), &paths)).collect(),
             bridges: board.host_bridges().iter().map(|bridge| Bridge::of(bridge, &paths)).collect(),
             msi: inspect_msi::read(&board),
-            refused: board.refusals().iter().map(Refused::of).collect(),
+            refused: refusals(true),
+            unseen: refusals(false),
         })
     }
 

@@ -16,7 +16,9 @@ pub(crate) fn page(inspection: &Inspection) -> String {
     devices(&mut page, inspection, &names);
     bridges(&mut page, inspection, &names);
     inspect_msi::print(&mut page, &inspection.msi);
-    refused(&mut page, inspection.refused.iter().map(|refused| refused.error.as_str()));
+    let both = [&inspection.refused, &inspection.unseen];
+    let errors: Vec<&str> = both.into_iter().flatten().map(|refused| refused.error.as_str()).collect();
+    refused(&mut page, errors.into_iter());
     page.into_text()
 }
 

@@ -89,19 +89,32 @@ impl<'a> Node<'_, 'a> {
     }
 
     /// Follows `ranges` from this node's bus up to the root, whose addresses are the CPU's.
-    fn as_the_cpu_sees(&self, mut region: Region) -> Result<Region, DtError> {
+    fn as_the_cpu_sees(&self, region: Region) -> Result<Region, DtError> {
+        self.translated(region, RANGES)
+    }
+
+    /// Follows `dma-ranges` from this node's bus up to the root. A bus without that property changes nothing.
+    pub(super) fn as_its_iommu_sees(&self, region: Region) -> Result<Region, DtError> {
+        self.translated(region, DMA_RANGES)
+    }
+
+    fn translated(&self, mut region: Region, property: &'static str) -> Result<Region, DtError> {
         for bus in self.ancestors() {
             let Some(above) = bus.parent() else { break };
-            let Some(ranges) = bus.property(RANGES) else {
-                let address = region.base;
-                return Err(self.error(NodeFault::NoRanges { bus: bus.path()?, address }));
+            let ranges = match bus.property(property) {
+                Some(ranges) => ranges,
+                None if property == DMA_RANGES => continue,
+                None => {
+                    let address = region.base;
+                    return Err(self.error(NodeFault::NoRanges { bus: bus.path()?, address }));
+                }
             };
             if ranges.value().is_empty() {
                 continue;
             }
             let (child_cells, parent_cells, size_cells) =
                 (bus.address_cells()?, above.address_cells()?, bus.size_cells()?);
-            let mut cells = bus.entries(RANGES, ranges.value(), &[child_cells, parent_cells, size_cells])?;
+            let mut cells = bus.entries(property, ranges.value(), &[child_cells, parent_cells, size_cells])?;
             let mut found = None;
             while !cells.is_empty() && found.is_none() {
                 // An entry whose numbers need more than 64 bits (PCI's carry flags) holds none of our addresses.
@@ -114,20 +127,20 @@ impl<'a> Node<'_, 'a> {
                 if let (Some(into), Some(left)) = (into, left)
                     && left >= region.size.max(1)
                 {
-                    let overflow = NodeFault::AddressOverflow { property: RANGES, address: parent, size };
+                    let overflow = NodeFault::AddressOverflow { property, address: parent, size };
                     found = Some(parent.checked_add(into).ok_or_else(|| bus.error(overflow))?);
                 }
             }
             let Region { base: address, size } = region;
             region = match found {
-                Some(base) => bus.region(RANGES, base, size)?,
-                None => return Err(self.error(NodeFault::OutsideRanges { bus: bus.path()?, address, size })),
+                Some(base) => bus.region(property, base, size)?,
+                None => return Err(self.error(NodeFault::OutsideRanges { property, bus: bus.path()?, address, size })),
             };
         }
         Ok(region)
     }
 
-    fn region(&self, property: &'static str, base: u64, size: u64) -> Result<Region, DtError> {
+    pub(super) fn region(&self, property: &'static str, base: u64, size: u64) -> Result<Region, DtError> {
         match base.checked_add(size.saturating_sub(1)) {
             Some(_) => Ok(Region { base, size }),
             None => Err(self.error(NodeFault::AddressOverflow { property, address: base, size })),
@@ -146,13 +159,24 @@ impl<'a> Node<'_, 'a> {
         cells.number(count).ok_or_else(|| self.error(NodeFault::NumberTooWide { property }))
     }
 
+    /// Cells of an address and of a size on the nearest bus above that says so, as kernels look for them.
+    pub(super) fn bus_cells(&self) -> Result<(u32, u32), DtError> {
+        let says = |property: &'static str| {
+            let bus = self.ancestors().find(|bus| bus.property(property).is_some());
+            bus.or_else(|| self.parent())
+        };
+        let address = says(ADDRESS_CELLS).map_or(Ok(2), |bus| bus.address_cells())?;
+        let size = says(SIZE_CELLS).map_or(Ok(1), |bus| bus.size_cells())?;
+        Ok((address, size))
+    }
+
     /// Cells of an address on the bus that this node is. The default is the specification's, 2.3.5.
     fn address_cells(&self) -> Result<u32, DtError> {
-        self.cell_count("#address-cells", 2, 1, "1 to 4")
+        self.cell_count(ADDRESS_CELLS, 2, 1, "1 to 4")
     }
 
     fn size_cells(&self) -> Result<u32, DtError> {
-        self.cell_count("#size-cells", 1, 0, "0 to 4")
+        self.cell_count(SIZE_CELLS, 1, 0, "0 to 4")
     }
 
     fn cell_count(
@@ -214,8 +238,11 @@ impl Iterator for Cells<'_> {
     }
 }
 
+const ADDRESS_CELLS: &str = "#address-cells";
+const DMA_RANGES: &str = "dma-ranges";
 const RANGES: &str = "ranges";
 const REG: &str = "reg";
+const SIZE_CELLS: &str = "#size-cells";
 
 #[cfg(test)]
 mod tests {

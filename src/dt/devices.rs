@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::mmu_masters::Named;
 use super::refusal::Refusals;
 use super::smmu::SmmuNode;
 use super::specifiers::{self, SpecifierCount};
@@ -10,7 +11,7 @@ use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::Stream;
 
-/// A node whose `iommus` names at least one SMMUv1/v2.
+/// A node whose `iommus` names at least one SMMUv1/v2, or that one names in its `mmu-masters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DtDevice {
@@ -30,6 +31,8 @@ pub struct DtDevice {
     pub foreign_iommus: Vec<NodeId>,
     /// Whether one of its SMMUs is not enabled: such a device cannot be isolated, and must not be assigned.
     pub on_disabled_smmu: bool,
+    /// Whether an SMMU's `mmu-masters` gives some of its streams, the binding of before `iommus`.
+    pub old_binding: bool,
     /// Whether firmware marks the device for passing through (`xen,passthrough`).
     pub passthrough: bool,
     /// The nearest ancestor that is such a device itself.
@@ -43,6 +46,7 @@ pub struct DtDevice {
 pub(super) fn read(
     tree: &mut Tree<'_>,
     smmus: &[SmmuNode<'_>],
+    named: &[Named<'_>],
     refusals: &mut Refusals,
 ) -> Result<Vec<DtDevice>, DtError> {
     let mut devices: Vec<DtDevice> = Vec::new();
@@ -59,7 +63,7 @@ pub(super) fn read(
             Refused::Above => continue,
             Refused::No => {}
         }
-        match read_one(&node, smmus, &devices) {
+        match read_one(&node, smmus, named, &devices) {
             Ok(None) => {}
             Ok(Some(device)) => {
                 devices.try_reserve(1)?;
@@ -72,8 +76,13 @@ pub(super) fn read(
     Ok(devices)
 }
 
-fn read_one(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>], devices: &[DtDevice]) -> Result<Option<DtDevice>, DtError> {
-    let Some(masters) = specifiers::read(node, smmus)? else { return Ok(None) };
+fn read_one(
+    node: &Node<'_, '_>,
+    smmus: &[SmmuNode<'_>],
+    named: &[Named<'_>],
+    devices: &[DtDevice],
+) -> Result<Option<DtDevice>, DtError> {
+    let Some(masters) = specifiers::read(node, smmus, named)? else { return Ok(None) };
     Ok(Some(DtDevice {
         node: node.id(),
         path: node.path()?,
@@ -83,6 +92,7 @@ fn read_one(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>], devices: &[DtDevice]) -
         specifiers: masters.specifiers,
         foreign_iommus: masters.foreign,
         on_disabled_smmu: masters.on_disabled_smmu,
+        old_binding: masters.old_binding,
         passthrough: node.property("xen,passthrough").is_some(),
         parent: parent(node, devices),
         offered_parent: None,
@@ -147,7 +157,7 @@ mod tests {
         let mut tree = Tree::read(SHOWCASE).unwrap();
         let mut refusals = Refusals::default();
         let smmus = super::super::smmu::read(&mut tree, &mut refusals).unwrap();
-        let mut devices = read(&mut tree, &smmus, &mut refusals).unwrap();
+        let mut devices = read(&mut tree, &smmus, &[], &mut refusals).unwrap();
         let codec = devices.iter().position(|device| device.path == "/soc/video-codec@20200000").unwrap();
         let (key, count) = (devices.first().unwrap().key, devices.len());
         devices.get_mut(codec).unwrap().key = key;

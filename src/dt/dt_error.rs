@@ -5,6 +5,7 @@ use alloc::string::String;
 use thiserror::Error;
 
 use super::BlobError;
+use super::unseen::Unseen;
 use crate::pci::MapFault;
 
 /// Why a device tree was refused.
@@ -21,6 +22,12 @@ pub enum DtError {
         path: String,
         /// What is wrong there.
         cause: NodeFault,
+    },
+    /// The blob is an overlay: a fragment of a tree, whose references name nodes that are not there.
+    #[error("{fragment} makes this an overlay, not a board: merge it into its base tree first (`fdtoverlay`)")]
+    Overlay {
+        /// Path of its first fragment.
+        fragment: String,
     },
     /// The allocator had no memory for the tree.
     #[error("out of memory while reading the device tree")]
@@ -132,6 +139,14 @@ pub enum NodeFault {
         /// Which region.
         region: usize,
     },
+    /// An entry of a reservation has no bytes.
+    #[error("entry {entry} of `{property}` has no bytes")]
+    EmptyReservation {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+    },
     /// Two devices' paths have the same hash, so that neither has a key of its own.
     #[error("its key {key:#018x} is also that of {other}")]
     KeyCollision {
@@ -192,6 +207,16 @@ pub enum NodeFault {
         /// Path of the node referred to.
         target: String,
     },
+    /// A node that `mmu-masters` names has no `#stream-id-cells`, so that the entry's width is unknown.
+    #[error("entry {entry} of `{property}` refers to {target}, which has no `#stream-id-cells`")]
+    MissingStreamIdCells {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+        /// Path of the node referred to.
+        target: String,
+    },
     /// A property that the binding requires is missing.
     #[error("`{property}` is missing")]
     MissingProperty {
@@ -231,9 +256,24 @@ pub enum NodeFault {
         /// The property.
         property: &'static str,
     },
+    /// The SMMU that an entry refers to lists its masters itself: the tree mixes two bindings.
+    #[error(
+        "entry {entry} of `{property}` refers to {target}, which has no `#iommu-cells` and lists its masters in \
+         `mmu-masters`: the tree mixes the two bindings"
+    )]
+    OldBinding {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+        /// Path of the SMMU.
+        target: String,
+    },
     /// A bus on the way to the root translates other addresses, not these.
-    #[error("`ranges` of {bus} does not cover {size:#x} bytes at {address:#x}")]
+    #[error("`{property}` of {bus} does not cover {size:#x} bytes at {address:#x}")]
     OutsideRanges {
+        /// The property.
+        property: &'static str,
         /// Path of the bus.
         bus: String,
         /// The address on that bus.
@@ -265,6 +305,16 @@ pub enum NodeFault {
         /// Path of the node referred to.
         target: String,
     },
+    /// A reservation is not as large as any of its node's memory.
+    #[error("entry {entry} of `{property}` has {size:#x} bytes, and no region of `reg` is as large")]
+    ReservationSize {
+        /// The property.
+        property: &'static str,
+        /// Which entry.
+        entry: usize,
+        /// Its size.
+        size: u64,
+    },
     /// A node has a phandle that none may have: 0 or 0xffffffff.
     #[error("phandle {phandle:#x} is reserved")]
     ReservedPhandle {
@@ -285,6 +335,14 @@ pub enum NodeFault {
         /// How many are listed.
         listed: u32,
     },
+    /// An SMMU's `mmu-masters` and the node's own property say different things of the node's streams.
+    #[error("`mmu-masters` of {smmu} and the node's own `{property}` give it different streams: neither is certain")]
+    TwoBindings {
+        /// The property.
+        property: &'static str,
+        /// Path of the SMMU.
+        smmu: String,
+    },
     /// A property ends inside an entry.
     #[error("`{property}` ends inside entry {entry}")]
     Truncated {
@@ -293,4 +351,19 @@ pub enum NodeFault {
         /// Which entry.
         entry: usize,
     },
+    /// Firmware marks the node for passing through, and no SMMU that can be used sees its DMA. Nothing is malformed.
+    #[error("it is marked `xen,passthrough`, and no SMMU confines its DMA: {why}")]
+    Unseen {
+        /// Why.
+        why: Unseen,
+    },
+}
+
+impl NodeFault {
+    /// Whether firmware says something that cannot be followed, for which [`Board::read`](super::Board::read) refuses a
+    /// board. If not, the node is as it is meant to be, and cannot be confined.
+    #[must_use]
+    pub const fn is_malformed(&self) -> bool {
+        !matches!(self, Self::Unseen { .. })
+    }
 }

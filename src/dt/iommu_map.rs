@@ -9,7 +9,8 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use super::cells::{Cells, Region};
-use super::references::{iommu_cells, resolve};
+use super::mmu_masters::{self, BUS_RANGE, Named, is_ecam, is_pci};
+use super::references::{MMU_MASTERS, iommu_cells, resolve};
 use super::refusal::Refusals;
 use super::smmu::{self, SmmuNode};
 use super::tree::{Node, NodeId, Refused, Tree};
@@ -17,7 +18,7 @@ use super::{DtError, NodeFault};
 use crate::assign::StreamMask;
 use crate::pci::{MapEntry, MapFault, Provider, RequesterIdMap};
 
-/// A node whose `iommu-map` names at least one SMMUv1/v2. Not each is a PCI host bridge: `fsl,qoriq-mc` is none.
+/// A node whose `iommu-map` names at least one SMMUv1/v2, or a PCI host bridge that one names in its `mmu-masters`. Not each is a PCI host bridge: `fsl,qoriq-mc` is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostBridge {
@@ -35,6 +36,9 @@ pub struct HostBridge {
     pub foreign_iommus: Vec<NodeId>,
     /// Whether an entry names an SMMU that is not enabled: such a bridge's functions cannot be isolated.
     pub on_disabled_smmu: bool,
+    /// Whether an SMMU's `mmu-masters` names the bridge, the binding of before `iommu-map`: each requester ID is a stream
+    /// ID.
+    pub old_binding: bool,
     /// Whether the node is a PCI host bridge.
     pub is_pci: bool,
     /// Bus numbers below the bridge (`bus-range`, by default all).
@@ -51,13 +55,18 @@ pub struct HostBridge {
 pub(super) fn read(
     tree: &mut Tree<'_>,
     smmus: &[SmmuNode<'_>],
+    all_named: &[Named<'_>],
     refusals: &mut Refusals,
 ) -> Result<Vec<HostBridge>, DtError> {
     let mut bridges = Vec::new();
     for index in 0..tree.len() {
         let Some(node) = tree.nth(index).filter(|node| !node.is_metadata()) else { continue };
-        let Some(property) = node.property(MAP) else { continue };
         let id = node.id();
+        let property = node.property(MAP);
+        let named = mmu_masters::of(all_named, id).find(|named| named.is_pci);
+        if property.is_none() && named.is_none() {
+            continue;
+        }
         match node.refused() {
             Refused::Master | Refused::Whole => continue,
             Refused::Above => {
@@ -67,8 +76,17 @@ pub(super) fn read(
             Refused::No => {}
         }
         let ours = |entry: &MapEntry| matches!(entry.iommu, Provider::Smmu(_));
-        let bridge = read_map(&node, property.value(), smmus).and_then(|map| {
-            if map.entries.iter().any(ours) { read_one(&node, map, smmus).map(Some) } else { Ok(None) }
+        let map = match (property, named) {
+            (Some(_), Some(named)) => {
+                let smmu = smmus.iter().find(|smmu| smmu.key == named.smmu).map(|smmu| smmu.path.clone());
+                Err(node.error(NodeFault::TwoBindings { property: MAP, smmu: smmu.unwrap_or_default() }))
+            }
+            (Some(property), None) => read_map(&node, property.value(), smmus),
+            (None, _) => named_map(mmu_masters::of(all_named, id)),
+        };
+        let bridge = map.and_then(|map| {
+            let old = named.is_some();
+            if map.entries.iter().any(ours) { read_one(&node, map, smmus, old).map(Some) } else { Ok(None) }
         });
         match bridge {
             Ok(None) => {}
@@ -82,17 +100,24 @@ pub(super) fn read(
     Ok(bridges)
 }
 
-fn read_one(node: &Node<'_, '_>, map: Map, smmus: &[SmmuNode<'_>]) -> Result<HostBridge, DtError> {
+/// By the old binding each requester ID is a stream ID.
+fn named_map<'n, 'a: 'n>(named: impl Iterator<Item = &'n Named<'a>>) -> Result<Map, DtError> {
+    let mut map = Map { entries: Vec::new(), foreign: Vec::new() };
+    for named in named {
+        map.entries.try_reserve(1)?;
+        map.entries.push(MapEntry::new(0, Provider::Smmu(named.smmu), 0, 0x1_0000));
+    }
+    Ok(map)
+}
+
+fn read_one(node: &Node<'_, '_>, map: Map, smmus: &[SmmuNode<'_>], old_binding: bool) -> Result<HostBridge, DtError> {
     let mask = node.u32("iommu-map-mask")?.unwrap_or(RequesterIdMap::NO_MASK);
     let requesters = RequesterIdMap::new(map.entries.iter().copied(), mask).map_err(|fault| match fault {
         MapFault::OutOfMemory => DtError::OutOfMemory,
-        fault => node.error(NodeFault::Map { property: MAP, fault }),
+        fault => node.error(NodeFault::Map { property: if old_binding { MMU_MASTERS } else { MAP }, fault }),
     })?;
     let disabled = |key| smmus.iter().any(|smmu| smmu.key == key && !smmu.enabled);
     let on_disabled_smmu = map.entries.iter().any(|entry| matches!(entry.iommu, Provider::Smmu(key) if disabled(key)));
-    let mut compatibles = node.strings("compatible")?;
-    let is_ecam = compatibles.any(|name| name == "pci-host-ecam-generic");
-    let has_pci_type = node.strings("device_type")?.any(|name| name == "pci");
     let segment = match node.u32("linux,pci-domain")? {
         Some(segment) => Some(u16::try_from(segment).map_err(|_| node.error(NodeFault::Segment { segment }))?),
         None => None,
@@ -105,10 +130,11 @@ fn read_one(node: &Node<'_, '_>, map: Map, smmus: &[SmmuNode<'_>]) -> Result<Hos
         entries: map.entries,
         foreign_iommus: map.foreign,
         on_disabled_smmu,
-        is_pci: has_pci_type || is_ecam || node.property(BUS_RANGE).is_some(),
+        old_binding,
+        is_pci: is_pci(node)?,
         buses: buses(node)?,
         segment,
-        ecam: if is_ecam { node.regions()?.first().copied() } else { None },
+        ecam: if is_ecam(node)? { node.regions()?.first().copied() } else { None },
         passthrough: node.property("xen,passthrough").is_some(),
     })
 }
@@ -199,5 +225,4 @@ fn read_entries(node: &Node<'_, '_>, value: &[u8], smmus: &[SmmuNode<'_>], form:
     Ok(map)
 }
 
-const BUS_RANGE: &str = "bus-range";
 const MAP: &str = "iommu-map";

@@ -22,6 +22,7 @@
 //! | file | what |
 //! |---|---|
 //! | `blob.rs` | the bytes: one checked walk from front to back |
+//! | `unseen.rs` | why no SMMU sees a node's DMA |
 //! | `dt_error.rs` | what can be wrong: with the blob, with a node |
 //! | `tree.rs` | the nodes, their parents and their properties |
 //! | `cells.rs` | typed values of properties; addresses as the CPU sees them |
@@ -29,10 +30,13 @@
 //! | `soundness.rs` | from a blob to a tree: names and phandles that two nodes share |
 //! | `references.rs` | references to other nodes, by phandle |
 //! | `smmu.rs` | SMMU nodes |
+//! | `mmu_masters.rs` | the property `mmu-masters` of SMMUs, the old binding |
 //! | `specifiers.rs` | the property `iommus` |
-//! | `devices.rs` | nodes with `iommus` |
+//! | `devices.rs` | nodes with streams of their own |
 //! | `iommu_map.rs` | nodes with `iommu-map`: host bridges and others |
 //! | `offer.rs` | what the service and PCI enumeration take of a node, or why nothing |
+//! | `marked.rs` | nodes marked for passing through whose DMA no SMMU sees |
+//! | `reserved.rs` | what firmware reserves of devices' address spaces (`iommu-addresses`) |
 //! | `msi.rs` | where message signalled interrupts go |
 //!
 //! # Invariants
@@ -42,6 +46,7 @@
 //! D3. `enabled` counts ancestors, everywhere.
 
 mod blob;
+mod unseen;
 mod dt_error;
 mod tree;
 mod cells;
@@ -49,10 +54,13 @@ mod refusal;
 mod soundness;
 mod references;
 mod smmu;
+mod mmu_masters;
 mod specifiers;
 mod devices;
 mod iommu_map;
 mod offer;
+mod marked;
+mod reserved;
 mod msi;
 
 use alloc::vec::Vec;
@@ -67,12 +75,17 @@ pub use msi::{
 };
 pub use offer::NotOffered;
 pub use refusal::Refusal;
+pub use reserved::ReservedRegion;
 pub use smmu::{Interrupt, SmmuNode};
 pub use specifiers::SpecifierCount;
 pub use tree::{Node, NodeId, Property, Tree};
+pub use unseen::Unseen;
 
-use crate::assign::IommuKey;
+use crate::assign::{IommuKey, Stage2};
+use crate::smmu::Reserved;
+use references::IOMMU_CELLS;
 use refusal::Refusals;
+use tree::Refused;
 
 /// What a device tree says of SMMUs and of those whom they watch. Borrows names and values from the blob.
 #[derive(Clone, Debug)]
@@ -81,6 +94,7 @@ pub struct Board<'a> {
     smmus: Vec<SmmuNode<'a>>,
     devices: Vec<DtDevice>,
     host_bridges: Vec<HostBridge>,
+    reserved: Vec<ReservedRegion>,
     refusals: Vec<Refusal>,
 }
 
@@ -91,7 +105,7 @@ impl<'a> Board<'a> {
     ///
     /// # Errors
     ///
-    /// [`DtError::Blob`] for a malformed or truncated blob; [`DtError::Node`] for a node that the tree has twice, for
+    /// [`DtError::Blob`] for a malformed or truncated blob; [`DtError::Overlay`]; [`DtError::Node`] for a node that the tree has twice, for
     /// an SMMU whose registers, interrupts or `#iommu-cells` cannot be followed, and for an `iommus` or `iommu-map`
     /// that is malformed or refers to no IOMMU, be the node enabled or not; [`DtError::OutOfMemory`]. Of several bad
     /// nodes one is told.
@@ -108,16 +122,22 @@ impl<'a> Board<'a> {
     ///
     /// # Errors
     ///
-    /// [`DtError::Blob`], [`DtError::OutOfMemory`].
+    /// [`DtError::Blob`], [`DtError::Overlay`], [`DtError::OutOfMemory`].
     pub fn read_lenient(blob: &'a [u8]) -> Result<Self, DtError> {
         let mut refusals = Refusals::default();
         let mut tree = Tree::read_lenient(blob, &mut refusals)?;
-        let smmus = smmu::read(&mut tree, &mut refusals)?;
-        let mut devices = devices::read(&mut tree, &smmus, &mut refusals)?;
-        let host_bridges = iommu_map::read(&mut tree, &smmus, &mut refusals)?;
+        if let Some(fragment) = tree.overlay_fragment() {
+            return Err(DtError::Overlay { fragment: fragment.path()? });
+        }
+        let mut smmus = smmu::read(&mut tree, &mut refusals)?;
+        let named = mmu_masters::read(&mut tree, &mut refusals, &mut smmus)?;
+        let reserved = reserved::read(&mut tree, &mut refusals)?;
+        let mut devices = devices::read(&mut tree, &smmus, &named, &mut refusals)?;
+        let host_bridges = iommu_map::read(&mut tree, &smmus, &named, &mut refusals)?;
         devices::retain_sound(&tree, &mut devices);
         offer::name_parents(&tree, &mut devices);
-        Ok(Self { tree, smmus, devices, host_bridges, refusals: refusals.into_list() })
+        marked::tell(&tree, &smmus, &devices, &host_bridges, &mut refusals)?;
+        Ok(Self { tree, smmus, devices, host_bridges, reserved, refusals: refusals.into_list() })
     }
 
     /// The tree itself.
@@ -138,7 +158,7 @@ impl<'a> Board<'a> {
         self.smmus.iter().find(|smmu| smmu.key == key)
     }
 
-    /// All nodes whose `iommus` names an SMMU, disabled ones too, in the order of the blob.
+    /// All nodes whose `iommus` names an SMMU, or that one names in its `mmu-masters`, disabled ones too, in the order of the blob.
     #[must_use]
     pub fn devices(&self) -> &[DtDevice] {
         &self.devices
@@ -150,13 +170,41 @@ impl<'a> Board<'a> {
         devices::find(&self.devices, node)
     }
 
-    /// All nodes whose `iommu-map` names an SMMU, disabled ones too, in the order of the blob.
+    /// All nodes whose `iommu-map` names an SMMU, and PCI host bridges that one names in its `mmu-masters`, disabled ones too, in the order of the blob.
     #[must_use]
     pub fn host_bridges(&self) -> &[HostBridge] {
         &self.host_bridges
     }
 
-    /// The nodes that are not offered, each with what is wrong. Empty where [`Self::read`] has read the board.
+    /// IOMMUs of other kinds: what else says `#iommu-cells`, in the order of the blob.
+    pub fn other_iommus(&self) -> impl Iterator<Item = Node<'_, 'a>> {
+        let nodes = self.tree.nodes().filter(|node| !node.is_metadata() && node.property(IOMMU_CELLS).is_some());
+        nodes.filter(|node| smmu::find(&self.smmus, node.id()).is_none() && node.refused() == Refused::No)
+    }
+
+    /// What firmware reserves of devices' address spaces, in the order of the blob.
+    #[must_use]
+    pub fn reserved_regions(&self) -> &[ReservedRegion] {
+        &self.reserved
+    }
+
+    /// The streams at `smmu` that firmware has set up and that must go on, for [`Setup::reserved`](crate::smmu::Setup) of
+    /// its probe: those of each enabled device with reserved regions that have memory behind them. `tables` makes the
+    /// device's stage 2, in which exactly these regions are mapped.
+    ///
+    /// # Errors
+    ///
+    /// What `tables` says; [`DtError::OutOfMemory`].
+    pub fn reserved<E: From<DtError>>(
+        &self,
+        smmu: IommuKey,
+        tables: impl FnMut(&DtDevice, &[&ReservedRegion]) -> Result<Stage2, E>,
+    ) -> Result<Vec<Reserved>, E> {
+        reserved::offer(&self.devices, &self.reserved, smmu, tables)
+    }
+
+    /// The nodes that are not offered, each with what is wrong. Where [`Self::read`] has read the board, only such as are
+    /// marked for passing through though no SMMU that can be used sees their DMA: an operator wants to know.
     #[must_use]
     pub fn refusals(&self) -> &[Refusal] {
         &self.refusals

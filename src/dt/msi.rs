@@ -29,6 +29,9 @@ pub struct Msi {
     pub own: Vec<MsiTarget>,
     /// Whose the MSIs of requester IDs below are (`msi-map`), where the node says.
     pub map: Option<MsiMap>,
+    /// What is wrong with the node's `msi-parent`, where it has a map, which counts: where the node's own MSIs go is not
+    /// known then.
+    pub own_error: Option<DtError>,
 }
 
 impl Msi {
@@ -235,8 +238,17 @@ pub(super) fn read(node: &Node<'_, '_>) -> Result<Option<Msi>, DtError> {
     if node.property(PARENT).is_none() && node.property(MAP).is_none() {
         return Ok(None);
     }
-    let own = read_parents(node)?;
     let map = read_map(node)?;
+    let parents = read_parents(node).and_then(|own| {
+        let controllers = own.iter().filter_map(|target| node.tree().node(target.controller));
+        controllers.map(|controller| read_controller(&controller)).try_for_each(|read| read.map(drop))?;
+        Ok(own)
+    });
+    let (own, own_error) = match parents {
+        Ok(own) => (own, None),
+        Err(error @ DtError::Node { .. }) if map.is_some() => (Vec::new(), Some(error)),
+        Err(error) => return Err(error),
+    };
     let entries = map.iter().flat_map(|map| &map.entries).map(|entry| entry.controller);
     let mut named: Vec<NodeId> = Vec::new();
     for id in own.iter().map(|target| target.controller).chain(entries) {
@@ -250,7 +262,7 @@ pub(super) fn read(node: &Node<'_, '_>) -> Result<Option<Msi>, DtError> {
     for controller in named.into_iter().filter_map(|id| node.tree().node(id)) {
         controllers.push(read_controller(&controller)?);
     }
-    Ok(Some(Msi { controllers, own, map }))
+    Ok(Some(Msi { controllers, own, map, own_error }))
 }
 
 fn read_parents(node: &Node<'_, '_>) -> Result<Vec<MsiTarget>, DtError> {

@@ -32,8 +32,12 @@ pub(super) fn iommu_cells(
 ) -> Result<u32, DtError> {
     match target.u32(IOMMU_CELLS)? {
         Some(cells) => Ok(cells),
+        None if target.property(MMU_MASTERS).is_some() => {
+            Err(node.error(NodeFault::OldBinding { property, entry, target: target.path()? }))
+        }
         None => Err(node.error(NodeFault::MissingIommuCells { property, entry, target: target.path()? })),
     }
 }
 
 pub(super) const IOMMU_CELLS: &str = "#iommu-cells";
+pub(super) const MMU_MASTERS: &str = "mmu-masters";

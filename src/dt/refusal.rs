@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! R1. What is refused is offered nowhere: not as an SMMU, not as a device, not as a host bridge.
+//! R1. What is malformed is offered nowhere: not as an SMMU, not as a device, not as a host bridge.
 //! R2. Nobody who refers to a refused IOMMU is offered: it would pass for one that somebody else programs.
 //! R3. What a node inherits is inherited from sound nodes: where a node or property is there twice, all below is refused.
 
@@ -25,6 +25,19 @@ pub struct Refusal {
     pub path: String,
     /// What is wrong: most often there, sometimes with a node that it inherits from or refers to, and which is named.
     pub error: DtError,
+}
+
+impl Refusal {
+    /// Whether firmware says something of the node that cannot be followed. If not, it is marked for passing through and
+    /// no SMMU that can be used sees its DMA ([`NodeFault::Unseen`]): it can still be listed as a device, behind an SMMU
+    /// that is disabled.
+    #[must_use]
+    pub const fn is_malformed(&self) -> bool {
+        match &self.error {
+            DtError::Node { cause, .. } => cause.is_malformed(),
+            _ => true,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -67,12 +80,21 @@ impl Refusals {
         self.add(tree, node, Refused::Whole, error)
     }
 
+    /// Tells of a node of which nothing is taken away.
+    pub(super) fn tell(&mut self, tree: &Tree<'_>, node: NodeId, cause: NodeFault) -> Result<(), DtError> {
+        let path = tree.path_of(node)?;
+        self.0.try_reserve(1)?;
+        self.0.push(Refusal { node, path, error: tree.error_at(node, cause) });
+        Ok(())
+    }
+
     pub(super) fn into_list(self) -> Vec<Refusal> {
         self.0
     }
 
-    /// The first as an error, for readers that refuse all for one.
+    /// The first that is malformed as an error, for readers that refuse all for one.
     pub(super) fn first(list: &[Refusal]) -> Result<(), DtError> {
-        list.first().map_or(Ok(()), |first| Err(first.error.clone()))
+        let first = list.iter().find(|refusal| refusal.is_malformed());
+        first.map_or(Ok(()), |first| Err(first.error.clone()))
     }
 }

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cells::{Cells, Region};
-use super::references::{IOMMU_CELLS, resolve};
+use super::references::{IOMMU_CELLS, MMU_MASTERS, resolve};
 use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
@@ -30,8 +30,11 @@ pub struct SmmuNode<'a> {
     pub registers: Region,
     /// Further register regions: NVIDIA's second and third instance, which mirror the first. Never empty regions.
     pub mirrors: Vec<Region>,
-    /// Cells of a stream specifier: 1 (ID) or 2 (ID and mask).
+    /// Cells of a stream specifier: 1 (ID) or 2 (ID and mask); 0 where nothing can refer to the instance by `iommus`,
+    /// because it lists its masters by the old binding.
     pub iommu_cells: u32,
+    /// Whether it lists its masters in `mmu-masters`, the binding of before `iommus`.
+    pub mmu_masters: bool,
     /// The mask of every stream ID that comes without one; `stream-match-mask` has a meaning for `iommu_cells` 1 only.
     pub stream_match_mask: StreamMask,
     /// The interrupts as listed, global ones first. Boards list one line several times.
@@ -188,9 +191,14 @@ fn read_one<'a>(
         return Err(node.error(NodeFault::EmptyRegion { region }));
     }
 
-    let iommu_cells = match node.required_u32(IOMMU_CELLS)? {
-        count @ (1 | 2) => count,
-        count => return Err(node.error(NodeFault::CellCount { property: IOMMU_CELLS, count, allowed: "1 or 2" })),
+    let mmu_masters = node.property(MMU_MASTERS).is_some();
+    let iommu_cells = match node.u32(IOMMU_CELLS)? {
+        None if mmu_masters => 0,
+        None => return Err(node.error(NodeFault::MissingProperty { property: IOMMU_CELLS })),
+        Some(count @ (1 | 2)) => count,
+        Some(count) => {
+            return Err(node.error(NodeFault::CellCount { property: IOMMU_CELLS, count, allowed: "1 or 2" }));
+        }
     };
     let stream_match_mask = node.u32("stream-match-mask")?.filter(|_| iommu_cells == 1).unwrap_or(0);
 
@@ -216,6 +224,7 @@ fn read_one<'a>(
         registers,
         mirrors,
         iommu_cells,
+        mmu_masters,
         stream_match_mask: StreamMask::new(stream_match_mask),
         interrupts,
         global_irqs,

@@ -1,8 +1,9 @@
-//! The specifiers in an `iommus` property (binding `iommu`): which streams of which SMMUs a node's DMA has.
+//! Which streams of which SMMUs a node's DMA has: by its property `iommus` (binding `iommu`), or by the SMMU's `mmu-masters`.
 
 use alloc::vec::Vec;
 
 use super::cells::Cells;
+use super::mmu_masters::{self, Named};
 use super::references::{iommu_cells, resolve};
 use super::smmu::{self, SmmuNode};
 use super::tree::{Node, NodeId};
@@ -19,7 +20,7 @@ pub struct SpecifierCount {
     pub count: usize,
 }
 
-/// What an `iommus` property says.
+/// What a node's `iommus` and the SMMUs' `mmu-masters` say.
 #[derive(Debug)]
 pub(super) struct Masters {
     /// Canonical, sorted, without repetition.
@@ -29,15 +30,26 @@ pub(super) struct Masters {
     /// IOMMUs of other kinds, without repetition.
     pub(super) foreign: Vec<NodeId>,
     pub(super) on_disabled_smmu: bool,
+    /// Whether an SMMU's `mmu-masters` gives some of them.
+    pub(super) old_binding: bool,
 }
 
-/// Reads `iommus` of `node`; `None` without the property, or where no entry names one of `smmus`.
-pub(super) fn read(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>]) -> Result<Option<Masters>, DtError> {
-    let Some(property) = node.property(IOMMUS) else { return Ok(None) };
-    let mut masters =
-        Masters { streams: Vec::new(), specifiers: Vec::new(), foreign: Vec::new(), on_disabled_smmu: false };
+/// Reads `iommus` of `node`, and what `named` says of it; `None` where neither names one of `smmus`.
+pub(super) fn read(
+    node: &Node<'_, '_>,
+    smmus: &[SmmuNode<'_>],
+    named: &[Named<'_>],
+) -> Result<Option<Masters>, DtError> {
+    let mut masters = Masters {
+        streams: Vec::new(),
+        specifiers: Vec::new(),
+        foreign: Vec::new(),
+        on_disabled_smmu: false,
+        old_binding: false,
+    };
     let mut entry = 0_usize;
-    let (mut cells, partial_cell) = Cells::whole_cells(property.value());
+    let value = node.property(IOMMUS).map_or(&[][..], |property| property.value());
+    let (mut cells, partial_cell) = Cells::whole_cells(value);
     while !cells.is_empty() || partial_cell {
         let truncated = || node.error(NodeFault::Truncated { property: IOMMUS, entry });
         let phandle = cells.next().ok_or_else(truncated)?;
@@ -62,9 +74,48 @@ pub(super) fn read(node: &Node<'_, '_>, smmus: &[SmmuNode<'_>]) -> Result<Option
     }
     masters.streams.sort_unstable();
     masters.streams.dedup();
+    add_named(node, &mut masters, smmus, named)?;
     masters.foreign.sort_unstable();
     masters.foreign.dedup();
     Ok(if masters.streams.is_empty() { None } else { Some(masters) })
+}
+
+/// Adds what SMMUs say of the node. Where it speaks of such an SMMU itself, it must say the same.
+fn add_named(
+    node: &Node<'_, '_>,
+    masters: &mut Masters,
+    smmus: &[SmmuNode<'_>],
+    named: &[Named<'_>],
+) -> Result<(), DtError> {
+    let of_node = mmu_masters::of(named, node.id()).filter(|named| !named.is_pci);
+    for smmu in smmus.iter().filter(|smmu| smmu.mmu_masters) {
+        let mut streams: Vec<Stream> = Vec::new();
+        for id in of_node.clone().filter(|named| named.smmu == smmu.key).flat_map(|named| named.ids) {
+            streams.try_reserve(1)?;
+            streams.push(Stream::new(smmu.key, StreamId::new(id), smmu.stream_match_mask));
+        }
+        let listed = streams.len();
+        streams.sort_unstable();
+        streams.dedup();
+        if streams.is_empty() {
+            continue;
+        }
+        let own = || masters.streams.iter().filter(|stream| stream.iommu() == smmu.key);
+        if own().next().is_some() {
+            if !own().eq(&streams) {
+                return Err(node.error(NodeFault::TwoBindings { property: IOMMUS, smmu: smmu.path.clone() }));
+            }
+            continue;
+        }
+        masters.streams.try_reserve(streams.len())?;
+        masters.streams.extend(streams);
+        masters.on_disabled_smmu |= !smmu.enabled;
+        masters.old_binding = true;
+        masters.specifiers.try_reserve(1)?;
+        masters.specifiers.push(SpecifierCount { smmu: smmu.key, count: listed });
+    }
+    masters.streams.sort_unstable();
+    Ok(())
 }
 
 fn count(specifiers: &mut Vec<SpecifierCount>, smmu: IommuKey) -> Result<(), DtError> {

@@ -66,6 +66,12 @@ impl<'a> Tree<'a> {
         Some(node)
     }
 
+    /// The first fragment of an overlay, if this is one.
+    pub(super) fn overlay_fragment(&self) -> Option<Node<'_, 'a>> {
+        let is_fragment = |node: &Node<'_, 'a>| node.children().any(|child| child.name() == "__overlay__");
+        self.root()?.children().find(is_fragment)
+    }
+
     /// The node at this place in the order of the blob, the root being 0.
     pub(super) fn nth(&self, index: usize) -> Option<Node<'_, 'a>> {
         self.node(NodeId(index))
@@ -293,6 +299,14 @@ impl<'t, 'a> Node<'t, 'a> {
     #[must_use]
     pub fn property(&self, name: &str) -> Option<Property<'a>> {
         self.properties().find(|property| property.name == name)
+    }
+
+    /// The most specific of its compatibles, if it has any.
+    #[must_use]
+    pub fn compatible(&self) -> Option<&'a str> {
+        let value = self.property("compatible")?.value();
+        let first = value.split(|byte| *byte == 0).next().unwrap_or_default();
+        core::str::from_utf8(first).ok().filter(|name| !name.is_empty())
     }
 
     /// The node's phandle, by either of its property names.

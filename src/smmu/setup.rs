@@ -50,7 +50,8 @@ impl Power for AlwaysOn {
     fn put(&self) {}
 }
 
-/// Streams that firmware set up and that must go on: a display that shows a boot picture, for instance (quirk Q17).
+/// Streams that firmware set up and that must go on: a display that shows a boot picture, for instance (quirk Q17). Where
+/// a device tree says which, [`Board::reserved`](crate::dt::Board::reserved) offers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
     /// The streams, as the device tree declares them.

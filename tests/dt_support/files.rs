@@ -1,16 +1,23 @@
 //! The trees that tests read: our own boards, and real ones where `BOARDS_DIR` says where they lie.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The blobs of `boards/`, by name.
-pub(crate) const OWN: [(&str, &[u8]); 4] = [
+pub(crate) const OWN: [(&str, &[u8]); 6] = [
     ("showcase", include_bytes!("../../boards/showcase.dtb")),
     ("oddities", include_bytes!("../../boards/oddities.dtb")),
     ("smmuv3", include_bytes!("../../boards/smmuv3.dtb")),
     ("lines", include_bytes!("../../boards/lines.dtb")),
+    ("heirloom", include_bytes!("../../boards/heirloom.dtb")),
+    ("handover", include_bytes!("../../boards/handover.dtb")),
 ];
+
+/// The one that is no board.
+pub(crate) const OVERLAY: (&str, &[u8]) = ("overlay", include_bytes!("../../boards/overlay.dtb"));
 
 /// The blobs in `BOARDS_DIR` by file name without `.dtb`, in order; none, and a line that says so, where it is not set.
 pub(crate) fn real_boards(test: &str) -> Vec<(String, Vec<u8>)> {
