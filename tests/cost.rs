@@ -215,8 +215,8 @@ fn power_and_the_end() {
     let handle = bench.service.iommu(SMMU).unwrap();
     assert_eq!(
         cost(&bench, || service.force_unregister_iommu(SMMU).unwrap()),
-        (1, N + 1 + 3),
-        "each entry in use, 2 TLBI, sync"
+        (1, groups + 3),
+        "each entry there is, 2 TLBI, sync"
     );
     assert_eq!(cost(&bench, || handle.crash().unwrap()), (0, 0), "it is out of service");
     let bench = self::bench();

@@ -19,11 +19,11 @@ use common::before::Before;
 use common::driver::{Driver, domain, exhausted, lose_power, timed_out, watch_again};
 use common::parts::{named, parts};
 use common::presets::{accesses, names};
-use common::{Bench, PAGE, SMMU};
+use common::{Bench, PAGE, SMMU, described};
 use iommu_assign::assign::{
     Cause, DeviceState, FaultLine, Iommu, IommuError, IommuFaults, IommuPower, Left, Patience, Removal, StreamId,
 };
-use iommu_assign::smmu::{ContextLines, Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
+use iommu_assign::smmu::{ContextLines, Implementation, Power, PowerError, ProbeError, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Waited;
 use machine::Reached;
 use smmu_model::{Config, Injection, SyncRegister};
@@ -725,4 +725,19 @@ fn s8_a_crash_puts_a_suspended_unit_in_fault_or_says_that_it_has_no_power() {
             }
         }
     }
+}
+
+/// What firmware takes for fault was tried anew, on the entry of a device: on a part that takes bypass as it is, it passed.
+#[test]
+fn i3_q12_a_resume_tries_nothing_on_what_is_translated() {
+    let model = Config { groups: 1, ..Config::generic_v2() };
+    let mut config = described(SMMU, &model);
+    config.implementation = Implementation::Qualcomm;
+    let driver = Driver::with(config, Setup::default(), model);
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    driver.smmu.suspend().unwrap();
+    driver.smmu.resume().unwrap();
+    assert_eq!(driver.reaches(0x10), Some(0));
+    driver.check();
 }

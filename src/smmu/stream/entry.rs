@@ -113,8 +113,12 @@ impl<R: Registers> Part<R> {
         if !self.registers.has(Effects::TRY_FAULT_WRITE) {
             return spelling;
         }
-        // With clients disabled, or on an entry that matches nothing, what is tried has no effect on any stream. A live
-        // unit without a free entry loses its last one a moment early.
+        // It is known when a unit is resumed, and nothing is to be tried on what it translates.
+        if live && self.widths.carried != 0 {
+            return self.spelling;
+        }
+        // With clients disabled, or on an entry that matches nothing, what is tried has no effect on any stream. Of a live
+        // unit that firmware left without a free entry, the last one may pass until it is put in fault.
         let Geometry { entries, matching, .. } = self.geometry;
         let last = entries.saturating_sub(1);
         let unmatched = |entry: &EntryIndex| matching && self.read_entry(*entry).0.is_none();
