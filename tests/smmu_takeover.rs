@@ -212,6 +212,21 @@ fn q17_on_an_idle_unit_the_reserved_stream_is_translated_from_the_first_enabled_
     }
 }
 
+/// Its SMMU was unregistered, and the stream went on through the integrator's tables, which were nobody's any more.
+#[test]
+fn q17_c9_a_reserved_stream_ends_with_its_smmu() {
+    for name in ["generic v2", "extended", "stream indexing", "ap806"] {
+        let (bench, part) = (Bench::new(), named(name));
+        let registers = bench.machine.add_smmu(SMMU, part.model);
+        let tables = picture(&bench.machine);
+        let smmu = Smmu::probe_with(part.config, setup(&tables), registers, bench.masters.clone()).unwrap();
+        bench.service.register_iommu(Arc::new(smmu)).unwrap();
+        assert_eq!(bench.dma(DISPLAY), Reached::Memory(PICTURE), "{name}");
+        bench.service.unregister_iommu(SMMU).unwrap();
+        assert_eq!(bench.dma(DISPLAY), Reached::Fault, "{name}");
+    }
+}
+
 #[test]
 fn a_live_unit_without_reserved_streams_faults_everything() {
     let bench = Bench::new();

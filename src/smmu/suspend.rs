@@ -53,14 +53,16 @@ impl<P: Platform, R: Registers> IommuPower for Smmu<P, R> {
         Ok(())
     }
 
-    /// Out of service. Its devices have gone, and drains that they owe are finished.
+    /// Out of service. Its devices have gone; what firmware reserved goes now, and drains that are owed are finished.
     fn retire(&self) -> Result<(), IommuError> {
         let held = &mut Held::enter();
         match self.gate.mode() {
             Mode::Running => loop {
-                let owed = self.shadow.lock(held).banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle());
-                if owed {
-                    self.powered(held, Purpose::Release, |held| self.finish_drains(held, |_, _| true, None))?;
+                if self.shadow.lock(held).banks.each().any(|(_, bank)| bank.domain().is_some()) {
+                    self.powered(held, Purpose::Release, |held| {
+                        self.block_reserved(held)?;
+                        self.finish_drains(held, |_, _| true, None)
+                    })?;
                 }
                 let changing = self.gate.change::<P>(Mode::Running, self.part.config.looks())?;
                 // A call that has just left may have waited for its drain in vain.

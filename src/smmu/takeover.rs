@@ -4,7 +4,7 @@
 //! are made before the SMMU is enabled. On a live one the entries that firmware made for it are passed over by the
 //! reset, turned to the restricted bank with one write each, and only then are firmware's own banks drained and switched
 //! off: the stream never stops, and never reaches more than it did. It ends when a device that owns the stream is
-//! assigned.
+//! assigned, or with the instance.
 
 use super::hardware::registers::gr1;
 use super::hardware::{ProbeError, Registers};
@@ -97,6 +97,17 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             entries.adopt(number, cube);
         }
+    }
+
+    /// Ends every reserved stream: nobody keeps its tables any more.
+    pub(super) fn block_reserved(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
+        for device in reserved_devices() {
+            if self.shadow.lock(held).users.find(device).is_none() {
+                break;
+            }
+            self.block_devices(held, &[device])?;
+        }
+        Ok(())
     }
 
     /// Takes the driver's own devices out of the tree: the instance is out of service, or never came into it.
