@@ -23,8 +23,8 @@ use common::parts::{Part, named, parts};
 use common::stopping::{Held, STLBGSTATUS, Stop};
 use common::{Anyone, Bench, Guest, NOT_DRAINED, NOT_RESET, PAGE, SMMU, described, stream};
 use iommu_assign::assign::{
-    Cause, Device, DeviceSpec, DeviceState, Domain, Error, IommuError, IommuPower, Left, Quarantine, Removal, Resource,
-    Service, Streams,
+    Cause, Device, DeviceSpec, DeviceState, Domain, Error, FaultLine, IommuError, IommuFaults, IommuPower, Left,
+    Quarantine, Removal, Resource, Service, Streams,
 };
 use iommu_assign::smmu::{Reserved, Setup, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
@@ -506,6 +506,55 @@ fn i6_a_device_that_left_before_owes_the_drain_of_an_entry_that_its_mate_kept_un
     driver.recover();
     driver.withdraw(1).unwrap();
     driver.withdraw(2).unwrap();
+    driver.check();
+}
+
+/// The instance's end looked for drains, then waited for the call inside: its drain was not confirmed either.
+#[test]
+fn i8_c9_the_end_of_an_instance_looks_again_at_the_drain_of_the_call_that_it_waited_for() {
+    const POLLS: u32 = 400_000;
+    let (part, stop) = (named("generic v2"), Stop::nowhere());
+    let config = SmmuConfig { polls: POLLS, ..part.config.clone() };
+    let driver =
+        Driver::through(config, Setup::default(), two_banks(&part), |registers| Held::new(registers, stop.clone()));
+    driver.add(1, &[0x10]);
+    driver.assign(&[1], 0).unwrap();
+    driver.lose_syncs(1);
+    stop.after(POLLS - 1, STLBGSTATUS);
+    let (mut blocked, mut retired) = (None, None);
+    thread::scope(|scope| {
+        scope.spawn(|| blocked = Some(driver.block(&[1])));
+        // At its last look.
+        stop.meet();
+        scope.spawn(|| retired = Some(driver.smmu.retire()));
+        // Nobody gets in any more, when a fault handler does not.
+        loop {
+            let before = driver.bench.machine.counters(SMMU);
+            let _ = driver.smmu.take_faults(FaultLine::Global, &mut |_| ());
+            if driver.bench.machine.counters(SMMU) == before {
+                break;
+            }
+        }
+        stop.meet();
+    });
+    let (blocked, retired) = (blocked.unwrap(), retired.unwrap());
+    assert!(slow(&blocked) && slow(&retired), "{blocked:?}, {retired:?}");
+    driver.recover();
+    driver.smmu.retire().unwrap();
+    assert_eq!(driver.bench.machine.smmu(SMMU, |smmu| smmu.peek32(smmu.bank(0, 0)) & 1), Some(0), "M");
+}
+
+/// One that was named twice counted twice in its bank, which was not given back any more.
+#[test]
+fn a3_c15_a_device_that_is_named_twice_is_refused() {
+    let driver = two_guests(&named("generic v2"));
+    assert_eq!(driver.plan(&[3, 3], 0), BUSY);
+    driver.plan(&[3], 0).unwrap();
+    assert_eq!(driver.install(&[3, 3]), BUSY);
+    driver.install(&[3]).unwrap();
+    driver.block(&[1, 3, 1]).unwrap();
+    assert_eq!(driver.banks(), [1]);
+    driver.forget(0).unwrap();
     driver.check();
 }
 

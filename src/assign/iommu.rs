@@ -90,7 +90,7 @@ pub trait Iommu: IommuPower + IommuFaults + Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// [`IommuError::Incompatible`], [`IommuError::Exhausted`], [`IommuError::Busy`] where a context is on its way to another
-    /// domain or is draining, [`IommuError::Foreign`], [`IommuError::SyncTimeout`] where an owed drain is still not confirmed,
+    /// domain or is draining, and where a device has a plan or is named twice, [`IommuError::Foreign`], [`IommuError::SyncTimeout`] where an owed drain is still not confirmed,
     /// [`IommuError::NoPower`], [`IommuError::ProviderGone`]. Nothing is reserved then.
     fn plan(
         &self,
@@ -209,8 +209,8 @@ pub trait IommuPower {
         Err(IommuError::Unsupported)
     }
 
-    /// Takes the instance, which has no device left, out of service for good: drains that are owed are finished, no register
-    /// is touched from then on, and what comes late gets [`IommuError::ProviderGone`] (contract C-9). A suspended instance is
+    /// Takes the instance, which has no device left, out of service for good: streams that firmware reserved go to fault, drains
+    /// that are owed are finished, no register is touched from then on, and what comes late gets [`IommuError::ProviderGone`] (contract C-9). A suspended instance is
     /// resumed for it.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub(crate) struct Held {
 #[derive(Debug)]
 pub(crate) struct Stop {
     offset: AtomicU32,
+    /// Reads of it that go by before.
+    passes: AtomicU32,
     barrier: Barrier,
 }
 
@@ -34,12 +36,18 @@ impl Held {
 
 impl Stop {
     pub(crate) fn nowhere() -> Arc<Self> {
-        Arc::new(Self { offset: AtomicU32::new(NOWHERE), barrier: Barrier::new(2) })
+        Arc::new(Self { offset: AtomicU32::new(NOWHERE), passes: AtomicU32::new(0), barrier: Barrier::new(2) })
     }
 
     /// Has the next read of `offset` stop.
     pub(crate) fn at(&self, offset: u32) {
         self.offset.store(offset, Ordering::SeqCst);
+    }
+
+    /// Has a later read of `offset` stop, when `passes` have gone by.
+    pub(crate) fn after(&self, passes: u32, offset: u32) {
+        self.passes.store(passes, Ordering::SeqCst);
+        self.at(offset);
     }
 
     /// Meets the thread that has stopped, or lets it go on.
@@ -50,8 +58,11 @@ impl Stop {
 
 impl Registers for Held {
     fn read32(&self, offset: u32) -> u32 {
-        let stops = self.stop.offset.compare_exchange(offset, NOWHERE, Ordering::SeqCst, Ordering::SeqCst);
-        if stops.is_ok() {
+        let stop = &self.stop;
+        let passes = |left: u32| left.checked_sub(1).filter(|_| stop.offset.load(Ordering::SeqCst) == offset);
+        let passes = stop.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, passes).is_ok();
+        let stops = || stop.offset.compare_exchange(offset, NOWHERE, Ordering::SeqCst, Ordering::SeqCst);
+        if !passes && stops().is_ok() {
             self.stop.meet();
             self.stop.meet();
         }

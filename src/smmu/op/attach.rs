@@ -209,7 +209,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
         }
         // Without `ready` one is not known; with a next space the users that were to leave have not: the devices were not blocked.
-        if ready as usize != devices.len() || bank.next.is_some() {
+        if ready as usize != devices.len() || !Users::are_distinct(devices) || bank.next.is_some() {
             return Err(IommuError::Busy);
         }
         if matches!(bank.state, BankState::Reserved(_)) {
@@ -257,6 +257,10 @@ fn plan_bank(
     }
     if known as usize != devices.len() {
         return Err(IommuError::Unknown);
+    }
+    // One that is named twice would be counted twice.
+    if !Users::are_distinct(devices) {
+        return Err(IommuError::Busy);
     }
     if owes {
         return Ok(Some(Lack::Drain));

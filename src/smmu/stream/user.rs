@@ -144,6 +144,12 @@ impl Users {
         Members { first: rest.next().and_then(|device| self.find(*device)), rest, users: self }
     }
 
+    /// Whether each of `devices` is named once.
+    pub(in crate::smmu) fn are_distinct(devices: &[DeviceId]) -> bool {
+        let twice = |(place, device)| devices.iter().take(place).any(|before| before == device);
+        !devices.iter().enumerate().any(twice)
+    }
+
     /// Puts a device in, or gives it back where its number is known.
     pub(in crate::smmu) fn insert(&mut self, user: Box<StreamUser>) -> Result<(), Box<StreamUser>> {
         match self.0.entry(&user.device) {
