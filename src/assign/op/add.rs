@@ -18,6 +18,7 @@ use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
     Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, nodes_of,
 };
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::atomic::Ordering;
 use crate::sync::broken::broken;
@@ -129,7 +130,7 @@ impl<P: Platform> Service<P> {
     // --- 1: everything is made, with nothing locked ---
 
     fn make(&self, held: &mut Held<'_, Unlocked>, mut spec: DeviceSpec) -> Result<NewDevice, Cause> {
-        spec.streams.sort_unstable();
+        few::sort(&mut spec.streams, &|one, other| one < other);
         spec.streams.dedup();
         if spec.streams.is_empty() {
             return Err(Cause::NoStreams);

@@ -33,6 +33,7 @@ use super::fault_storms::{accuse, bound};
 use crate::assign::{
     DeviceId, DomainId, FaultAnswer, FaultCause, FaultCounts, FaultLine, RawFault, StormReport, StreamId, own_space,
 };
+use crate::few;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::{FaultLimits, Registers};
 use crate::sync::Tried;
@@ -286,8 +287,9 @@ impl FaultRecords {
         let domain_of = |bank| self.slot(bank).and_then(Slot::domain);
         let counted = core::mem::take(&mut *self.streams.lock()).into_iter();
         let named = counted.map(|one| (owner_of(one.stream, domain_of(one.bank)), one));
-        let mut suspects: SmallVec<[_; STREAMS]> = named.collect();
-        suspects.sort_unstable_by_key(|(device, counted)| (counted.bank, *device));
+        let mut suspects: SmallVec<[(Option<DeviceId>, Counted); STREAMS]> = named.collect();
+        let place = |(device, counted): &(Option<DeviceId>, Counted)| (counted.bank, *device);
+        few::sort(&mut suspects, &|one, other| place(one) < place(other));
         for (bank, slot) in self.each() {
             let (faults, domain) = (slot.faults.swap(0, Ordering::Relaxed), slot.domain());
             if bank.is_some() && domain.is_none() {

@@ -10,6 +10,7 @@ use core::any::Any;
 use core::ops::ControlFlow;
 
 use crate::assign::{DeviceId, DomainId, IommuError, Resource, Stream, StreamId, Streams};
+use crate::few;
 use crate::smmu::bank::banks::Banks;
 use crate::smmu::gate::Purpose;
 use crate::smmu::hardware::Registers;
@@ -51,7 +52,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             cubes.push(Cube::new(id, mask & id_bits));
         }
         if cubes.len() > 1 {
-            cubes.sort_unstable();
+            few::sort(&mut cubes, &Cube::is_before);
             cubes.dedup();
         }
         Ok(cubes)

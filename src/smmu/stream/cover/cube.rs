@@ -59,6 +59,11 @@ impl Cube {
         (id ^ self.id) & !self.mask == 0
     }
 
+    /// Ascending order, by ID and mask.
+    pub(in crate::smmu) const fn is_before(&self, other: &Self) -> bool {
+        self.id < other.id || (self.id == other.id && self.mask < other.mask)
+    }
+
     /// The bits in which every ID of the one differs from every ID of the other.
     const fn apart(self, other: Self) -> u32 {
         (self.id ^ other.id) & !(self.mask | other.mask)

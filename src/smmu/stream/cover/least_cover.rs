@@ -6,6 +6,7 @@ use super::check::{Flaw, check};
 use super::cube::Cube;
 use super::list::{CoverError, disjoint, independent_bits, merge, take_component, with_room};
 use super::search;
+use crate::few;
 
 /// What the hardware can hold, and how long to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
     if stand_alone(ids, mask_bits) {
         let mut cubes = with_room(ids.len())?;
         cubes.extend_from_slice(ids);
-        cubes.sort_unstable();
+        few::sort(&mut cubes, &Cube::is_before);
         return Ok(Cover { cubes, exact: true });
     }
     let mut rest = disjoint(ids, mask_bits, max_cubes)?;
@@ -77,7 +78,7 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
         exact &= search::improve(&mut component, mask_bits, &mut nodes)?;
         cubes.extend(component.drain(..).map(|cube| cube.widened(free)));
     }
-    cubes.sort_unstable();
+    few::sort(&mut cubes, &Cube::is_before);
     match check(ids, &cubes) {
         Ok(()) => Ok(Cover { cubes, exact }),
         Err(Flaw::Unchecked { limit }) => Err(CoverError::TooComplex { limit }),

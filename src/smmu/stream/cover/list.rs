@@ -4,10 +4,11 @@
 //! with the list add up to its own.
 
 use alloc::vec::Vec;
-use core::cmp::Reverse;
+use core::cmp::Ordering;
 
 use super::check::Flaw;
 use super::cube::Cube;
+use crate::few;
 
 /// Why a set has no cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +46,11 @@ pub(super) fn disjoint(ids: &[Cube], mask_bits: u32, limit: usize) -> Result<Vec
     let mut inputs = with_room(ids.len())?;
     inputs.extend_from_slice(ids);
     // Widest first: what is there already is never inside what comes, which would be cut into pieces around it.
-    inputs.sort_unstable_by_key(|cube| (Reverse((cube.mask() & mask_bits).count_ones()), *cube));
+    let width = |cube: &Cube| (cube.mask() & mask_bits).count_ones();
+    few::sort(&mut inputs, &|one, other| match width(other).cmp(&width(one)) {
+        Ordering::Equal => one.is_before(other),
+        order => order == Ordering::Less,
+    });
     let mut all = Vec::new();
     for part in inputs.iter().flat_map(|cube| cube.parts(!mask_bits)) {
         let before = all.len();
@@ -98,7 +103,8 @@ pub(super) fn merge(cubes: &mut Vec<Cube>, bits: u32) {
         let before = cubes.len();
         for bit in each_bit(bits) {
             // Neighbours along `bit` become neighbours in the list.
-            cubes.sort_unstable_by_key(|cube| (cube.mask(), cube.id() & !bit, cube.id()));
+            let place = |cube: &Cube| (cube.mask(), cube.id() & !bit, cube.id());
+            few::sort(cubes, &|one, other| place(one) < place(other));
             cubes.dedup_by(|cube, last| {
                 let joins = last.mask() == cube.mask() && last.id() ^ cube.id() == bit;
                 if joins {
@@ -108,7 +114,7 @@ pub(super) fn merge(cubes: &mut Vec<Cube>, bits: u32) {
             });
         }
         if cubes.len() == before {
-            return cubes.sort_unstable();
+            return few::sort(cubes, &Cube::is_before);
         }
     }
 }

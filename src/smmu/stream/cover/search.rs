@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::cube::Cube;
 use super::list::{CoverError, contains, each_bit, size, try_push, with_room};
+use crate::few;
 
 /// The largest component, in IDs and after bits were set aside on which it does not depend, that is solved exactly.
 ///
@@ -109,7 +110,7 @@ fn cubes_inside(set: &[Cube], bits: u32) -> Result<Vec<Choice>, CoverError> {
     let points = set.iter().flat_map(|cube| cube.parts(u32::MAX)).take(MAX_POINTS);
     choices.extend(points.map(|cube| Choice { cube, points: 0 }));
     // From here on the list is sorted by mask and ID: the masks that a further bit makes are above all earlier ones.
-    choices.sort_unstable_by_key(|choice| choice.cube);
+    few::sort(&mut choices, &|one, other| one.cube.is_before(&other.cube));
     choices.iter_mut().zip(each_place()).for_each(|(choice, place)| choice.points = place);
     for bit in each_bit(bits) {
         for at in 0..choices.len() {
@@ -124,7 +125,8 @@ fn cubes_inside(set: &[Cube], bits: u32) -> Result<Vec<Choice>, CoverError> {
             }
         }
     }
-    choices.sort_unstable_by_key(|choice| (Reverse(choice.cube.size()), choice.cube));
+    let place = |choice: &Choice| (Reverse(choice.cube.size()), choice.cube);
+    few::sort(&mut choices, &|one, other| place(one) < place(other));
     Ok(choices)
 }
 
