@@ -93,7 +93,7 @@ impl<P: Platform> Service<P> {
                 last = Some(device);
                 let found = {
                     let registry = self.registry.lock(&mut held);
-                    let record = registry.by_id(device).and_then(|device| registry.registration(device));
+                    let record = registry.by_id(device);
                     let here = record.filter(|record| record.device.attachment_to(&instance).is_some());
                     here.map(|record| (record.device.label().clone(), record.state.get().owner()))
                 };

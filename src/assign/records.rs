@@ -47,8 +47,8 @@ pub(super) struct Node {
 /// What a node is found by.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// By its number.
-    Id,
+    /// By its key.
+    Key,
     /// By the bus that does not isolate it from others.
     Bus,
     /// By its parent.
@@ -86,27 +86,27 @@ pub(super) struct SourceRecord {
     pub(super) life: SourceLife,
 }
 
-intrusive_adapter!(pub(super) ByKey = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
-intrusive_adapter!(pub(super) ById = Box<Node>: Node { link => RBTreeLink });
+intrusive_adapter!(pub(super) ById = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
+intrusive_adapter!(pub(super) ByKey = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(pub(super) ByKin = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(pub(super) ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => RBTreeLink } where P: Platform);
 intrusive_adapter!(pub(super) GoneDevices = Box<DeviceRecord>: DeviceRecord { gone => LinkedListLink });
 intrusive_adapter!(pub(super) GoneDomains<P> = Box<DomainRecord<P>>: DomainRecord<P> { gone => LinkedListLink } where P: Platform);
 intrusive_adapter!(pub(super) Sources = Box<SourceRecord>: SourceRecord { link => LinkedListLink });
 
-impl<'a> KeyAdapter<'a> for ByKey {
-    type Key = DeviceKey;
-
-    fn get_key(&self, record: &'a DeviceRecord) -> DeviceKey {
-        record.device.key()
-    }
-}
-
 impl<'a> KeyAdapter<'a> for ById {
     type Key = DeviceId;
 
-    fn get_key(&self, node: &'a Node) -> DeviceId {
-        node.device.id()
+    fn get_key(&self, record: &'a DeviceRecord) -> DeviceId {
+        record.device.id()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ByKey {
+    type Key = DeviceKey;
+
+    fn get_key(&self, node: &'a Node) -> DeviceKey {
+        node.device.key()
     }
 }
 
@@ -207,5 +207,5 @@ pub(super) fn nodes_of(device: &Device) -> Nodes {
     let node = |place| Some(Box::new(Node { link: RBTreeLink::new(), place, device: device.clone() }));
     let bus = device.isolation().and_then(|_| node(Place::Bus));
     let child = device.parent().and_then(|_| node(Place::Child));
-    [node(Place::Id), bus, child]
+    [node(Place::Key), bus, child]
 }

@@ -12,7 +12,7 @@
 //!    record, or is out: then it is claimed.
 //! 2. A record's `state` is the member's as of the last put-back. `DomainRecord::assigned` counts the records in state
 //!    `Assigned` to it, `DeviceRecord::children` those that name it as parent, an instance's count those with a stream on it.
-//! 3. Every record has a node in `ids`, one in `kin` for its parent, and one for its bus where that does not isolate it.
+//! 3. Every record has a node in `keys`, one in `kin` for its parent, and one for its bus where that does not isolate it.
 
 use alloc::boxed::Box;
 use core::cell::Cell;
@@ -43,8 +43,9 @@ impl<P: Platform> Unused<P> {
 
 /// The registered things.
 pub(super) struct Registry<P: Platform> {
-    devices: RBTree<ByKey>,
-    ids: RBTree<ById>,
+    /// By number, which compares faster than a key: what has a handle is found here.
+    devices: RBTree<ById>,
+    keys: RBTree<ByKey>,
     kin: RBTree<ByKin>,
     domains: RBTree<ByDomain<P>>,
     gone_devices: Graveyard<GoneDevices>,
@@ -60,8 +61,8 @@ pub(super) struct Registry<P: Platform> {
 impl<P: Platform> Registry<P> {
     pub(super) const fn new() -> Self {
         Self {
-            devices: RBTree::new(ByKey::NEW),
-            ids: RBTree::new(ById::NEW),
+            devices: RBTree::new(ById::NEW),
+            keys: RBTree::new(ByKey::NEW),
             kin: RBTree::new(ByKin::NEW),
             domains: RBTree::new(ByDomain::NEW),
             gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
@@ -95,16 +96,17 @@ impl<P: Platform> Registry<P> {
     // --- devices ---
 
     pub(super) fn device(&self, key: DeviceKey) -> Option<&DeviceRecord> {
-        self.devices.find(&key).get()
+        let node = self.keys.find(&key).get()?;
+        self.by_id(node.device.id())
     }
 
     /// The record of this very registration, not of a later one under the same key (contract C-7) nor of another service's.
     pub(super) fn registration(&self, device: &Device) -> Option<&DeviceRecord> {
-        self.device(device.key()).filter(|record| record.device.is(device))
+        self.by_id(device.id()).filter(|record| record.device.is(device))
     }
 
-    pub(super) fn by_id(&self, id: DeviceId) -> Option<&Device> {
-        self.ids.find(&id).get().map(|node| &node.device)
+    pub(super) fn by_id(&self, id: DeviceId) -> Option<&DeviceRecord> {
+        self.devices.find(&id).get()
     }
 
     /// The record of the leader of `record`'s group.
@@ -115,10 +117,10 @@ impl<P: Platform> Registry<P> {
 
     /// The device with the highest number below `below` whose source object has gone.
     pub(super) fn last_orphan(&self, below: Option<DeviceId>) -> Option<Device> {
-        let mut cursor = self.ids.upper_bound(below.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
-        while let Some(node) = cursor.get() {
-            if node.device.is_orphan() {
-                return Some(node.device.clone());
+        let mut cursor = self.devices.upper_bound(below.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
+        while let Some(record) = cursor.get() {
+            if record.device.is_orphan() {
+                return Some(record.device.clone());
             }
             cursor.move_prev();
         }
@@ -150,11 +152,11 @@ impl<P: Platform> Registry<P> {
         belongs(ByKin::NEW.get_key(node)).then_some(&node.device)
     }
 
-    pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>, [id, bus, child]: Nodes) {
+    pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>, [key, bus, child]: Nodes) {
         self.count(&record.device, 1);
         self.devices.insert(record);
-        if let Some(id) = id {
-            self.ids.insert(id);
+        if let Some(key) = key {
+            self.keys.insert(key);
         }
         for node in [bus, child].into_iter().flatten() {
             self.kin.insert(node);
@@ -167,7 +169,7 @@ impl<P: Platform> Registry<P> {
     pub(super) fn bury_device(&mut self, device: &Device) -> Nodes {
         let bus = device.isolation().map(|bus| Kin::Bus(bus, device.key()));
         let child = device.parent().map(|parent| Kin::Child(parent, device.key()));
-        let Some(record) = self.devices.find_mut(&device.key()).remove() else { return [None, None, None] };
+        let Some(record) = self.devices.find_mut(&device.id()).remove() else { return [None, None, None] };
         self.count(device, -1);
         self.set_state(&record, DeviceState::Going);
         self.unmark(&record);
@@ -175,7 +177,7 @@ impl<P: Platform> Registry<P> {
         self.gone_devices.bury(record);
         let mut take = |kin: Option<Kin>| kin.and_then(|kin| self.kin.find_mut(&kin).remove());
         let (bus, child) = (take(bus), take(child));
-        [self.ids.find_mut(&device.id()).remove(), bus, child]
+        [self.keys.find_mut(&device.key()).remove(), bus, child]
     }
 
     /// Counts a device at its parent and its IOMMUs.
@@ -219,9 +221,9 @@ impl<P: Platform> Registry<P> {
 
     /// The first device whose key is above `after`, as a traversal shows it.
     pub(super) fn next_device(&self, after: Option<DeviceKey>) -> Option<DeviceInfo> {
-        let mut cursor = self.devices.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
+        let mut cursor = self.keys.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
         loop {
-            let record = cursor.get()?;
+            let record = self.by_id(cursor.get()?.device.id())?;
             if record.is_shown() {
                 return Some(self.info(record));
             }

@@ -157,7 +157,7 @@ impl<P: Platform> Service<P> {
 
     /// The device of this number.
     pub(super) fn find_by_id(&self, held: &mut Held<'_, Unlocked>, id: DeviceId) -> Option<Device> {
-        self.registry.lock(held).by_id(id).cloned()
+        self.registry.lock(held).by_id(id).map(|record| record.device.clone())
     }
 
     /// The device after `after` in key order; the first one for `None`.
@@ -286,7 +286,7 @@ impl<P: Platform> Service<P> {
                 registry.device(key).is_some_and(|record| registry.leader_of(record).is_out())
             }
             Some(Obstacle::Registration(id)) => {
-                let record = registry.by_id(id).and_then(|device| registry.registration(device));
+                let record = registry.by_id(id);
                 record.is_some_and(|record| record.is_leaving() || !record.is_shown())
             }
             Some(Obstacle::Domain(id)) => {

@@ -42,7 +42,7 @@ impl<P: Platform> Service<P> {
     fn named(&self, usage: &Usage) -> UsageRecord {
         let mut held = Held::enter();
         let registry = self.registry.lock(&mut held);
-        let device = usage.device.and_then(|id| registry.by_id(id));
+        let device = usage.device.and_then(|id| registry.by_id(id)).map(|record| &record.device);
         let domain = usage.domain.and_then(|id| registry.domain(id));
         UsageRecord {
             resource: usage.resource,

@@ -245,7 +245,7 @@ impl<P: Platform> Service<P> {
                 }
                 let registry = self.registry.lock(held);
                 // One that is not registered any more has left the driver since.
-                let record = registry.by_id(id).and_then(|device| registry.registration(device));
+                let record = registry.by_id(id);
                 if let Some(record) = record.filter(|_| !broken!("unclaimed_join")) {
                     let group = registry.take_group(record, Operation::Add, claim.above)?;
                     drop(registry);

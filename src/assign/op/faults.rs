@@ -64,7 +64,7 @@ impl<P: Platform> Service<P> {
             let owner = raw.stream.and_then(|stream| instance.iommu.call(&mut held).owner_of(stream, raw.domain));
             let record = {
                 let registry = self.registry.lock(&mut held);
-                let device = owner.and_then(|id| registry.by_id(id)).map(|device| device.label().clone());
+                let device = owner.and_then(|id| registry.by_id(id)).map(|record| record.device.label().clone());
                 let domain = raw.domain.and_then(|id| registry.domain(id)).map(|record| record.domain.label().clone());
                 FaultRecord { raw, device, domain }
             };
