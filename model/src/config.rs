@@ -118,9 +118,9 @@ impl Fixed {
 pub struct Quirks {
     /// 64-bit accesses (Marvell AP806).
     pub wide_access: WideAccess,
-    /// Firmware stores `S2CR.TYPE` = bypass as fault (Qualcomm).
+    /// Firmware stores `S2CR.TYPE` = bypass as fault (Qualcomm), in the first 128 groups.
     pub bypass_becomes_fault: bool,
-    /// Firmware ignores a write of `S2CR.TYPE` = fault (Qualcomm: the fault write there is the bypass write).
+    /// Firmware ignores a write of `S2CR.TYPE` = fault (Qualcomm: the fault write there is the bypass write), likewise.
     pub fault_write_ignored: bool,
     /// Firmware loses a write of literal zero to TLB maintenance and sync registers (Qualcomm).
     pub zero_maintenance_lost: bool,
@@ -184,8 +184,12 @@ pub struct Config {
     pub nested: bool,
     /// Streams are matched (`IDR0.SMS`); otherwise the stream ID indexes the S2CRs.
     pub stream_matching: bool,
-    /// Stream-map groups that Non-secure software sees, 0 to 128.
+    /// Stream-map groups that Non-secure software sees: 0 to 128, and on some Qualcomm parts more, up to 244; `SMR` and `S2CR`
+    /// go on where the manual ends them, and end in front of `PIDR4`.
     pub groups: u8,
+    /// Groups of the extended stream matching extension (`IDR0.EXSMRGS`, `IDR2.EXNUMSMRG`, v2), which take the place of the
+    /// others while `sCR2.EXSMRGENABLE` is set. The manual has up to 1024 of them.
+    pub extended_groups: u8,
     /// Stream ID bits (`IDR0.NUMSIDB`), 0 to 15.
     pub stream_id_bits: u8,
     /// The bits of `SMR.ID` that are implemented.
@@ -315,9 +319,14 @@ impl Config {
         (base & !self.page_bytes().wrapping_sub(1)).max(self.page_bytes() << 1)
     }
 
-    /// Groups that exist: 0 to 128.
+    /// Groups that exist: 0 to 244.
     pub(crate) fn group_count(&self) -> u8 {
-        self.groups.min(128)
+        self.groups.min(244)
+    }
+
+    /// Extended groups that exist.
+    pub(crate) fn extended_group_count(&self) -> u8 {
+        if self.is_v2() { self.extended_groups } else { 0 }
     }
 
     /// Banks that exist: 1 to 128.

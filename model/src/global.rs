@@ -2,7 +2,7 @@
 
 use crate::config::{Architecture, Config, PageSize, Unimplemented, size_code};
 use crate::fault::GlobalFaultKind;
-use crate::registers::{self, Block, field, gfsr, gr0, gr1, half, index_in, scr0, with_half};
+use crate::registers::{self, Block, extended, field, gfsr, gr0, gr1, half, index_in, scr0, with_half};
 use crate::smmu::{Smmu, UnknownSource};
 use crate::tlb::{Invalidate, Origin, Scope, Sync};
 
@@ -25,7 +25,7 @@ impl Global {
         let cr0 = (unknown.word() & drawn) | scr0::CLIENTPD;
         Self {
             cr0: config.cr0_fixed.apply(cr0 & cr0_bits(config)),
-            cr2: unknown.word() & 0xff,
+            cr2: unknown.word() & 0xff, // EXSMRGENABLE resets to 0.
             acr: config.acr_reset.unwrap_or_else(|| unknown.word()),
             gfar: unknown.double_word(),
             gfsr: unknown.word() & gfsr_bits(config),
@@ -48,11 +48,11 @@ impl Smmu {
 
     /// What a register of GR0 holds; `None` where there is none.
     pub(crate) fn gr0_value(&self, at: usize) -> Option<u32> {
-        if let Some(n) = index_in(at, gr0::SMR, 128) {
+        if let Some(n) = self.group_at(at, gr0::SMR) {
             return Some(self.read_smr(n));
         }
-        if let Some(n) = index_in(at, gr0::S2CR, 128) {
-            return Some(self.s2crs.get(n).copied().unwrap_or(0));
+        if let Some(n) = self.group_at(at, gr0::S2CR) {
+            return Some(self.map.s2crs.get(n).copied().unwrap_or(0));
         }
         if let Some(n) = index_in(at, gr0::IDR0, 8) {
             return Some(self.identification(n));
@@ -82,10 +82,10 @@ impl Smmu {
     }
 
     pub(crate) fn write_gr0(&mut self, at: usize, value: u32) {
-        if let Some(n) = index_in(at, gr0::SMR, 128) {
+        if let Some(n) = self.group_at(at, gr0::SMR) {
             return self.write_smr(n, value);
         }
-        if let Some(n) = index_in(at, gr0::S2CR, 128) {
+        if let Some(n) = self.group_at(at, gr0::S2CR) {
             return self.write_s2cr(n, value);
         }
         let (secure, at) = self.security_of(at);
@@ -106,6 +106,11 @@ impl Smmu {
             gr0::STLBGSTATUS | 0x020..=0x03c | 0xfd0..=0xffc => (),
             _ => self.write_global_state(secure, at, value),
         }
+    }
+
+    /// The number of an SMR or S2CR. The manual's 128 never fault; what goes on behind them is there as far as there are groups.
+    fn group_at(&self, at: usize, base: usize) -> Option<usize> {
+        index_in(at, base, usize::from(self.config.group_count()).max(128))
     }
 
     /// What a register of GR1 holds; `None` where there is none.
@@ -192,9 +197,11 @@ impl Smmu {
 
     fn write_global_state(&mut self, secure: bool, at: usize, value: u32) {
         let status = gfsr_bits(&self.config);
+        let extends = self.config.extended_group_count() > 0;
+        let cr2_bits = if extends { extended::EXSMRGENABLE | 0xff } else { 0xff };
         let global = if secure { &mut self.secure } else { &mut self.nonsecure };
         match at {
-            gr0::SCR2 => global.cr2 = value & 0xff,
+            gr0::SCR2 => global.cr2 = value & cr2_bits,
             gr0::SACR => global.acr = value,
             0x040 | 0x044 => global.gfar = with_half(global.gfar, at, value),
             gr0::SGFSR => global.gfsr &= !value,
@@ -221,6 +228,7 @@ impl Smmu {
                     | bit(c.is_v2(), 26)
                     | (u32::from(interrupts) << 16)
                     | bit(c.quirks.reported_coherent_walk.unwrap_or(c.coherent_walk), 14)
+                    | bit(c.extended_group_count() > 0, 15)
                     | bit(c.broadcast_maintenance, 13)
                     | (u32::from(c.stream_id_bits & 15) << 9)
                     | bit(c.is_v2() && c.extended_ids, 8)
@@ -243,6 +251,7 @@ impl Smmu {
                     Architecture::V1Aarch64 => sizes & 0xff,
                     Architecture::V2 => {
                         sizes
+                            | (u32::from(c.extended_group_count()) << 16)
                             | bit(c.vmid16, 15)
                             | bit(c.granule_64k, 14)
                             | bit(c.granule_16k, 13)

@@ -22,6 +22,7 @@ impl Config {
             nested: true,
             stream_matching: true,
             groups: 32,
+            extended_groups: 0,
             stream_id_bits: 15,
             smr_id: 0x7fff,
             smr_mask: 0x7fff,
@@ -189,6 +190,16 @@ impl Config {
         };
         Self { page_size: PageSize::Small, groups: 128, banks: 21, num_page_index_bits: 4, ..Self::generic_v2() }
             .quirks(quirks)
+    }
+
+    /// An MMU-500 of Qualcomm's with nobody between it and software, which was started at EL2: 200 groups, all of them real.
+    pub fn qualcomm_el2() -> Self {
+        Self { page_size: PageSize::Small, groups: 200, ..Self::mmu500_layerscape() }
+    }
+
+    /// An SMMUv2 with 32 groups, and 64 extended ones that can take their place.
+    pub fn extended_groups() -> Self {
+        Self { extended_groups: 64, ..Self::generic_v2() }
     }
 
     /// A Qualcomm msm8974 SMMUv1: banks stand at 0x8000 although `IDR1` says 0x4000, and walks are not coherent

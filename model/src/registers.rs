@@ -42,6 +42,14 @@ pub mod gr0 {
     pub const NONSECURE: usize = 0x400;
 }
 
+/// Fields of `sCR2`, and the pages of the groups that it switches to.
+#[allow(missing_docs, reason = "the names are the manual's, and the name is all there is to say")]
+pub mod extended {
+    pub const EXSMRGENABLE: u32 = 1 << 31;
+    pub const EXSMR_PAGE: usize = 6;
+    pub const EXS2CR_PAGE: usize = 7;
+}
+
 /// Global register space 1.
 #[allow(missing_docs, reason = "the names are the manual's, and the name is all there is to say")]
 pub mod gr1 {
@@ -262,15 +270,17 @@ pub(crate) fn name(block: Block, offset: usize) -> String {
         Block::Gr0 => gr0_name(offset),
         Block::Gr1 => gr1_name(offset),
         Block::Bank(_) => bank_name(offset).into(),
+        Block::Global(6) => format!("EXSMR{}", offset.wrapping_div(4)),
+        Block::Global(7) => format!("EXS2CR{}", offset.wrapping_div(4)),
         Block::Global(_) | Block::NoBank | Block::Outside => "-".into(),
     }
 }
 
 fn gr0_name(offset: usize) -> String {
-    if let Some(n) = index_in(offset, gr0::SMR, 128) {
+    if let Some(n) = index_in(offset, gr0::SMR, 244) {
         return format!("SMR{n}");
     }
-    if let Some(n) = index_in(offset, gr0::S2CR, 128) {
+    if let Some(n) = index_in(offset, gr0::S2CR, 244) {
         return format!("S2CR{n}");
     }
     if let Some(n) = index_in(offset, 0x020, 8) {

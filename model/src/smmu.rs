@@ -8,6 +8,7 @@ use crate::flight::InFlight;
 use crate::global::Global;
 use crate::inject::Injection;
 use crate::registers::{self, Block, cb, gr0, gr1};
+use crate::stream::Groups;
 use crate::tlb::Tlb;
 use crate::trace::{Counters, Direction, Record};
 
@@ -21,8 +22,8 @@ pub struct Smmu {
     pub(crate) config: Config,
     pub(crate) nonsecure: Global,
     pub(crate) secure: Global,
-    pub(crate) smrs: Vec<u32>,
-    pub(crate) s2crs: Vec<u32>,
+    pub(crate) map: Groups,
+    pub(crate) extended_map: Groups,
     pub(crate) banks: Vec<Bank>,
     pub(crate) tlb: Tlb,
     pub(crate) flight: Vec<InFlight>,
@@ -60,17 +61,16 @@ impl Smmu {
         let mut unknown = UnknownSource::new(config.unknown);
         let nonsecure = Global::reset(&config, &mut unknown);
         let secure = Global::reset(&config, &mut unknown);
-        let groups = usize::from(config.group_count());
-        let smrs = (0..groups).map(|_| unknown.word() & smr_bits(&config)).collect();
-        let s2crs = (0..groups).map(|_| unknown.word() & crate::stream::s2cr_bits(&config)).collect();
+        let map = Groups::reset(&config, config.group_count(), &mut unknown);
         let banks = (0..config.bank_count()).map(|n| Bank::reset(&config, n, &mut unknown)).collect();
         let tlb = Tlb::reset(&config, &mut unknown);
+        let extended_map = Groups::reset(&config, config.extended_group_count(), &mut unknown);
         Self {
             config,
             nonsecure,
             secure,
-            smrs,
-            s2crs,
+            map,
+            extended_map,
             banks,
             tlb,
             flight: Vec::new(),
@@ -264,7 +264,8 @@ impl Smmu {
             Block::Gr0 => self.gr0_value(at),
             Block::Gr1 => self.gr1_value(at),
             Block::Bank(n) => self.bank_value(n, at),
-            Block::Global(_) | Block::NoBank | Block::Outside => None,
+            Block::Global(page) => self.extended_value(page, at),
+            Block::NoBank | Block::Outside => None,
         }
     }
 
@@ -279,6 +280,7 @@ impl Smmu {
             Block::Gr1 => self.write_gr1(at, value),
             Block::Bank(n) => self.write_bank(n, at, value),
             Block::Outside => _ = self.bad_access(offset),
+            Block::Global(page) if self.extended_value(page, at).is_some() => self.write_extended(page, at, value),
             block => self.access_fault(block, offset, true),
         }
     }
@@ -305,8 +307,8 @@ impl PartialEq for Smmu {
         self.config == other.config
             && self.nonsecure == other.nonsecure
             && self.secure == other.secure
-            && self.smrs == other.smrs
-            && self.s2crs == other.s2crs
+            && self.map == other.map
+            && self.extended_map == other.extended_map
             && self.banks == other.banks
             && self.tlb == other.tlb
             && self.flight == other.flight
@@ -358,8 +360,4 @@ impl UnknownSource {
 
 fn word(base: usize, n: u8) -> usize {
     base.wrapping_add(usize::from(n).wrapping_mul(4))
-}
-
-fn smr_bits(config: &Config) -> u32 {
-    crate::stream::smr_bits(config, false)
 }

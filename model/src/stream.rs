@@ -3,10 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::config::{Config, Conflict};
+use crate::config::{Config, Conflict, Quirks};
 use crate::fault::GlobalFaultKind;
-use crate::registers::{field, scr0, stream};
-use crate::smmu::Smmu;
+use crate::registers::{extended, field, scr0, stream};
+use crate::smmu::{Smmu, UnknownSource};
 use crate::transaction::Bypass;
 
 /// Where a transaction goes once its stream ID has been looked at.
@@ -17,8 +17,24 @@ pub(crate) enum Steering {
     Fault(GlobalFaultKind),
 }
 
+/// Stream-map groups: SMRs and S2CRs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Groups {
+    pub(crate) smrs: Vec<u32>,
+    pub(crate) s2crs: Vec<u32>,
+}
+
+impl Groups {
+    pub(crate) fn reset(config: &Config, count: u8, unknown: &mut UnknownSource) -> Self {
+        let smrs = (0..count).map(|_| unknown.word() & smr_bits(config, false)).collect();
+        let s2crs = (0..count).map(|_| unknown.word() & s2cr_bits(config)).collect();
+        Self { smrs, s2crs }
+    }
+}
+
 impl Smmu {
     /// The stream-map entries that select `stream` now, computed with the bits that this part implements; lowest first.
+    /// They are numbers of extended groups while these are in force.
     ///
     /// Without stream matching it is the S2CR that the stream ID indexes. sCR0.CLIENTPD does not matter here.
     pub fn matching_entries(&self, stream: u16) -> Vec<u8> {
@@ -26,7 +42,7 @@ impl Smmu {
         if !self.config.stream_matching {
             return u8::try_from(stream).ok().filter(|n| *n < self.config.group_count()).into_iter().collect();
         }
-        (0..self.config.group_count()).filter(|n| self.matches(*n, stream)).collect()
+        (0..=u8::MAX).zip(&self.groups_in_force().smrs).map(|(n, _)| n).filter(|n| self.matches(*n, stream)).collect()
     }
 
     /// Everything that can become of `stream` in the stream map now; what the model itself would do first.
@@ -74,34 +90,66 @@ impl Smmu {
     }
 
     pub(crate) fn read_smr(&self, n: usize) -> u32 {
-        self.smrs.get(n).copied().unwrap_or(0) & smr_bits(&self.config, self.extended_ids())
+        self.map.smrs.get(n).copied().unwrap_or(0) & smr_bits(&self.config, self.extended_ids())
     }
 
     pub(crate) fn write_smr(&mut self, n: usize, value: u32) {
         let bits = smr_bits(&self.config, self.extended_ids());
-        if let Some(smr) = self.smrs.get_mut(n) {
+        if let Some(smr) = self.map.smrs.get_mut(n) {
             *smr = value & bits;
         }
     }
 
     pub(crate) fn write_s2cr(&mut self, n: usize, value: u32) {
         let mut value = value & s2cr_bits(&self.config);
+        // Firmware knows the manual's groups.
+        let quirks = if n < 128 { &self.config.quirks } else { &Quirks::NONE };
         match value & stream::S2CR_TYPE {
-            stream::S2CR_BYPASS if self.config.quirks.bypass_becomes_fault => {
+            stream::S2CR_BYPASS if quirks.bypass_becomes_fault => {
                 value = (value & !stream::S2CR_TYPE) | stream::S2CR_FAULT;
             }
-            kind if kind & stream::S2CR_FAULT != 0 && self.config.quirks.fault_write_ignored => return,
+            kind if kind & stream::S2CR_FAULT != 0 && quirks.fault_write_ignored => return,
             _ => (),
         }
-        if let Some(s2cr) = self.s2crs.get_mut(n) {
+        if let Some(s2cr) = self.map.s2crs.get_mut(n) {
             *s2cr = value;
+        }
+    }
+
+    /// The groups that streams are matched with now.
+    fn groups_in_force(&self) -> &Groups {
+        let extended = self.config.extended_group_count() > 0 && self.nonsecure.cr2 & extended::EXSMRGENABLE != 0;
+        if extended { &self.extended_map } else { &self.map }
+    }
+
+    /// What a register of the extended groups holds; `None` where there is none. They can be accessed whether or not they are
+    /// in force.
+    pub(crate) fn extended_value(&self, page: u32, at: usize) -> Option<u32> {
+        let n = at.wrapping_div(4);
+        match page as usize {
+            extended::EXSMR_PAGE => Some(self.extended_map.smrs.get(n)? & smr_bits(&self.config, self.extended_ids())),
+            extended::EXS2CR_PAGE => self.extended_map.s2crs.get(n).copied(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn write_extended(&mut self, page: u32, at: usize, value: u32) {
+        let smr_bits = smr_bits(&self.config, self.extended_ids());
+        let (list, bits) = match page as usize {
+            extended::EXSMR_PAGE => (&mut self.extended_map.smrs, smr_bits),
+            _ => (&mut self.extended_map.s2crs, s2cr_bits(&self.config)),
+        };
+        if let Some(register) = list.get_mut(at.wrapping_div(4)) {
+            *register = value & bits;
         }
     }
 
     fn matches(&self, n: u8, stream: u16) -> bool {
         let n = usize::from(n);
-        let (Some(s2cr), smr) = (self.s2crs.get(n), self.read_smr(n)) else { return false };
+        let groups = self.groups_in_force();
+        let (Some(s2cr), Some(smr)) = (groups.s2crs.get(n), groups.smrs.get(n)) else { return false };
         let extended = self.extended_ids();
+        let smr = smr & smr_bits(&self.config, extended);
         let valid = if extended { s2cr & stream::S2CR_EXIDVALID != 0 } else { smr & stream::SMR_VALID != 0 };
         let width = if extended { 16 } else { 15 };
         let (id, mask) = (field(smr, 0, width), field(smr, 16, width));
@@ -110,7 +158,7 @@ impl Smmu {
     }
 
     fn entry(&self, n: u8) -> Steering {
-        let Some(s2cr) = self.s2crs.get(usize::from(n)).copied() else {
+        let Some(s2cr) = self.groups_in_force().s2crs.get(usize::from(n)).copied() else {
             return Steering::Fault(GlobalFaultKind::UnidentifiedStream);
         };
         let low = (s2cr & 0xff) as u8;

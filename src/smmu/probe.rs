@@ -78,7 +78,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             part.first_vmid = masters.take_vmids(geometry.banks, highest).ok_or(ProbeError::NoVmids(iommu))?;
         }
         let out_of_memory = ProbeError::OutOfMemory(iommu);
-        let entries = Entries::new(geometry.entries, geometry.matching).ok_or(out_of_memory)?;
+        let mut entries = Entries::new(geometry.entries, geometry.matching).ok_or(out_of_memory)?;
         let banks = Banks::new(geometry.banks).ok_or(out_of_memory)?;
         let faults = FaultRecords::new(&part).ok_or(out_of_memory)?;
         let own_syncs = if geometry.architecture == Architecture::V2 { geometry.banks } else { 0 };
@@ -89,7 +89,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut reserved: Vec<Stream> = room(streams().count(), iommu)?;
         reserved.extend(streams().copied());
         let found = reset::reset(held, &part, &tlb, &reserved)?;
-        (part.widths, part.spelling) = (found.widths, found.spelling);
+        (part.widths, part.spelling, part.geometry.entries) = (found.widths, found.spelling, found.entries);
+        entries.truncate(found.entries);
         let region = (part.config.region_size, geometry.register_bytes);
         let notes = Notes {
             region: Some(region).filter(|(given, told)| given != told),

@@ -4,8 +4,8 @@
 //!
 //! 1. ID registers, checked; nothing is written to what cannot be driven.
 //! 2. Fault status cleared: its reset value is UNKNOWN.
-//! 3. sCR0 gets the modes that change what other registers mean (extended IDs, 16-bit VMIDs), with CLIENTPD as found;
-//!    a live unit gets "unknown and conflicting streams fault" instead.
+//! 3. sCR0 gets the modes that change what other registers mean (extended IDs, 16-bit VMIDs), with CLIENTPD as found; sCR2
+//!    switches off what could stand in for the stream map. A live unit gets "unknown and conflicting streams fault" instead.
 //! 4. Every S2CR faults, then every SMR is invalid. From the last of these writes on, a live unit reaches nothing new.
 //!    Entries of reserved streams are passed over: `takeover.rs` turns them.
 //! 5. Everything cached is invalidated, and a *completed* sync says that nothing is in flight towards a bank.
@@ -17,7 +17,7 @@ use super::bank::tlb::{SyncTimeout, Tlb};
 use super::hardware::access::Access;
 use super::hardware::part::{Part, StreamWidths};
 use super::hardware::quirks::Effects;
-use super::hardware::registers::{ANY_VALUE, Fsr, S2cr, Scr0, Spelling, cb, gr0};
+use super::hardware::registers::{ANY_VALUE, Fsr, S2cr, Scr0, Scr2, Spelling, cb, gr0};
 use super::hardware::{Geometry, ProbeError, Registers};
 use super::stream::cover::Cube;
 use super::stream::number_set::{BankSet, Set};
@@ -30,6 +30,8 @@ use crate::sync::order::{Held, Unlocked};
 pub(super) struct Found {
     pub(super) widths: StreamWidths,
     pub(super) spelling: Spelling,
+    /// How many of the entries are the driver's (quirk Q13).
+    pub(super) entries: u8,
     /// Banks whose prefetcher could not be switched off.
     pub(super) prefetching: u8,
     /// What a live unit keeps for reserved streams.
@@ -43,6 +45,14 @@ pub(super) struct Kept {
     pub(super) entries: Set,
     /// Firmware's banks that those entries name.
     pub(super) banks: BankSet,
+}
+
+/// What in sCR2 makes streams go by another map than the SMRs and S2CRs.
+const OTHER_MAP: Scr2 = Scr2::COMPINDEXENABLE.union(Scr2::EXSMRGENABLE);
+
+/// [`OTHER_MAP`] of what was read.
+pub(super) fn other_map(scr2: u32) -> Scr2 {
+    Scr2::from_bits_retain(scr2) & OTHER_MAP
 }
 
 /// The value of sCR0 that is in force from the end of the reset on. Interrupts only where handlers stand (S-4).
@@ -81,7 +91,8 @@ pub(super) fn reset<P: Platform, R: Registers>(
     let modes = Scr0::EXIDENABLE | Scr0::VMID16EN;
     let found = Scr0::from_bits_retain(part.registers.read32(gr0::SCR0));
     let live = !found.contains(Scr0::CLIENTPD);
-    if live && found & modes != control & modes {
+    let other_map = if part.geometry.other_map { other_map(part.registers.read32(gr0::SCR2)) } else { Scr2::empty() };
+    if live && (found & modes != control & modes || !other_map.is_empty()) {
         // Changing what an SMR means under live streams would let some through elsewhere.
         return Err(ProbeError::LiveInOtherMode(iommu));
     }
@@ -89,14 +100,19 @@ pub(super) fn reset<P: Platform, R: Registers>(
         part.registers.write32_of(member, gr0::SGFSR, part.registers.read32_of(member, gr0::SGFSR));
     }
     let spelling = part.try_spelling(live);
-    let kept = if live { survey(part, reserved) } else { Kept::default() };
+    let entries = part.entries_under(spelling)?;
+    let kept = if live { survey(part, entries, reserved) } else { Kept::default() };
+    if part.geometry.other_map {
+        let rest = Scr2::from_bits_retain(part.registers.read32(gr0::SCR2)) - OTHER_MAP;
+        part.registers.write32(gr0::SCR2, rest.bits());
+    }
     // A live unit keeps translating, but from here on nothing unknown gets through: its entries are about to go.
     let meanwhile = if live { found | Scr0::USFCFG | Scr0::SMCFCFG } else { control | Scr0::CLIENTPD };
     part.registers.write32(gr0::SCR0, meanwhile.bits());
 
     // A zero S2CR translates through bank 0, so that each must be told to fault. FAULT comes before SMR-invalid, so that no
     // stream of a live unit is steered by half an entry.
-    let lost = Set::below(part.geometry.entries) & !kept.entries;
+    let lost = Set::below(entries) & !kept.entries;
     for entry in lost.each() {
         part.reset_action(entry, spelling);
     }
@@ -106,7 +122,7 @@ pub(super) fn reset<P: Platform, R: Registers>(
         }
         part.try_widths(lost.lowest().ok_or(ProbeError::NoSpareEntry(iommu))?)
     } else {
-        let id_bits = u32::from(part.geometry.entries.saturating_sub(1));
+        let id_bits = u32::from(entries.saturating_sub(1));
         StreamWidths { id_bits, mask_bits: 0, carried: 0x7f }
     };
 
@@ -124,13 +140,13 @@ pub(super) fn reset<P: Platform, R: Registers>(
     let prefetching = implementation_defined(&part.registers, &part.geometry);
     // Up to here a bank whose M was 1 may have walked ahead, under a VMID that is about to get an owner.
     drain(held).map_err(|SyncTimeout(waited)| ProbeError::SyncTimeout { iommu, waited })?;
-    Ok(Found { widths, spelling, prefetching, kept })
+    Ok(Found { widths, spelling, entries, prefetching, kept })
 }
 
 /// What of a live unit's stream map goes on: reads every SMR and S2CR, writes nothing.
-fn survey<R: Registers>(part: &Part<R>, reserved: &[Stream]) -> Kept {
+fn survey<R: Registers>(part: &Part<R>, entries: u8, reserved: &[Stream]) -> Kept {
     let mut kept = Kept::default();
-    for number in (0..part.geometry.entries).filter(|_| !reserved.is_empty()) {
+    for number in (0..entries).filter(|_| !reserved.is_empty()) {
         let (Some(cube), action) = part.read_entry(number) else { continue };
         let inside = reserved.iter().any(|stream| Cube::from(*stream).contains(cube));
         if !inside || action == Some(S2cr::Fault) {
@@ -148,8 +164,8 @@ fn survey<R: Registers>(part: &Part<R>, reserved: &[Stream]) -> Kept {
 
 /// The last write: from here on streams are matched, and what no entry matches faults.
 pub(super) fn enable<P: Platform, R: Registers>(part: &Part<R>, reports: bool) -> Result<(), ProbeError> {
-    let Part { config, geometry, registers, .. } = part;
-    let control = control(geometry, reports);
+    let Part { geometry, registers, .. } = part;
+    let (iommu, control) = (part.key(), control(geometry, reports));
     P::barrier();
     registers.write32(gr0::SCR0, control.bits());
     for member in registers.members() {
@@ -157,8 +173,13 @@ pub(super) fn enable<P: Platform, R: Registers>(part: &Part<R>, reports: bool) -
         let needed = Scr0::USFCFG | Scr0::SMCFCFG | (control & (Scr0::EXIDENABLE | Scr0::VMID16EN));
         let isolating = Scr0::from_bits_retain(taken);
         if !isolating.contains(needed) || isolating.contains(Scr0::CLIENTPD) {
-            let iommu = config.key;
-            return Err(ProbeError::ControlNotTaken { iommu, written: control.bits(), found: taken });
+            let (register, written) = ("sCR0", control.bits());
+            return Err(ProbeError::ControlNotTaken { iommu, register, written, found: taken });
+        }
+        let found = if geometry.other_map { registers.read32_of(member, gr0::SCR2) } else { 0 };
+        if !other_map(found).is_empty() {
+            let written = found & !OTHER_MAP.bits();
+            return Err(ProbeError::ControlNotTaken { iommu, register: "sCR2", written, found });
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Registers and counts against what the driver believes; and who uses what.
+//! Registers of every instance, and counts, against what the driver believes; and who uses what.
 //!
 //! # Locking
 //!
@@ -29,21 +29,26 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if self.part.registers.is_dark() {
             return;
         }
-        let control = reset::control(&self.part.geometry, false);
+        let geometry = &self.part.geometry;
+        let control = reset::control(geometry, false);
         let guarding = Scr0::CLIENTPD | Scr0::USFCFG | Scr0::SMCFCFG | Scr0::EXIDENABLE | Scr0::VMID16EN;
-        let found = Scr0::from_bits_retain(self.part.registers.read32(gr0::SCR0)) & guarding;
-        differing(0, &[("sCR0", u64::from((control & guarding).bits()), u64::from(found.bits()))]);
-        for index in 0..self.part.geometry.entries {
-            let checks = self.audit_entry(held, index);
-            differing(index, &checks);
-        }
-        for index in 0..self.part.geometry.banks {
-            let checks = self.audit_bank(held, index);
-            differing(index, &checks);
+        for member in self.part.registers.members() {
+            let found = Scr0::from_bits_retain(self.part.registers.read32_of(member, gr0::SCR0)) & guarding;
+            differing(0, &[("sCR0", u64::from((control & guarding).bits()), u64::from(found.bits()))]);
+            if geometry.other_map {
+                let found = reset::other_map(self.part.registers.read32_of(member, gr0::SCR2));
+                differing(0, &[("sCR2", 0, u64::from(found.bits()))]);
+            }
+            for index in 0..geometry.entries {
+                differing(index, &self.audit_entry(held, member, index));
+            }
+            for index in 0..geometry.banks {
+                differing(index, &self.audit_bank(held, member, index));
+            }
         }
     }
 
-    fn audit_entry(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 4] {
+    fn audit_entry(&self, held: &mut Held<'_, Unlocked>, member: usize, index: u8) -> [Check; 4] {
         let shadow = self.shadow.lock(held);
         let entry = shadow.entries.at(index);
         let none = ("entry", 0, 0);
@@ -55,12 +60,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 assigned = assigned.saturating_add(pairs);
             }
         }
+        let read = |register| self.part.registers.read32_of(member, register);
         let extended = self.part.geometry.extended_ids;
         let valid = entry.written.is_some();
-        let s2cr = u64::from(self.part.registers.read32(gr0::s2cr(index)) & S2cr::COMPARED);
+        let s2cr = u64::from(read(gr0::s2cr(index)) & S2cr::COMPARED);
         let expected_s2cr = u64::from(self.part.spelling.read(entry.action, valid));
         let smr = if self.part.geometry.matching {
-            let (found_valid, id, mask) = smr::decode(self.part.registers.read32(gr0::smr(index)), extended);
+            let (found_valid, id, mask) = smr::decode(read(gr0::smr(index)), extended);
             match entry.written {
                 // ID bits under the mask need not be kept.
                 Some(cube) => (
@@ -82,32 +88,32 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         ]
     }
 
-    fn audit_bank(&self, held: &mut Held<'_, Unlocked>, index: u8) -> [Check; 6] {
+    fn audit_bank(&self, held: &mut Held<'_, Unlocked>, member: usize, index: u8) -> [Check; 6] {
         let shadow = self.shadow.lock(held);
         let bank = shadow.banks.at(index);
         let none = ("bank", 0, 0);
         let users = shadow.users.each().filter(|user| user.bank.get() == Some(index)).count();
         let at = |register| self.part.geometry.bank(index, register);
-        let enabled = Sctlr::from_bits_retain(self.part.registers.read32(at(cb::SCTLR))) & Sctlr::M;
+        let registers = &self.part.registers;
+        let read = |register| registers.read32_of(member, register);
+        let enabled = Sctlr::from_bits_retain(read(at(cb::SCTLR))) & Sctlr::M;
+        let enabled = ("SCTLR.M", u64::from(bank.on), u64::from(enabled.bits()));
         let users = ("users of bank", users as u64, bank.users.into());
         match bank.state {
             BankState::Live(space) => {
                 let image = stage2::image(&self.part, index, &space.stage2);
-                let read = |register| u64::from(self.part.registers.read32(register));
+                let read = |register| u64::from(read(register));
                 let cba2r = |value| ("CBA2R", u64::from(value), read(self.part.geometry.gr1(gr1::cba2r(index))));
                 [
                     users,
-                    ("SCTLR.M", 1, u64::from(enabled.bits())),
-                    ("TTBR0", image.ttbr0, self.part.registers.read64(at(cb::TTBR0))),
+                    enabled,
+                    ("TTBR0", image.ttbr0, registers.read64_of(member, at(cb::TTBR0))),
                     ("TCR", u64::from(image.tcr), read(at(cb::TCR))),
                     ("CBAR", u64::from(image.cbar), read(self.part.geometry.gr1(gr1::cbar(index)))),
                     image.cba2r.map_or(none, cba2r),
                 ]
             }
-            BankState::Free | BankState::Reserved(_) => {
-                [users, ("SCTLR.M", u64::from(bank.on), u64::from(enabled.bits())), none, none, none, none]
-            }
-            BankState::Draining(_) | BankState::Poisoned(..) => [users, none, none, none, none, none],
+            _ => [users, enabled, none, none, none, none],
         }
     }
 

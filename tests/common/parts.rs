@@ -20,7 +20,7 @@ fn part(name: &'static str, model: Config, implementation: Implementation) -> Pa
 
 /// All presets.
 pub(crate) fn parts() -> Vec<Part> {
-    use Implementation::{Cavium, Generic, MarvellAp806, Mmu400, Mmu401, Mmu500, Nvidia, Qualcomm};
+    use Implementation::{Cavium, Generic, MarvellAp806, Mmu400, Mmu401, Mmu500, Nvidia, Qualcomm, QualcommMmu500};
     let mut all = vec![
         part("generic v1", Config::generic_v1(), Generic),
         part("generic v2", Config::generic_v2(), Generic),
@@ -33,6 +33,8 @@ pub(crate) fn parts() -> Vec<Part> {
         part("mmu-500 Layerscape", Config::mmu500_layerscape(), Mmu500),
         part("ap806", Config::ap806(), MarvellAp806),
         part("qualcomm", Config::qualcomm(), Qualcomm),
+        part("qualcomm at EL2", Config::qualcomm_el2(), QualcommMmu500),
+        part("extended groups", Config::extended_groups(), Generic),
         part("msm8974", Config::msm8974(), Generic),
         part("tegra194", Config::tegra194(), Nvidia),
         part("tegra186", Config::tegra186(), Nvidia),

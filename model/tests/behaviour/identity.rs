@@ -58,6 +58,8 @@ fn each_preset_agrees_with_its_registers() {
         Config::mmu500_layerscape(),
         Config::ap806(),
         Config::qualcomm(),
+        Config::qualcomm_el2(),
+        Config::extended_groups(),
         Config::msm8974(),
         Config::tegra186(),
         Config::tegra194(),

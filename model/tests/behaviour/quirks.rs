@@ -1,7 +1,7 @@
 //! Parts and firmware that depart from the architecture, as a driver meets them.
 
 use smmu_model::registers::{cb, gfsr, gr0, scr0, stream};
-use smmu_model::{Access, Chip, Config, Hazard, Path, Quirks, Smmu, Transaction, Verdict, WideAccess};
+use smmu_model::{Access, Chip, Config, Hazard, Path, Quirks, Smmu, Transaction, Unimplemented, Verdict, WideAccess};
 
 use crate::rig::{OTHER_ROOT, ROOT, Rig, quick};
 
@@ -36,6 +36,38 @@ fn qualcomm_reports_groups_that_do_not_exist() {
     let mut smmu = Smmu::new(Config::qualcomm());
     assert_eq!(smmu.read32(gr0::IDR0) & 0xff, 255);
     assert_eq!(smmu.config().groups, 128);
+}
+
+#[test]
+fn qualcomms_groups_go_on_behind_the_manuals_128() {
+    let mut smmu = Smmu::new(Config::qualcomm_el2());
+    assert_eq!(smmu.read32(gr0::IDR0) & 0xff, 200);
+    for n in 0..200 {
+        smmu.write32(smmu.s2cr(n), stream::S2CR_FAULT);
+        smmu.write32(smmu.smr(n), 0);
+    }
+    let (smr, s2cr) = (smmu.smr(199), smmu.s2cr(199));
+    assert_eq!((smr, s2cr), (0xb1c, 0xf1c));
+    smmu.write32(s2cr, stream::S2CR_BYPASS);
+    smmu.write32(smr, stream::SMR_VALID | 0x42);
+    assert_eq!((smmu.matching_entries(0x42), smmu.read32(s2cr)), (vec![199], stream::S2CR_BYPASS));
+    smmu.write32(smmu.s2cr(200), stream::S2CR_BYPASS);
+    assert_eq!(smmu.read32(smmu.s2cr(200)), 0, "there is none");
+    assert_eq!(smmu.read32(0xfd0), 4, "PIDR4");
+    let mut smmu = Smmu::new(Config { unimplemented: Unimplemented::Fault, ..Config::mmu500_layerscape() });
+    smmu.write32(gr0::SGFSR, u32::MAX);
+    smmu.write32(smr, u32::MAX);
+    assert_eq!((smmu.read32(smr), smmu.read32(gr0::SGFSR) & gfsr::CAF), (0, gfsr::CAF), "a part with 128 groups");
+}
+
+#[test]
+fn qualcomm_firmware_does_not_know_the_groups_from_128_on() {
+    let mut smmu = Smmu::new(Config { groups: 200, ..Config::qualcomm() });
+    for (n, kind) in [(127, stream::S2CR_FAULT), (128, stream::S2CR_BYPASS)] {
+        let at = smmu.s2cr(n);
+        smmu.write32(at, stream::S2CR_BYPASS);
+        assert_eq!(smmu.read32(at) & stream::S2CR_TYPE, kind, "{n}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Stream matching, S2CR types, conflicts, extended IDs, and the ways past the SMMU.
 
 use crate::rig::{OTHER_ROOT, ROOT, Rig, quick};
-use smmu_model::registers::{gfsr, gr0, scr0, stream};
+use smmu_model::registers::{extended, gfsr, gr0, scr0, stream};
 use smmu_model::{Access, Bypass, Config, Conflict, Fault, GlobalFaultKind, Outcome, Path, Source, Unknown, Verdict};
 
 fn global(kind: GlobalFaultKind) -> Fault {
@@ -211,6 +211,30 @@ fn a_driver_that_relies_on_zeroes_after_reset_is_found_out() {
 fn equal_seeds_give_equal_parts() {
     assert_eq!(Rig::new(quick().seed(7)), Rig::new(quick().seed(7)));
     assert_ne!(Rig::new(quick().seed(7)), Rig::new(quick().seed(8)));
+}
+
+#[test]
+fn extended_groups_stand_in_for_the_others_while_they_are_enabled() {
+    let config = Config { unknown: Unknown::Zeroes, ..Config::extended_groups() };
+    let mut rig = Rig::live(config);
+    rig.map(ROOT, 0x5000, 0x8_0000);
+    assert_eq!((rig.smmu.read32(gr0::IDR0) >> 15 & 1, rig.smmu.read32(gr0::IDR2) >> 16 & 0x7ff), (1, 64));
+    let page = |page: usize| page * rig.smmu.config().page_bytes() as usize;
+    let (exsmr, exs2cr) = (page(extended::EXSMR_PAGE) + 63 * 4, page(extended::EXS2CR_PAGE) + 63 * 4);
+    rig.smmu.write32(exs2cr, stream::S2CR_BYPASS);
+    rig.smmu.write32(exsmr, stream::SMR_VALID | 7);
+    assert_eq!(rig.read(5, 0x5000).physical(), Some(0x8_0000), "not in force");
+    assert_eq!(rig.read(7, 0x5000).fault(), Some(global(GlobalFaultKind::UnidentifiedStream)));
+    rig.smmu.write32(gr0::SCR2, u32::MAX);
+    assert_eq!(rig.smmu.read32(gr0::SCR2), extended::EXSMRGENABLE | 0xff);
+    assert_eq!(rig.smmu.matching_entries(7), [63]);
+    assert_eq!(path(&rig.read(7, 0x5000)), Some(Path::Bypass(Bypass::Stream { entry: 63, vmid: 0 })));
+    assert_eq!(rig.read(5, 0x5000).fault(), Some(global(GlobalFaultKind::UnidentifiedStream)));
+    // Without the extension there is neither the bit nor the registers.
+    let mut rig = Rig::live(quick());
+    rig.smmu.write32(gr0::SCR2, u32::MAX);
+    rig.smmu.write32(exsmr, stream::SMR_VALID | 7);
+    assert_eq!((rig.smmu.read32(gr0::SCR2), rig.smmu.read32(exsmr)), (0xff, 0));
 }
 
 #[test]

@@ -23,10 +23,14 @@ pub struct Geometry {
     pub banks: u8,
     /// Of these, how many can only do stage 2. They come first.
     pub stage2_banks: u8,
-    /// Entries: stream-mapping register groups, or S2CRs where streams are indices. 1..=128.
+    /// Entries: stream-mapping register groups, or S2CRs where streams are indices. 1..=128; of some Qualcomm parts up to 244
+    /// (quirk Q13).
     pub entries: u8,
     /// Stream matching (SMRs); without it a stream ID is the index of its S2CR.
     pub matching: bool,
+    /// Another map can stand in for the SMRs and S2CRs: extended groups or compressed indices (IDR0.EXSMRGS,
+    /// IDR2.COMPINDEXS). It is kept switched off, so that what it has matches nothing.
+    pub other_map: bool,
     /// Extended (16-bit) stream IDs are implemented.
     pub extended_ids: bool,
     /// 16-bit VMIDs are implemented.
@@ -109,16 +113,19 @@ pub enum ProbeError {
     },
     /// An SMMU that is in use cannot be brought into the mode that it needs without letting its streams through.
     #[error(
-        "{0}: in use with other stream IDs (sCR0.EXIDENABLE) or VMIDs than it will have; its clients must be stopped first"
+        "{0}: in use with other stream IDs, VMIDs or stream map (sCR0.EXIDENABLE, VMID16EN; sCR2) than it will have; its \
+         clients must be stopped first"
     )]
     LiveInOtherMode(IommuKey),
-    /// sCR0 did not take a bit that isolation needs.
+    /// sCR0 or sCR2 did not take a bit that isolation needs.
     #[error(
-        "{iommu}: sCR0 reads {found:#x} after {written:#x} was written: unknown or conflicting streams would not fault"
+        "{iommu}: {register} reads {found:#x} after {written:#x} was written: some streams would not fault as they must"
     )]
     ControlNotTaken {
         /// The instance.
         iommu: IommuKey,
+        /// The manual's name of the register.
+        register: &'static str,
         /// What was written.
         written: u32,
         /// What was read.
@@ -188,7 +195,8 @@ impl Geometry {
         let extended_ids = version2 && bit(idr0, 8);
         let stream_id_bits = if extended_ids { 16 } else { field(idr0, 12, 9) };
         let groups = field(idr0, 7, 0);
-        let entries = if matching { groups.min(128) } else { 1_u32 << stream_id_bits.min(7) };
+        let most = if has(Effects::MANY_GROUPS) { u8::MAX } else { LISTED_GROUPS };
+        let entries = if matching { groups } else { 1_u32 << stream_id_bits.min(7) };
 
         let aarch64 = version2 && !has(Effects::NO_AARCH64);
         let long_granules = Granules {
@@ -208,7 +216,7 @@ impl Geometry {
             (banks == 0 || banks > 128, "the number of context banks (NUMCB) is 0 or above 128"),
             (stage2_banks > counted, "more stage-2 banks (NUMS2CB) than banks (NUMCB)"),
             (matching && groups == 0, "stream matching (SMS) without a stream-mapping group (NUMSMRG)"),
-            (groups > 128 && !has(Effects::CLAMP_GROUPS), "more than 128 stream-mapping groups (NUMSMRG)"),
+            (groups > u32::from(most), "more than 128 stream-mapping groups (NUMSMRG)"),
             (long_granules == NO_GRANULES && !aarch32_long, "no table format at all (PTFS, PTFSv8)"),
         ];
         if let Some((_, what)) = contradictions.into_iter().find(|(is_met, _)| *is_met) {
@@ -226,6 +234,7 @@ impl Geometry {
             stage2_banks: low_byte(stage2_banks),
             entries: low_byte(entries),
             matching,
+            other_map: version2 && (bit(idr0, 15) || bit(idr2, 29)),
             extended_ids,
             vmid16: version2 && bit(idr2, 15),
             stream_id_bits: low_byte(stream_id_bits),
@@ -257,6 +266,9 @@ impl Geometry {
         (1_u32 << self.page_shift).wrapping_add(register)
     }
 }
+
+/// As many groups as the manual knows.
+pub(in crate::smmu) const LISTED_GROUPS: u8 = 128;
 
 pub(in crate::smmu) const NO_GRANULES: Granules = Granules { kib4: false, kib16: false, kib64: false };
 

@@ -30,8 +30,8 @@ bitflags! {
         const WALK_CACHE_BY_VMID = 1 << 7;
         /// Whether TYPE = fault is stored is tried out; where it is not, faulting is spelled TYPE = bypass.
         const TRY_FAULT_WRITE = 1 << 8;
-        /// More than 128 stream-mapping groups are believed to be 128.
-        const CLAMP_GROUPS = 1 << 9;
+        /// More than 128 stream-mapping groups are believed, up to 244; below firmware that stores bypass as fault, 128 of them.
+        const MANY_GROUPS = 1 << 9;
         /// Some of the banks that IDR1 counts are left alone.
         const HIDDEN_BANKS = 1 << 10;
         /// The 16 KiB granule is not offered.
@@ -194,12 +194,15 @@ const TABLE: [Quirk; 26] = [
     quirk(12, "firmware stores S2CR.TYPE = bypass as fault, and ignores fault", "Qualcomm")
         .does(Effects::TRY_FAULT_WRITE, QUALCOMM)
         .how(
-            "tried out on the last entry before the SMMU is enabled; where it is so, faulting is spelled bypass. No \
+            "tried out on the last entry below 128 before the SMMU is enabled; where it is so, faulting is spelled bypass. No \
              bank is spent on a bypass that a hypervisor does not want",
         ),
     quirk(13, "more than 128 stream-mapping groups", "Qualcomm")
-        .does(Effects::CLAMP_GROUPS, QUALCOMM)
-        .how("the first 128 are used; elsewhere such a number is a contradiction and probe fails"),
+        .does(Effects::MANY_GROUPS, QUALCOMM)
+        .how(
+            "all are put in fault, used and audited, up to 244, where SMRs and S2CRs end; below firmware that Q12 finds, \
+             which does not know the others, 128. On other parts such a number is a contradiction and probe fails",
+        ),
     quirk(14, "firmware mis-decodes a store of the zero register", "Qualcomm").how(
         "operations are never started with 0: all ones where the value does not matter, VMIDs from 1, and a flush \
              of guest page 0 goes by VMID",

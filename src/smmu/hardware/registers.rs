@@ -5,6 +5,7 @@ use bitflags::bitflags;
 /// Global register space 0 (offsets from the instance's base).
 pub(in crate::smmu) mod gr0 {
     pub(in crate::smmu) const SCR0: u32 = 0x000;
+    pub(in crate::smmu) const SCR2: u32 = 0x008;
     pub(in crate::smmu) const SACR: u32 = 0x010;
     pub(in crate::smmu) const IDR0: u32 = 0x020;
     pub(in crate::smmu) const IDR1: u32 = 0x024;
@@ -20,14 +21,17 @@ pub(in crate::smmu) mod gr0 {
     pub(in crate::smmu) const STLBGSYNC: u32 = 0x070;
     pub(in crate::smmu) const STLBGSTATUS: u32 = 0x074;
 
-    /// SMRn, n < 128.
+    /// As many groups as there is room for in front of PIDR4. The manual has 128 of them (quirk Q13).
+    pub(in crate::smmu) const MOST_GROUPS: u32 = 244;
+
+    /// SMRn.
     pub(in crate::smmu) const fn smr(index: u8) -> u32 {
-        0x800 | ((index & 0x7f) as u32) << 2
+        0x800 + ((index as u32) << 2)
     }
 
-    /// S2CRn, n < 128.
+    /// S2CRn.
     pub(in crate::smmu) const fn s2cr(index: u8) -> u32 {
-        0xc00 | ((index & 0x7f) as u32) << 2
+        0xc00 + ((index as u32) << 2)
     }
 }
 
@@ -84,6 +88,16 @@ bitflags! {
         const PTM = 1 << 12;
         const SMCFCFG = 1 << 21;
         const VMID16EN = 1 << 31;
+        const _ = !0;
+    }
+
+    /// sCR2, of version 2: what stands in for the stream map. Other bits are implementation-defined or Secure.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(in crate::smmu) struct Scr2: u32 {
+        /// A table gives the index of a stream's S2CR.
+        const COMPINDEXENABLE = 1 << 29;
+        /// EXSMRs and EXS2CRs are looked at instead of SMRs and S2CRs.
+        const EXSMRGENABLE = 1 << 31;
         const _ = !0;
     }
 

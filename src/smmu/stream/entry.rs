@@ -9,12 +9,13 @@
 //! 2. What changes between them is in fault: a live entry never moves, widens or narrows (contract I-15).
 
 use super::cover::Cube;
+use crate::smmu::hardware::geometry::LISTED_GROUPS;
 use crate::smmu::hardware::part::{Part, StreamWidths};
 use crate::smmu::hardware::quirks::Effects;
 use crate::smmu::hardware::registers::{S2cr, Spelling, gr0, smr};
-use crate::smmu::hardware::{Geometry, Registers};
+use crate::smmu::hardware::{Geometry, ProbeError, Registers};
 
-/// The index of an entry, 0..=127.
+/// The index of an entry, 0..=243.
 pub(in crate::smmu) type EntryIndex = u8;
 
 /// A stream-map entry as the driver believes it to be.
@@ -106,6 +107,20 @@ impl<R: Registers> Part<R> {
         (valid.then(|| Cube::new(id, mask)), action)
     }
 
+    /// How many entries are the driver's: below firmware that Q12 finds no more than the manual knows, for it does not know the
+    /// others (quirk Q13).
+    pub(in crate::smmu) fn entries_under(&self, spelling: Spelling) -> Result<u8, ProbeError> {
+        let entries = self.geometry.entries;
+        if spelling.fault == Spelling::BYPASS {
+            Ok(entries.min(LISTED_GROUPS))
+        } else if u32::from(entries) <= gr0::MOST_GROUPS {
+            Ok(entries)
+        } else {
+            let what = "more stream-mapping groups (NUMSMRG) than there is room for in front of PIDR4";
+            Err(ProbeError::Contradiction { iommu: self.key(), what })
+        }
+    }
+
     /// Q12: finds out whether this part's firmware stores TYPE = fault, or takes bypass for it.
     pub(in crate::smmu) fn try_spelling(&self, live: bool) -> Spelling {
         let mut spelling = self.spelling;
@@ -118,8 +133,10 @@ impl<R: Registers> Part<R> {
             return self.spelling;
         }
         // With clients disabled, or on an entry that matches nothing, what is tried has no effect on any stream. Of a live
-        // unit that firmware left without a free entry, the last one may pass until it is put in fault.
-        let Geometry { entries, matching, .. } = self.geometry;
+        // unit that firmware left without a free entry, the last one may pass until it is put in fault. Firmware does not
+        // know groups that the manual does not have.
+        let matching = self.geometry.matching;
+        let entries = self.geometry.entries.min(LISTED_GROUPS);
         let last = entries.saturating_sub(1);
         let unmatched = |entry: &EntryIndex| matching && self.read_entry(*entry).0.is_none();
         let entry = if live { (0..entries).rev().find(unmatched).unwrap_or(last) } else { last };

@@ -50,6 +50,12 @@ impl Entries {
         Some(Self { list, free, live: empty, surplus: empty, stale: empty, owing: empty, generation: 0, indexed })
     }
 
+    /// Only the first `count` are there. All of them are free.
+    pub(in crate::smmu) fn truncate(&mut self, count: u8) {
+        self.list.truncate(count.into());
+        self.free = Set::below(count);
+    }
+
     pub(in crate::smmu) fn count(&self) -> usize {
         self.list.len()
     }
@@ -162,19 +168,26 @@ impl Entries {
         for number in set.each() {
             if let Some(entry) = self.at_mut(number) {
                 entry.drain = sync;
+                self.owing.put(number, true);
             }
         }
-        self.owing |= set;
     }
 
     /// Forgets the drains that are confirmed: syncs up to `completed` are.
     pub(in crate::smmu) fn settle(&mut self, completed: u64) {
+        if self.owing.is_empty() {
+            return;
+        }
         let ignored = broken!("owed_drain_ignored") || broken!("bank_freed_before_sync");
         self.owing = self.owing.filter(|number| self.at(number).drain > completed && !ignored);
     }
 
     /// The sync behind which `set` owes nothing any more; `None` where it does not now.
     pub(in crate::smmu) fn owed(&self, set: Set) -> Option<u64> {
+        // Usually nothing is owed.
+        if self.owing.is_empty() {
+            return None;
+        }
         (set & self.owing).each().map(|number| self.at(number).drain).max()
     }
 
