@@ -25,14 +25,14 @@ struct DomainObject<P: Platform> {
     flush_list: Lock<FlushList, Vec<Arc<Instance>>, P::Lock>,
 }
 
-/// For how many IOMMUs a flush takes the list's lock once. Few domains span more.
-const AT_ONCE: usize = 4;
+/// For how many IOMMUs a new domain's list has room. Few domains span more.
+const FEW: usize = 4;
 
 impl<P: Platform> Domain<P> {
     pub(super) fn new(label: Label, space: AddressSpace) -> Self {
         let mut list = Vec::new();
         // A list that could not be reserved is reserved by the first assign, which says so where it cannot.
-        let _ = list.try_reserve_exact(AT_ONCE);
+        let _ = list.try_reserve_exact(FEW);
         Self(Arc::new(DomainObject { label, space, flush_list: Lock::new(list) }))
     }
 
@@ -120,7 +120,7 @@ impl<P: Platform> Domain<P> {
     /// Does something on every IOMMU of the flush list, also after one of them failed: returns the first failure. One that is
     /// out of service has nothing cached.
     ///
-    /// The list's lock is taken once for [`AT_ONCE`] of them, and nothing is allocated: atomic context may flush.
+    /// The list's lock is taken for each of them, and nothing is allocated: atomic context may flush.
     pub(super) fn on_all(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -130,29 +130,25 @@ impl<P: Platform> Domain<P> {
         let mut failed = None;
         let mut after = None;
         loop {
-            let mut some: [Option<Arc<Instance>>; AT_ONCE] = [const { None }; AT_ONCE];
-            {
+            let next = {
                 let list = self.0.flush_list.lock(held);
                 let passed = after.map_or(0, |after| list.partition_point(|there| there.order() <= after));
-                for (slot, instance) in some.iter_mut().zip(list.iter().skip(passed)) {
-                    *slot = Some(instance.clone());
+                list.get(passed).map(|instance| (instance.clone(), passed.saturating_add(1) == list.len()))
+            };
+            let Some((instance, is_last)) = next else { break };
+            match act(instance.iommu.call(held).as_ref(), self.id()) {
+                Ok(()) => {}
+                Err(IommuError::ProviderGone) if instance.state() == InstanceState::Gone => {}
+                Err(error) => {
+                    failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
                 }
             }
-            let is_full = some.last().is_some_and(Option::is_some);
-            for instance in some.into_iter().flatten() {
-                after = Some(instance.order());
-                match act(instance.iommu.call(held).as_ref(), self.id()) {
-                    Ok(()) => {}
-                    Err(IommuError::ProviderGone) if instance.state() == InstanceState::Gone => {}
-                    Err(error) => {
-                        failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
-                    }
-                }
+            if is_last {
+                break;
             }
-            if !is_full {
-                return failed.map_or(Ok(()), Err);
-            }
+            after = Some(instance.order());
         }
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -115,10 +115,11 @@ impl<R: Registers> Access<R> {
 
     /// Where a register is for this driver (Q1).
     const fn place(&self, offset: u32) -> u32 {
+        if !self.has(Effects::SECURE_ALIASES) {
+            return offset;
+        }
         match offset {
-            0x000 | 0x008 | 0x010 | 0x040..=0x058 | 0x070 | 0x074 if self.has(Effects::SECURE_ALIASES) => {
-                offset | 0x400
-            }
+            0x000 | 0x008 | 0x010 | 0x040..=0x058 | 0x070 | 0x074 => offset | 0x400,
             _ => offset,
         }
     }
