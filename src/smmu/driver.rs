@@ -89,7 +89,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
             return self.powered(&mut held, Purpose::Acquire, act);
         }
         // Atomic context cannot wait for power.
-        let inside = self.gate.enter::<P>(Purpose::Acquire, self.part.config.bound(patience))?;
+        let inside = self.gate.enter::<P>(Purpose::Acquire, || self.part.config.bound(patience))?;
         if inside.mode == Mode::Suspended {
             return Ok(());
         }

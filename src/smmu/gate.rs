@@ -8,7 +8,7 @@ use crate::assign::IommuError;
 use crate::sync::inflight::{InFlight, Inside as Counted};
 use crate::sync::{Bound, Platform, Watch, pause};
 
-/// What an instance is.
+/// What an instance is. The order is that of the calls that get in: with each that follows, fewer do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Mode {
@@ -64,32 +64,36 @@ impl Gate {
 
     /// Enters, if that is possible now. Otherwise says what the instance is.
     pub(super) fn try_enter(&self, purpose: Purpose) -> Result<Inside<'_>, Mode> {
+        let last = if purpose == Purpose::Release { Mode::Gone } else { Mode::Suspended };
         let mut mode = Mode::Changing;
         let counted = self.0.enter(|state| {
             mode = mode_of(state);
-            match mode {
-                Mode::Running | Mode::Suspended => true,
-                Mode::Leaving | Mode::Gone => purpose == Purpose::Release,
-                Mode::Changing => false,
-            }
+            state <= last as u8
         });
         counted.map(|counted| Inside { _counted: counted, mode }).map_err(|_| mode)
     }
 
     /// Enters. Waits for a change that is under way: what acquires within `bound`; what gives back until it ends, for who
     /// is refused there takes for cut off what the change brings back. Every change has a bound of its own.
-    pub(super) fn enter<P: Platform>(&self, purpose: Purpose, bound: Bound) -> Result<Inside<'_>, IommuError> {
-        let mut watch = None;
+    #[inline]
+    pub(super) fn enter<P: Platform>(
+        &self,
+        purpose: Purpose,
+        bound: impl FnOnce() -> Bound,
+    ) -> Result<Inside<'_>, IommuError> {
+        self.try_enter(purpose).or_else(|_| self.wait_to_enter::<P>(purpose, bound()))
+    }
+
+    #[cold]
+    fn wait_to_enter<P: Platform>(&self, purpose: Purpose, bound: Bound) -> Result<Inside<'_>, IommuError> {
+        let mut watch = Watch::<P>::start(bound);
         loop {
-            // Asked before the look, so that there is one after the time is over. Usually there is no time to ask for.
-            let was_last = watch.as_mut().is_some_and(Watch::<P>::is_last);
+            // Asked before the look, so that there is one after the time is over.
+            let was_last = watch.is_last();
             match self.try_enter(purpose) {
                 Ok(inside) => return Ok(inside),
                 Err(Mode::Leaving | Mode::Gone) => return Err(IommuError::ProviderGone),
-                Err(Mode::Changing) if purpose == Purpose::Release || !was_last => {
-                    watch.get_or_insert_with(|| Watch::start(bound));
-                    pause();
-                }
+                Err(Mode::Changing) if purpose == Purpose::Release || !was_last => pause(),
                 Err(_) => return Err(IommuError::Busy),
             }
         }
@@ -165,7 +169,7 @@ mod tests {
     const BOUND: Bound = Bound { polls: 3, time: Micros::new(0) };
 
     fn enter(gate: &Gate, purpose: Purpose) -> Result<Mode, IommuError> {
-        gate.enter::<Spin>(purpose, BOUND).map(|inside| inside.mode)
+        gate.enter::<Spin>(purpose, || BOUND).map(|inside| inside.mode)
     }
 
     fn change(gate: &Gate, from: Mode) -> Result<Changing<'_>, IommuError> {

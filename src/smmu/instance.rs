@@ -85,7 +85,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
     /// Enters without touching a register.
     pub(super) fn enter(&self, purpose: Purpose) -> Result<Inside<'_>, IommuError> {
-        self.gate.enter::<P>(purpose, self.part.config.looks())
+        self.gate.enter::<P>(purpose, || self.part.config.looks())
     }
 
     pub(super) fn get_power(&self, held: &mut Held<'_, Unlocked>) -> Result<(), IommuError> {
