@@ -20,9 +20,20 @@ pub(crate) enum Command {
     Inspect {
         /// The board.
         board: Board,
-        /// As JSON.
-        json: bool,
+        /// Names of nodes to which the output is limited; none for all.
+        only: Vec<String>,
+        /// How.
+        form: Form,
     },
+}
+
+/// How `inspect` shows a board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people at a terminal.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Where a device tree comes from.
@@ -41,9 +52,10 @@ A small hypervisor on a modelled board: devices assigned and isolated by iommu-a
 Usage:
   prototype                          play the scenario on a built-in board
   prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
-  prototype inspect [--json] BOARD.dtb
-                                     SMMUs, devices, groups, host bridges, stream-map entries
-                                     and MSI doorbells of a board, for people or as JSON
+  prototype inspect [--json] BOARD.dtb [NAME...]
+                                     what of a board may be assigned and what ties it together, its
+                                     SMMUs, host bridges and MSI doorbells, for people or as JSON;
+                                     all of it, or the nodes of these names
 
 Options:
   -h, --help       this text
@@ -56,7 +68,7 @@ nodes were refused; the rest is shown), 2 for an error.
 /// Reads the arguments after the program's name.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let mut words: Vec<OsString> = Vec::new();
-    let mut json = false;
+    let mut form = Form::Text;
     let mut only_words = false;
     for argument in arguments {
         match argument.to_str() {
@@ -64,7 +76,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Some("--") => only_words = true,
             Some("-h" | "--help") => return Ok(Command::Help),
             Some("-V" | "--version") => return Ok(Command::Version),
-            Some("--json") => json = true,
+            Some("--json") => form = Form::Json,
             _ if argument.as_encoded_bytes().starts_with(b"-") => {
                 return Err(wrong(format!("unknown option `{}`", argument.to_string_lossy())));
             }
@@ -73,20 +85,21 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     }
     let mut words = words.into_iter();
     let Some(command) = words.next() else {
-        return if json { Err(json_is_for_inspect()) } else { Ok(Command::Run(Board::Showcase)) };
+        return if form == Form::Json { Err(json_is_for_inspect()) } else { Ok(Command::Run(Board::Showcase)) };
     };
-    let board = words.next();
-    if let Some(word) = words.next() {
-        return Err(wrong(format!("unexpected argument `{}`", word.to_string_lossy())));
-    }
     let command = command.to_string_lossy();
+    let board = words.next();
+    let only: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(word) = only.first().filter(|_| command != "inspect") {
+        return Err(wrong(format!("unexpected argument `{word}`")));
+    }
     let file = |board: Option<OsString>| match board {
         Some(path) => Ok(Board::File(path.into())),
         None => Err(wrong(format!("`{command}` needs the file name of a device tree blob"))),
     };
     match &*command {
-        "inspect" => Ok(Command::Inspect { board: file(board)?, json }),
-        "run" if json => Err(json_is_for_inspect()),
+        "inspect" => Ok(Command::Inspect { board: file(board)?, only, form }),
+        "run" if form == Form::Json => Err(json_is_for_inspect()),
         "run" => Ok(Command::Run(file(board)?)),
         command => Err(wrong(format!("unknown command `{command}`"))),
     }
@@ -113,14 +126,19 @@ mod tests {
         Board::File(name.into())
     }
 
+    fn inspect(board: &str, only: &[&str], form: Form) -> Command {
+        Command::Inspect { board: file(board), only: only.iter().map(|name| (*name).to_owned()).collect(), form }
+    }
+
     #[test]
     fn commands_are_understood_with_options_anywhere() {
         assert_eq!(parsed("").unwrap(), Command::Run(Board::Showcase));
         assert_eq!(parsed("run a.dtb").unwrap(), Command::Run(file("a.dtb")));
         for line in ["inspect --json a.dtb", "inspect a.dtb --json", "--json inspect a.dtb"] {
-            assert_eq!(parsed(line).unwrap(), Command::Inspect { board: file("a.dtb"), json: true });
+            assert_eq!(parsed(line).unwrap(), inspect("a.dtb", &[], Form::Json));
         }
-        assert_eq!(parsed("inspect -- --json").unwrap(), Command::Inspect { board: file("--json"), json: false });
+        assert_eq!(parsed("inspect -- --json").unwrap(), inspect("--json", &[], Form::Text));
+        assert_eq!(parsed("inspect a.dtb x a//b").unwrap(), inspect("a.dtb", &["x", "a//b"], Form::Text));
         assert_eq!(parsed("run --help").unwrap(), Command::Help);
         assert_eq!(parsed("-V").unwrap(), Command::Version);
     }

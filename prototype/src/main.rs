@@ -17,8 +17,6 @@ mod guests;
 mod hooks;
 mod input;
 mod inspect;
-mod inspect_msi;
-mod inspect_text;
 mod must;
 mod names;
 mod overview;
@@ -35,7 +33,7 @@ mod world;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use args::{Board, Command};
+use args::{Board, Command, Form};
 use error::Failure;
 use recorder::Recorder;
 use report::Page;
@@ -61,10 +59,16 @@ fn play(command: &Command) -> Result<(String, u8), Failure> {
     Ok(match command {
         Command::Help => (args::HELP.to_owned(), 0),
         Command::Version => (format!("prototype {}\n", env!("CARGO_PKG_VERSION")), 0),
-        Command::Inspect { board, json } => {
+        Command::Inspect { board, only, form } => {
             let blob = input::read(board)?;
-            let inspection = inspect::Inspection::of(&blob, &input::name(board))?;
-            let text = if *json { inspection.json()? } else { inspect_text::page(&inspection) };
+            let mut inspection = inspect::Inspection::of(&blob, &input::name(board))?;
+            if !only.is_empty() {
+                inspection.only(only)?;
+            }
+            let text = match form {
+                Form::Text => inspect::text::page(&inspection),
+                Form::Json => inspection.json()?,
+            };
             // The rest is shown, and who asks in a script hears of the bad nodes.
             (text, u8::from(!inspection.refused.is_empty()))
         }

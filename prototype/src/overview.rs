@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use iommu_assign::assign::{DeviceKey, Stream, StreamMask};
 use iommu_assign::smmu::{Architecture, Geometry};
 
-use crate::inspect_text;
-use crate::report::{Page, Set, Table, WIDTH, printable, shortened, width, wrapped};
+use crate::inspect;
+use crate::report::{Page, Set, Table, WIDTH, broken, printable, width, wrapped};
 use crate::world::{State, Subject, World};
 
 /// Prints all of it.
@@ -15,7 +15,7 @@ pub(crate) fn print(page: &mut Page, world: &World) {
     smmus(page, world);
     bridges(page, world);
     devices(page, world);
-    inspect_text::refused(page, world.refused.iter().map(String::as_str));
+    inspect::text::refused(page, world.refused.iter().map(String::as_str));
 }
 
 fn smmus(page: &mut Page, world: &World) {
@@ -26,7 +26,11 @@ fn smmus(page: &mut Page, world: &World) {
         }
         let key = unit.key.to_string();
         let room = WIDTH.saturating_sub(4).saturating_sub(width(&key));
-        page.line(format!("  {key}  {}", shortened(&printable(&unit.path), room)));
+        let mut start = format!("  {key}  ");
+        for line in broken(&printable(&unit.path), room) {
+            page.line(format!("{start}{line}"));
+            start = " ".repeat(width(&start));
+        }
         let (global, context) = unit.irqs;
         let walks = if unit.coherent { ", coherent walks" } else { "" };
         let firmware = format!(
@@ -112,7 +116,7 @@ fn devices(page: &mut Page, world: &World) {
     let groups = groups(world);
     let mut table = Table::new(&[
         ("source", Set::Left),
-        ("device", Set::Left),
+        ("device", Set::Path),
         ("SMMU", Set::Left),
         ("streams", Set::Wrap),
         ("group", Set::Left),
@@ -142,7 +146,7 @@ fn devices(page: &mut Page, world: &World) {
         page.line("  none can be added");
     }
     notes(page, world);
-    let mut refused = Table::new(&[("source", Set::Left), ("refused", Set::Left), ("why", Set::Wrap)]);
+    let mut refused = Table::new(&[("source", Set::Left), ("refused", Set::Path), ("why", Set::Wrap)]);
     for subject in &world.subjects {
         if let Some(why) = &subject.refused {
             refused.row([subject.key.source().to_string(), title(subject), why.clone()]);

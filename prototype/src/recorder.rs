@@ -67,8 +67,21 @@ impl Recorder {
 
     /// Says what happened, where there is nothing to expect.
     pub(crate) fn event(&mut self, operation: &'static str, subject: &str, result: &str) {
-        let (subject, result) = (shortened(&printable(subject), SUBJECT), shortened(&printable(result), RESULT));
-        self.page.line(format!("  {:<6} {operation:<8} {subject:<SUBJECT$} {result}", ""));
+        let (subject, result) = (printable(subject), shortened(&printable(result), RESULT));
+        let last = self.begin("", operation, &subject);
+        self.page.line(format!("{last} {result}"));
+    }
+
+    /// What stands before a result. A name is never cut: a subject that is too long begins on a line of its own.
+    fn begin(&mut self, verdict: &str, operation: &str, subject: &str) -> String {
+        let mut lines = wrapped(subject, SUBJECT);
+        let last = lines.pop().unwrap_or_default();
+        let mut start = format!("  {verdict:<6} {operation:<8} ");
+        for line in lines {
+            self.page.line(format!("{start}{line}"));
+            start = " ".repeat(DETAIL);
+        }
+        format!("{start}{last:<SUBJECT$}")
     }
 
     /// Begins a line.
@@ -124,9 +137,10 @@ impl Line<'_> {
             return;
         }
         let verdict = if held { "ok" } else { "FAILED" };
-        let (subject, result) = (shortened(&printable(&subject), SUBJECT), printable(&result));
+        let (subject, result) = (printable(&subject), printable(&result));
         let costs = cost.map_or_else(String::new, |cost| format!("{:>READS$} {:>WRITES$}", cost.reads, cost.writes));
-        recorder.page.line(format!("  {verdict:<6} {operation:<8} {subject:<SUBJECT$} {result:<RESULT$} {costs}"));
+        let start = recorder.begin(verdict, operation, &subject);
+        recorder.page.line(format!("{start} {result:<RESULT$} {costs}"));
         for line in details.iter().flat_map(|text| wrapped(&printable(text), WIDTH.saturating_sub(DETAIL))) {
             recorder.page.line(format!("{:DETAIL$}{line}", ""));
         }
@@ -209,6 +223,6 @@ mod tests {
         let (text, _) = recorder.finish();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.iter().all(|line| width(line) <= WIDTH), "{text}");
-        assert_eq!((width(lines[1]), width(lines[2])), (WIDTH, WIDTH), "{text}");
+        assert_eq!((width(lines[1]), width(lines[3])), (WIDTH, WIDTH), "{text}");
     }
 }

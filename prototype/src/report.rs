@@ -56,7 +56,7 @@ pub(crate) enum Set {
     Left,
     /// To the right, in full.
     Right,
-    /// To the left; what is too long loses its beginning.
+    /// To the left; what is too long goes on in the next line, from a slash on where there is one.
     Path,
     /// To the left, wrapped between words.
     Wrap,
@@ -91,7 +91,7 @@ impl Table {
         for row in &self.rows {
             let cells = row.iter().zip(&self.columns).zip(&widths);
             let cells = cells.map(|((cell, (_, set)), width)| match set {
-                Set::Path => vec![shortened(cell, *width)],
+                Set::Path => broken(cell, *width),
                 Set::Wrap => wrapped(cell, *width),
                 Set::Left | Set::Right => vec![cell.clone()],
             });
@@ -115,7 +115,7 @@ impl Table {
         }
     }
 
-    /// Column widths that fit: wrapped columns give way first.
+    /// Column widths that fit: wrapped columns give way first, then the widest path, then wrapped ones again.
     fn widths(&self, room: usize) -> Vec<usize> {
         let natural = |index: usize, title: &str| {
             let cells = self.rows.iter().filter_map(|row| row.get(index)).map(|cell| width(cell));
@@ -123,24 +123,15 @@ impl Table {
         };
         let mut widths: Vec<usize> =
             self.columns.iter().enumerate().map(|(index, (title, _))| natural(index, title)).collect();
-        let sum_of = |sets: &[Set], widths: &[usize]| -> usize {
-            self.columns.iter().zip(widths).filter(|((_, set), _)| sets.contains(set)).map(|(_, width)| *width).sum()
-        };
-        let gaps = GAP.saturating_mul(self.columns.len().saturating_sub(1));
-        let room = room.saturating_sub(gaps).saturating_sub(sum_of(&[Set::Left, Set::Right], &widths));
-        let (paths, wraps) = (sum_of(&[Set::Path], &widths), sum_of(&[Set::Wrap], &widths));
-        if paths.saturating_add(wraps) <= room {
-            return widths;
-        }
-        // Wrapped text loses nothing when it is narrow, a path does.
-        let paths = paths.min(room.saturating_sub(wraps.min(NARROWEST)));
-        let wraps = room.saturating_sub(paths);
-        let count = |wanted: Set| self.columns.iter().filter(|(_, set)| *set == wanted).count().max(1);
-        for ((_, set), width) in self.columns.iter().zip(&mut widths) {
-            match set {
-                Set::Path => *width = paths.checked_div(count(Set::Path)).unwrap_or(paths),
-                Set::Wrap => *width = wraps.checked_div(count(Set::Wrap)).unwrap_or(wraps),
-                Set::Left | Set::Right => {}
+        let room = room.saturating_sub(GAP.saturating_mul(self.columns.len().saturating_sub(1)));
+        for (set, least) in [(Set::Wrap, NARROWEST), (Set::Path, NARROWEST_PATH), (Set::Wrap, NARROWEST_PATH)] {
+            while widths.iter().sum::<usize>() > room {
+                let columns = self.columns.iter().zip(&mut widths);
+                let given = columns.filter(|((_, of), width)| *of == set && **width > least);
+                match given.max_by_key(|(_, width)| **width) {
+                    Some((_, width)) => *width = width.saturating_sub(1),
+                    None => break,
+                }
             }
         }
         widths
@@ -167,6 +158,47 @@ pub(crate) fn shortened(text: &str, room: usize) -> String {
         let kept: String = text.chars().skip(length.saturating_sub(room.saturating_sub(1))).collect();
         format!("…{kept}")
     })
+}
+
+/// A path in lines of at most `room` characters, broken before slashes where components are not too long.
+pub(crate) fn broken(path: &str, room: usize) -> Vec<String> {
+    let room = room.max(1);
+    let mut lines = vec![String::new()];
+    let pieces = path.split_inclusive('/').flat_map(|piece| match piece.strip_suffix('/') {
+        Some(name) => vec![name.to_owned(), "/".to_owned()],
+        None => vec![piece.to_owned()],
+    });
+    let mut slash = false;
+    for piece in pieces {
+        if piece == "/" {
+            // It begins what comes behind it.
+            if slash {
+                push(&mut lines, "/", room);
+            }
+            slash = true;
+            continue;
+        }
+        push(&mut lines, &format!("{}{piece}", if slash { "/" } else { "" }), room);
+        slash = false;
+    }
+    if slash {
+        push(&mut lines, "/", room);
+    }
+    lines
+}
+
+fn push(lines: &mut Vec<String>, piece: &str, room: usize) {
+    if lines.last().is_some_and(|line| !line.is_empty() && width(line).saturating_add(width(piece)) > room) {
+        lines.push(String::new());
+    }
+    for one in piece.chars() {
+        if lines.last().is_none_or(|line| width(line) >= room) {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push(one);
+        }
+    }
 }
 
 /// The text in lines of at most `room` characters, broken between words where words are not too long.
@@ -204,7 +236,10 @@ pub(crate) fn printable(text: &str) -> String {
 pub(crate) const HARD_BLANK: char = '\u{a0}';
 
 /// Where wrapped text stops giving way to paths.
-const NARROWEST: usize = 34;
+const NARROWEST: usize = 24;
+
+/// Where a path stops giving way.
+const NARROWEST_PATH: usize = 16;
 
 /// Blanks between columns.
 const GAP: usize = 2;
@@ -221,6 +256,18 @@ mod tests {
         assert_eq!(shortened("/soc@0/bus@1/bridge@3/device@2", 29), "/soc@0/…/bridge@3/device@2");
         assert_eq!(shortened("/soc@0/bus@1/device@2", 12), "…/device@2");
         assert_eq!(shortened("a-name-without-any-slash", 8), "…y-slash");
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_goes_on_in_the_next_line_and_loses_nothing() {
+        assert_eq!(broken("/soc/a@1", 8), ["/soc/a@1"]);
+        assert_eq!(broken("/soc@0/bus@1/device@2", 14), ["/soc@0/bus@1", "/device@2"]);
+        assert_eq!(broken("remoteproc-adsp//compute-cb@3", 20), ["remoteproc-adsp/", "/compute-cb@3"]);
+        for path in ["/a-very-long-component/b", "no-slash-at-all", "a//b", "/", "/x/"] {
+            let lines = broken(path, 6);
+            assert!(lines.iter().all(|line| width(line) <= 6), "{lines:?}");
+            assert_eq!(lines.concat(), path);
+        }
     }
 
     #[test]

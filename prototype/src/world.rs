@@ -14,9 +14,10 @@ use smmu_model::Counters;
 use crate::doorbells::{self, Doorbells};
 use crate::error::Failure;
 use crate::hooks::{Attempts, Function, Hooks};
+use crate::names::Names;
 use crate::pci_world::{self, Bridge};
 use crate::policy::Rules;
-use crate::{inspect, names, presets};
+use crate::{inspect, presets};
 
 /// The machine, and the hypervisor's view of it.
 #[derive(Debug)]
@@ -195,9 +196,9 @@ impl World {
     // --- devices of the device tree ---
 
     fn offer_nodes(&mut self, board: &Board<'_>) {
-        let paths: Vec<&str> = board.devices().iter().map(|device| device.path.as_str()).collect();
-        for (device, name) in board.devices().iter().zip(names::short(&paths)) {
-            let label = Label::from(name.as_str());
+        let names = Names::of(board);
+        for device in board.devices() {
+            let label = Label::from(names.name(&device.path).as_str());
             let (mut spec, refused) = match device.spec() {
                 Ok(spec) => (DeviceSpec { label, ..spec }, None),
                 Err(NotOffered::Disabled) => continue,

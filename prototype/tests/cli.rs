@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
@@ -79,6 +80,52 @@ fn s4_each_interrupt_list_can_be_played() {
     fits(&run.out, "lines");
 }
 
+/// What reports call nodes: one name for each, the same everywhere, and one that can be typed.
+#[test]
+fn a_name_means_one_node_in_text_events_and_errors() {
+    for board in ["handover", "oddities", "heirloom", "showcase"]
+        .map(own)
+        .into_iter()
+        .chain(real_boards("a_name_means_one_node"))
+    {
+        let json = prototype(["inspect".as_ref(), "--json".as_ref(), board.as_os_str()]);
+        if json.status != Some(0) {
+            continue;
+        }
+        let found: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+        let named = |list: &str| {
+            let all = found.get(list).unwrap().as_array().unwrap().iter();
+            let text = |one: &serde_json::Value, key: &str| one.get(key).unwrap().as_str().unwrap().to_owned();
+            all.map(|one| (text(one, "name"), text(one, "path"))).collect::<Vec<_>>()
+        };
+        let all: BTreeMap<String, String> = ["smmus", "devices", "bridges"].into_iter().flat_map(named).collect();
+        let paths: BTreeSet<&String> = all.values().collect();
+        assert_eq!(paths.len(), all.len(), "{}: two nodes have one name", board.display());
+        let text = prototype(command("inspect", &board)).ended(0).out;
+        let run = prototype(command("run", &board)).out;
+        // A name that goes on in the next line is all there.
+        let pressed = |text: &str| text.split_whitespace().collect::<String>();
+        for (name, path) in named("devices") {
+            let typed = prototype(["inspect".as_ref(), "--json".as_ref(), board.as_os_str(), name.as_ref()]).ended(0);
+            let only: serde_json::Value = serde_json::from_str(&typed.out).unwrap();
+            let devices = only.get("devices").unwrap().as_array().unwrap();
+            assert!(devices.iter().any(|device| device.get("path").unwrap() == &path), "{name}");
+            if name.chars().count() <= 30 {
+                assert!(text.contains(&name), "{name}: {text}");
+            }
+            if run.contains("expectations held") && found_enabled(&found, &path) && name.chars().count() <= 30 {
+                assert!(pressed(&run).contains(&name), "{name}: {run}");
+            }
+        }
+        assert!(!text.contains('…') && !run.contains("…/"), "{}", board.display());
+    }
+}
+
+fn found_enabled(found: &serde_json::Value, path: &str) -> bool {
+    let devices = found.get("devices").unwrap().as_array().unwrap();
+    devices.iter().any(|device| device.get("path").unwrap() == path && device.get("enabled").unwrap() == true)
+}
+
 #[test]
 fn what_cannot_be_isolated_is_refused_with_its_reason() {
     let run = prototype(command("run", &own("oddities")));
@@ -102,8 +149,9 @@ fn real_boards_are_inspected_and_played() {
         let (inspect, run) = (prototype(command("inspect", &board)), prototype(command("run", &board)));
         match &*name {
             "fvp-base-revc" => {
-                assert!(inspect.refused().ends_with("no SMMUv1 or SMMUv2 in this device tree"));
-                assert!(run.refused().ends_with("no SMMUv1 or SMMUv2 in this device tree"));
+                let none = "no SMMUv1 or SMMUv2 in this device tree; there is /iommu@2b400000 (an SMMUv3)";
+                assert!(inspect.refused().ends_with(none));
+                assert!(run.refused().ends_with(none));
             }
             "armada-8040-mcbin" => {
                 fits(&inspect.ended(0).out, &name);
@@ -135,9 +183,10 @@ fn each_error_is_one_line_that_says_what_and_where() {
     let blob = fs::read(own("showcase")).unwrap();
     let (empty, truncated) = (scratch("empty.dtb", &[]), scratch("truncated.dtb", &blob[..blob.len() / 2]));
     let text = scratch("text.dtb", b"/dts-v1/;\n\n/ { };\n#################################################");
-    let [empty, truncated, text, other] =
-        [empty, truncated, text, own("smmuv3")].map(|path| path.into_os_string().into_string().unwrap());
-    let cases: [(&[&str], &str); 14] = [
+    let [empty, truncated, text, other, overlay, alike] =
+        [empty, truncated, text, own("smmuv3"), own("overlay"), own("handover")]
+            .map(|path| path.into_os_string().into_string().unwrap());
+    let cases: [(&[&str], &str); 18] = [
         (&["run"], "`run` needs the file name of a device tree blob (see --help)"),
         (&["inspect"], "`inspect` needs the file name of a device tree blob (see --help)"),
         (&["inspect", "--json"], "`inspect` needs the file name of a device tree blob (see --help)"),
@@ -151,7 +200,18 @@ fn each_error_is_one_line_that_says_what_and_where() {
         (&["run", &empty], "empty.dtb: device tree blob: "),
         (&["run", &truncated], "truncated.dtb: device tree blob: "),
         (&["inspect", "--json", &text], "text.dtb: device tree blob: "),
-        (&["inspect", "--json", &other], "smmuv3.dtb: no SMMUv1 or SMMUv2 in this device tree"),
+        (
+            &["inspect", "--json", &other],
+            "smmuv3.dtb: no SMMUv1 or SMMUv2 in this device tree; there is /iommu@2b400000 (an SMMUv3), /iommu@1ef0000 \
+             (`qcom,msm8916-iommu`), ",
+        ),
+        (&["inspect", &overlay], "/fragment@0 makes this an overlay, not a board: merge it into its base tree first"),
+        (&["run", &overlay], "/fragment@0 makes this an overlay, not a board: merge it into its base tree first"),
+        (&["inspect", &alike, "no-such@1"], "`no-such@1` names no SMMU, device or host bridge of this board"),
+        (
+            &["inspect", &alike, "compute-cb@3"],
+            "`compute-cb@3` could be remoteproc-adsp//compute-cb@3, remoteproc-cdsp//compute-cb@3, remoteproc-slpi//",
+        ),
     ];
     for (arguments, message) in cases {
         let error = prototype(arguments).refused();

@@ -1,6 +1,6 @@
 //! `inspect --json` against what the sources of our boards say, read by hand, and against measured facts of real ones.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -21,6 +21,22 @@ fn array<'a>(value: &'a Value, key: &str) -> &'a [Value] {
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap()
+}
+
+/// Asserts that all of `expected` is there; `found` may say more.
+fn covers(found: &Value, expected: &Value) {
+    match (found, expected) {
+        (Value::Object(found), Value::Object(expected)) => {
+            for (key, value) in expected {
+                covers(found.get(key).unwrap_or_else(|| panic!("no {key} in {found:?}")), value);
+            }
+        }
+        (Value::Array(found), Value::Array(expected)) => {
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            found.iter().zip(expected).for_each(|(found, expected)| covers(found, expected));
+        }
+        _ => assert_eq!(found, expected),
+    }
 }
 
 /// The object of a list whose path ends so.
@@ -57,7 +73,7 @@ fn devices(value: &Value) -> Vec<(&str, bool, String)> {
 #[test]
 fn the_showcase_is_what_its_source_says() {
     let found = inspected(&own("showcase"));
-    assert_eq!(
+    covers(
         found.get("smmus").unwrap(),
         &json!([
             {"path": "/soc/iommu@12000000", "enabled": true, "base": "0x12000000", "size": "0x40000", "iommu_cells": 2,
@@ -66,7 +82,7 @@ fn the_showcase_is_what_its_source_says() {
              "global_irqs": 2, "context_irqs": 8, "coherent": false, "entries": {"per_specifier": 5, "merged": 4}},
             {"path": "/soc/iommu@16000000", "enabled": true, "base": "0x16000000", "size": "0x10000", "iommu_cells": 1,
              "global_irqs": 1, "context_irqs": 1, "coherent": false, "entries": {"per_specifier": 10, "merged": 3}},
-        ])
+        ]),
     );
     assert_eq!(
         devices(&found),
@@ -96,12 +112,12 @@ fn the_showcase_is_what_its_source_says() {
         ]
     );
     assert_eq!(groups(&found), [["/soc/crypto@22010000", "/soc/dma-controller@22000000"]].map(sorted));
-    assert_eq!(
+    covers(
         found.get("bridges").unwrap(),
         &json!([{"path": "/soc/pcie@30000000", "enabled": true, "mask": "0x11f", "map": [
             {"rid": "0x0", "smmu": "/soc/iommu@14000000", "stream": "0x80", "length": "0x20"},
             {"rid": "0x100", "smmu": "/soc/iommu@14000000", "stream": "0xc0", "length": "0x20"},
-        ]}])
+        ]}]),
     );
 }
 
@@ -112,7 +128,7 @@ fn s7_doorbells_and_msi_ids_are_listed() {
     let controllers = json!([
         {"path": its, "kind": "ITS", "enabled": true, "doorbell": "0x2f190040", "page": "0x2f190000"}
     ]);
-    assert_eq!(
+    covers(
         found.get("msi").unwrap(),
         &json!([
             {"path": "/soc/ethernet@24010000", "isolation": "by device", "controllers": controllers,
@@ -120,7 +136,7 @@ fn s7_doorbells_and_msi_ids_are_listed() {
             {"path": "/soc/pcie@30000000", "isolation": "by device", "controllers": controllers, "ids": [
                 {"controller": its, "rid": "0x0", "mask": "0x11f", "id": "0x100", "length": "0x20"},
                 {"controller": its, "rid": "0x100", "mask": "0x11f", "id": "0x120", "length": "0x20"}]},
-        ])
+        ]),
     );
     let odd = inspected(&own("oddities"));
     let said: Vec<_> = array(&odd, "msi").iter().map(|one| (text(one, "path"), text(one, "isolation"))).collect();
@@ -143,7 +159,7 @@ fn the_oddities_are_what_their_source_says() {
                "entries": {"per_specifier": entries.0, "merged": entries.1}})
     };
     let far = "/chiplet@f0000000/config-space@f0000000/iommu@5000000";
-    assert_eq!(
+    covers(
         found.get("smmus").unwrap(),
         &json!([
             smmu("/iommu@2000000", true, "0x2000000", "0x20000", 2, (0, 3), false, (10, 7)),
@@ -151,7 +167,7 @@ fn the_oddities_are_what_their_source_says() {
             smmu("/iommu@2200000", false, "0x2200000", "0x10000", 1, (1, 1), false, (1, 1)),
             smmu("/iommu@2400000", true, "0x2400000", "0x10000", 1, (3, 1), false, (1, 1)),
             smmu(far, true, "0x1f0100000", "0x100000", 1, (1, 3), true, (1, 1)),
-        ])
+        ]),
     );
     let deep = "/audio-subsystem/link/compute-context-with-a-name-of-far-more-than-thirty-one-characters";
     let expected = [
@@ -171,7 +187,7 @@ fn the_oddities_are_what_their_source_says() {
     assert_eq!(devices(&found), expected.map(|(path, enabled, streams)| (path, enabled, streams.to_owned())));
     assert_eq!(groups(&found), [["/camera@1100000", "/camera-debug@1200000"]]);
     let map = |rid: &str, smmu: &str, stream: &str, length: &str| json!({"rid": rid, "smmu": smmu, "stream": stream, "length": length});
-    assert_eq!(
+    covers(
         found.get("bridges").unwrap(),
         &json!([
             {"path": "/pcie@40000000", "enabled": true, "mask": "0x0", "map": [map("0x0", "/iommu@2400000", "0x0", "0x1")]},
@@ -181,7 +197,7 @@ fn the_oddities_are_what_their_source_says() {
             {"path": "/object-bus@3700000", "enabled": true, "mask": "0xffffffff", "map": [map("0x0", far, "0x0", "0x0")]},
             {"path": "/video@3800000", "enabled": true, "mask": "0xffffffff",
              "map": [map("0x0", "/iommu@2000000", "0x1940", "0x1")]},
-        ])
+        ]),
     );
 }
 
@@ -268,4 +284,114 @@ fn real_boards_have_the_measured_numbers() {
             _ => {}
         }
     }
+}
+
+// Schema 2: what may be assigned.
+
+/// (path, may be assigned, reason) of each device.
+fn verdicts(found: &Value) -> Vec<(&str, &str, &str)> {
+    let verdict = |device| (text(device, "path"), text(device, "assignable"), text(device, "reason"));
+    array(found, "devices").iter().map(verdict).collect()
+}
+
+#[test]
+fn each_device_says_whether_it_may_be_assigned_with_whom_and_why_not() {
+    let found = inspected(&own("oddities"));
+    assert_eq!(found.get("schema"), Some(&json!(2)));
+    assert_eq!(
+        (text(&found, "model"), found.get("compatible").unwrap()),
+        ("Example Flotsam", &json!(["example,flotsam"]))
+    );
+    let verdicts = verdicts(&found);
+    let expect = |path: &str, may: &str, reason: &str| {
+        assert!(verdicts.contains(&(path, may, reason)), "{path}: {verdicts:#?}");
+    };
+    expect("/usb@3000000", "no", "behind iommu@2200000, which firmware disables");
+    expect("/crypto@3100000", "no", "its status is `disable`");
+    let deep = "/audio-subsystem/link/compute-context-with-a-name-of-far-more-than-thirty-one-characters";
+    expect(deep, "no", "below audio-subsystem, whose status is `disabled`");
+    let foreign = "iommu@2300000 (example,flotsam-iommu) sees its DMA too, and nobody programs it";
+    expect("/display@3400000", "no", foreign);
+    expect("/camera@1100000", "if marked", "not marked `xen,passthrough`, which the default policy asks for");
+    let camera = at(&found, "devices", "/camera@1100000");
+    assert_eq!(camera.get("with").unwrap(), &json!(["camera-debug@1200000"]));
+    let showcase = inspected(&own("showcase"));
+    let ethernet = at(&showcase, "devices", "/soc/ethernet@24010000");
+    assert_eq!((text(ethernet, "assignable"), ethernet.get("marked")), ("yes", Some(&json!(true))));
+}
+
+#[test]
+fn groups_name_what_ties_each_pair() {
+    let found = inspected(&own("showcase"));
+    let [group] = array(&found, "groups") else { panic!("not one group") };
+    assert_eq!(group.get("members").unwrap(), &json!(["dma-controller@22000000", "crypto@22010000"]));
+    let tie = json!([{"one": "dma-controller@22000000", "other": "crypto@22010000", "by": "stream 0x704/0x1 at iommu@12000000"}]);
+    assert_eq!(group.get("ties").unwrap(), &tie);
+    // What a function's requester ID gives it, a device has too.
+    let old = inspected(&own("heirloom"));
+    let dma = at(&old, "devices", "/dma-controller@10000000");
+    assert_eq!(dma.get("with").unwrap(), &json!(["functions of pcie@40000000"]));
+}
+
+#[test]
+fn lines_that_couple_domains_are_named() {
+    let found = inspected(&own("lines"));
+    let lines = |tail: &str| at(&found, "smmus", tail).get("lines").unwrap().clone();
+    covers(&lines("@1000000"), &json!({"count": 17, "couples": false, "what": "one for each bank"}));
+    covers(&lines("@2000000"), &json!({"count": 16, "couples": true, "what": "banks 1-2 share one"}));
+    covers(&lines("@3000000"), &json!({"count": 1, "couples": true, "what": "one for all banks"}));
+    covers(&lines("@4000000"), &json!({"count": 2, "couples": true, "what": "2 for 16 banks, and nothing says which"}));
+    covers(&lines("@5000000"), &json!({"count": 2, "couples": true}));
+}
+
+#[test]
+fn what_comes_out_of_a_map_is_told_with_its_mask() {
+    let found = inspected(&own("handover"));
+    let run = |rid: &str, stream: &str, length: &str| json!({"smmu": "/iommu@1000000", "rid": rid, "stream": stream, "stream_mask": "0x7f80", "length": length});
+    let bridge = at(&found, "bridges", "pcie@40000000");
+    assert_eq!(bridge.get("reached").unwrap(), &json!([run("0x0", "0x53", "0x1")]), "the mask leaves one requester ID");
+    covers(bridge.get("map").unwrap(), &json!([{"rid": "0x0", "stream": "0x53", "length": "0x1000"}]));
+    let bridge = at(&found, "bridges", "pcie@60000000");
+    assert_eq!(bridge.get("reached").unwrap(), &json!([run("0x0", "0x60", "0x4"), run("0x8", "0x68", "0x4")]));
+}
+
+#[test]
+fn s6_reserved_addresses_are_listed_with_whose_they_are() {
+    let found = inspected(&own("handover"));
+    let listed: Vec<_> = array(&found, "reserved")
+        .iter()
+        .map(|one| {
+            (text(one, "device_name"), text(one, "iova"), one.get("memory").cloned(), one.get("offered").cloned())
+        })
+        .collect();
+    let (yes, no) = (Some(json!(true)), Some(json!(false)));
+    assert_eq!(
+        listed,
+        [
+            ("display@10000000", "0x90000000", Some(json!("0x90000000")), yes.clone()),
+            ("firmware", "0x0", Some(json!("0x91000000")), yes.clone()),
+            ("firmware", "0x60000000", None, no.clone()),
+            ("video-codec@10010000", "0x100000000", None, no),
+            ("trace@0", "0x92000000", Some(json!("0x92000000")), yes),
+        ]
+    );
+}
+
+#[test]
+fn a6_marked_nodes_that_no_smmu_sees_and_mixed_bindings_are_told() {
+    let found = inspected(&own("heirloom"));
+    let unseen: Vec<&str> = array(&found, "unseen").iter().map(|one| text(one, "path")).collect();
+    assert_eq!(unseen, ["/audio@10040000", "/serial@10050000", "/scaler@10060000"]);
+    let remarks = found.get("remarks").unwrap().to_string();
+    assert!(remarks.contains("mixes both bindings: usb@10020000 names its SMMU itself"), "{remarks}");
+    let unconfined = at(&found, "unconfined", "scaler@10060000");
+    assert_eq!(text(unconfined, "why"), "behind iommu@4000000, which is no SMMUv1 or SMMUv2");
+}
+
+#[test]
+fn s7_what_is_wrong_beside_a_good_msi_map_is_told_and_the_map_counts() {
+    let found = inspected(&own("handover"));
+    let pcie = at(&found, "msi", "pcie@40000000");
+    covers(pcie, &json!({"isolation": "by device", "ids": [{"rid": "0x0", "id": "0x7", "length": "0x1"}]}));
+    assert_eq!(text(pcie, "own_error"), "/pcie@40000000: `msi-parent` ends inside entry 0");
 }

@@ -38,7 +38,7 @@ fn a6_inspect_shows_the_rest_and_ends_with_one() {
     let run = prototype(command(&["inspect"], &board)).ended(1);
     fits(&run.out, "bad device");
     assert!(run.out.contains("Refused nodes: 1") && run.out.contains(WHY), "{}", run.out);
-    assert!(run.out.contains("Devices: 13, 12 enabled") && run.out.contains("/soc/display@20000000"), "{}", run.out);
+    assert!(run.out.contains("Devices: 13, 12 enabled") && run.out.contains("  display@20000000 "), "{}", run.out);
     let run = prototype(command(&["inspect", "--json"], &board)).ended(1);
     let found: Value = serde_json::from_str(&run.out).unwrap();
     assert_eq!(found.get("refused").unwrap(), &json!([{"path": "/soc/audio@28100000", "error": WHY}]));

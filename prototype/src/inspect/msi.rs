@@ -6,32 +6,43 @@ use iommu_assign::assign::Granule;
 use iommu_assign::dt::{Board, DtError, Msi, MsiController, MsiControllerKind, MsiIsolation, NodeId};
 use serde::Serialize;
 
-use crate::inspect::Hex;
-use crate::names;
+use super::Hex;
+use crate::names::Names;
 use crate::report::{HARD_BLANK, Page, Set, Table, printable};
 
 /// What a device or a bridge says of its MSIs, or why that cannot be followed.
 #[derive(Debug, Serialize)]
 pub(crate) struct Messages {
     pub(crate) path: String,
+    pub(crate) name: String,
     #[serde(flatten)]
-    said: Said,
+    pub(crate) said: Said,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Said {
-    Wrong { error: String },
-    Routes { isolation: &'static str, controllers: Vec<Controller>, ids: Vec<Ids> },
+pub(crate) enum Said {
+    Wrong {
+        error: String,
+    },
+    Routes {
+        isolation: &'static str,
+        controllers: Vec<Controller>,
+        ids: Vec<Ids>,
+        /// What is wrong with `msi-parent` beside a map, which counts.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        own_error: Option<String>,
+    },
 }
 
 #[derive(Debug, Serialize)]
-struct Controller {
-    path: String,
-    kind: &'static str,
-    enabled: bool,
+pub(crate) struct Controller {
+    pub(crate) path: String,
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) enabled: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    doorbell: Option<Hex>,
+    pub(crate) doorbell: Option<Hex>,
     /// To map in a guest's stage 2, where pages have 4 KiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     page: Option<Hex>,
@@ -39,7 +50,7 @@ struct Controller {
 
 /// IDs at a controller: the node's own without a requester ID, else those of functions.
 #[derive(Debug, Serialize)]
-struct Ids {
+pub(crate) struct Ids {
     controller: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     rid: Option<Hex>,
@@ -50,26 +61,26 @@ struct Ids {
 }
 
 /// What all devices and bridges say that say anything, in the order of the blob.
-pub(crate) fn read(board: &Board<'_>) -> Vec<Messages> {
+pub(crate) fn read(board: &Board<'_>, names: &Names) -> Vec<Messages> {
     let devices = board.devices().iter().map(|device| (device.node, &device.path));
     let bridges = board.host_bridges().iter().map(|bridge| (bridge.node, &bridge.path));
     // A node can be both.
     let nodes: BTreeMap<NodeId, &String> = devices.chain(bridges).collect();
-    nodes.into_iter().filter_map(|(node, path)| Messages::of(path, board.msi(node))).collect()
+    nodes.into_iter().filter_map(|(node, path)| Messages::of(path, names, board.msi(node))).collect()
 }
 
 impl Messages {
-    fn of(path: &str, read: Result<Option<Msi>, DtError>) -> Option<Self> {
+    fn of(path: &str, names: &Names, read: Result<Option<Msi>, DtError>) -> Option<Self> {
         let said = match read {
-            Ok(msi) => Said::of(&msi?),
+            Ok(msi) => Said::of(&msi?, names),
             Err(error) => Said::Wrong { error: error.to_string() },
         };
-        Some(Self { path: path.to_owned(), said })
+        Some(Self { path: path.to_owned(), name: names.name(path), said })
     }
 }
 
 impl Said {
-    fn of(msi: &Msi) -> Self {
+    fn of(msi: &Msi, names: &Names) -> Self {
         let name = |node| msi.controller(node).map_or_else(String::new, |controller| controller.path.clone());
         let own = msi.own.iter().filter_map(|target| {
             let (controller, id) = (name(target.controller), Hex(target.id?.into()));
@@ -85,16 +96,18 @@ impl Said {
         });
         Self::Routes {
             isolation: isolation(msi.isolation()),
-            controllers: msi.controllers.iter().map(Controller::of).collect(),
+            controllers: msi.controllers.iter().map(|one| Controller::of(one, names)).collect(),
             ids: own.chain(mapped).collect(),
+            own_error: msi.own_error.as_ref().map(ToString::to_string),
         }
     }
 }
 
 impl Controller {
-    fn of(controller: &MsiController) -> Self {
+    fn of(controller: &MsiController, names: &Names) -> Self {
         Self {
             path: controller.path.clone(),
+            name: names.name(&controller.path),
             kind: match controller.kind {
                 MsiControllerKind::GicV3Its => "ITS",
                 MsiControllerKind::GicV2m => "GICv2m",
@@ -122,10 +135,9 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
         return;
     }
     page.heading("Message interrupts");
-    let names = short_names(messages);
     let mut table = Table::new(&[
         ("node", Set::Path),
-        ("controller", Set::Left),
+        ("controller", Set::Path),
         ("kind", Set::Left),
         ("doorbell", Set::Right),
         ("apart", Set::Left),
@@ -135,7 +147,7 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
         match &one.said {
             Said::Wrong { error } => {
                 table.row([
-                    one.path.clone(),
+                    one.name.clone(),
                     String::new(),
                     String::new(),
                     String::new(),
@@ -143,19 +155,22 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
                     printable(error),
                 ]);
             }
-            Said::Routes { controllers, ids, .. } => {
+            Said::Routes { controllers, ids, own_error, .. } => {
                 for (at, controller) in controllers.iter().enumerate() {
-                    let path = if at == 0 { one.path.clone() } else { String::new() };
-                    let name = names.get(controller.path.as_str());
+                    let name = if at == 0 { one.name.clone() } else { String::new() };
                     let off = if controller.enabled { "" } else { " (off)" };
                     table.row([
-                        path,
-                        name.map_or_else(|| printable(&controller.path), Clone::clone),
+                        name,
+                        controller.name.clone(),
                         format!("{}{off}", if controller.kind == "unknown" { "?" } else { controller.kind }),
                         controller.doorbell.map_or_else(|| "?".to_owned(), |doorbell| format!("{:x}", doorbell.0)),
                         controller.told_apart().to_owned(),
                         controller.ids(ids),
                     ]);
+                }
+                if let Some(error) = own_error {
+                    let beside = format!("the map counts; beside it: {error}");
+                    table.row([String::new(), String::new(), String::new(), String::new(), String::new(), beside]);
                 }
             }
         }
@@ -169,21 +184,9 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
     );
 }
 
-/// A short name for each controller's path.
-fn short_names(messages: &[Messages]) -> BTreeMap<&str, String> {
-    let controllers = messages.iter().flat_map(|one| match &one.said {
-        Said::Routes { controllers, .. } => controllers.as_slice(),
-        Said::Wrong { .. } => &[],
-    });
-    let mut paths: Vec<&str> = controllers.map(|controller| controller.path.as_str()).collect();
-    paths.sort_unstable();
-    paths.dedup();
-    paths.iter().copied().zip(names::short(&paths)).collect()
-}
-
 impl Controller {
     /// What IDs there are at this one.
-    fn ids(&self, ids: &[Ids]) -> String {
+    pub(crate) fn ids(&self, ids: &[Ids]) -> String {
         let here: Vec<&Ids> = ids.iter().filter(|ids| ids.controller == self.path).collect();
         let mask = here.iter().find_map(|ids| ids.mask).filter(|mask| mask.0 != u64::from(u32::MAX));
         let mask = mask.map(|mask| format!("mask{HARD_BLANK}{:x}", mask.0));
@@ -191,7 +194,7 @@ impl Controller {
         here.into_iter().map(Ids::text).chain(mask).chain(none).collect::<Vec<_>>().join("; ")
     }
 
-    fn told_apart(&self) -> &'static str {
+    pub(crate) fn told_apart(&self) -> &'static str {
         match self.kind {
             "ITS" => "yes",
             "GICv2m" => "NO",
