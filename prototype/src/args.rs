@@ -34,6 +34,8 @@ pub(crate) enum Form {
     Text,
     /// For programs.
     Json,
+    /// A page, in this file.
+    Page(PathBuf),
 }
 
 /// Where a device tree comes from.
@@ -52,10 +54,10 @@ A small hypervisor on a modelled board: devices assigned and isolated by iommu-a
 Usage:
   prototype                          play the scenario on a built-in board
   prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
-  prototype inspect [--json] BOARD.dtb [NAME...]
+  prototype inspect [--json | --html FILE] BOARD.dtb [NAME...]
                                      what of a board may be assigned and what ties it together, its
-                                     SMMUs, host bridges and MSI doorbells, for people or as JSON;
-                                     all of it, or the nodes of these names
+                                     SMMUs, host bridges and MSI doorbells: for people, as JSON, or
+                                     as a page in FILE; all of it, or the nodes of these names
 
 Options:
   -h, --help       this text
@@ -70,13 +72,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut words: Vec<OsString> = Vec::new();
     let mut form = Form::Text;
     let mut only_words = false;
-    for argument in arguments {
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
         match argument.to_str() {
             _ if only_words => words.push(argument),
             Some("--") => only_words = true,
             Some("-h" | "--help") => return Ok(Command::Help),
             Some("-V" | "--version") => return Ok(Command::Version),
             Some("--json") => form = Form::Json,
+            Some("--html") => match arguments.next() {
+                Some(file) => form = Form::Page(file.into()),
+                None => return Err(wrong("`--html` needs the name of a file to write")),
+            },
             _ if argument.as_encoded_bytes().starts_with(b"-") => {
                 return Err(wrong(format!("unknown option `{}`", argument.to_string_lossy())));
             }
@@ -85,7 +92,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     }
     let mut words = words.into_iter();
     let Some(command) = words.next() else {
-        return if form == Form::Json { Err(json_is_for_inspect()) } else { Ok(Command::Run(Board::Showcase)) };
+        return if form != Form::Text { Err(form_is_for_inspect(&form)) } else { Ok(Command::Run(Board::Showcase)) };
     };
     let command = command.to_string_lossy();
     let board = words.next();
@@ -99,14 +106,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     };
     match &*command {
         "inspect" => Ok(Command::Inspect { board: file(board)?, only, form }),
-        "run" if form == Form::Json => Err(json_is_for_inspect()),
+        "run" if form != Form::Text => Err(form_is_for_inspect(&form)),
         "run" => Ok(Command::Run(file(board)?)),
         command => Err(wrong(format!("unknown command `{command}`"))),
     }
 }
 
-fn json_is_for_inspect() -> Failure {
-    wrong("`--json` is an option of `inspect`")
+fn form_is_for_inspect(form: &Form) -> Failure {
+    wrong(format!("`{}` is an option of `inspect`", if *form == Form::Json { "--json" } else { "--html" }))
 }
 
 fn wrong(what: impl AsRef<str>) -> Failure {
@@ -139,6 +146,8 @@ mod tests {
         }
         assert_eq!(parsed("inspect -- --json").unwrap(), inspect("--json", &[], Form::Text));
         assert_eq!(parsed("inspect a.dtb x a//b").unwrap(), inspect("a.dtb", &["x", "a//b"], Form::Text));
+        let page = Form::Page("b.html".into());
+        assert_eq!(parsed("inspect --html b.html a.dtb").unwrap(), inspect("a.dtb", &[], page));
         assert_eq!(parsed("run --help").unwrap(), Command::Help);
         assert_eq!(parsed("-V").unwrap(), Command::Version);
     }
@@ -154,6 +163,8 @@ mod tests {
             ("-j", "unknown option `-j` (see --help)"),
             ("run a --json", "`--json` is an option of `inspect` (see --help)"),
             ("--json", "`--json` is an option of `inspect` (see --help)"),
+            ("run a --html b", "`--html` is an option of `inspect` (see --help)"),
+            ("inspect a --html", "`--html` needs the name of a file to write (see --help)"),
         ];
         for (line, message) in cases {
             assert_eq!(parsed(line).unwrap_err().to_string(), message, "{line}");

@@ -68,6 +68,12 @@ fn play(command: &Command) -> Result<(String, u8), Failure> {
             let text = match form {
                 Form::Text => inspect::text::page(&inspection),
                 Form::Json => inspection.json()?,
+                Form::Page(file) => {
+                    let page = inspect::html::page(&inspection);
+                    let written = std::fs::write(file, page);
+                    written.map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
+                    format!("{}\n", report::printable(&format!("{}: written", file.display())))
+                }
             };
             // The rest is shown, and who asks in a script hears of the bad nodes.
             (text, u8::from(!inspection.refused.is_empty()))

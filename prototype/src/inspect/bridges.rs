@@ -91,6 +91,11 @@ impl Bridge {
         }
     }
 
+    /// What is behind it.
+    pub(crate) fn behind(&self) -> String {
+        format!("{} of {}", if self.is_pci { "functions" } else { "IDs" }, self.name)
+    }
+
     /// Whether the mask leaves nothing of a requester ID.
     pub(crate) const fn masks_all(&self) -> bool {
         self.mask.0 & 0xffff == 0

@@ -230,7 +230,7 @@ pub(crate) fn tie_to_bridges(devices: &mut [Device], groups: &mut Vec<Group>, br
             });
             let Some(stream) = shared.next() else { continue };
             drop(shared);
-            let functions = format!("functions of {}", bridge.name);
+            let functions = bridge.behind();
             let tie = Tie { one: device.name.clone(), other: functions.clone(), by: format!("stream {stream:#x}") };
             device.assign.with.push(functions.clone());
             match groups.iter_mut().find(|group| group.number == device.group) {

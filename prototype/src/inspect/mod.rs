@@ -11,9 +11,12 @@
 //! | `msi.rs` | where message signalled interrupts go |
 //! | `unconfined.rs` | nodes that can do DMA and that no SMMU sees; what firmware reserves |
 //! | `text.rs` | the value for people at a terminal |
+//! | `drawing.rs`, `html.rs`, `page.css`, `page.js` | the value as a picture, and on a page |
 
 pub(crate) mod bridges;
 pub(crate) mod devices;
+pub(crate) mod drawing;
+pub(crate) mod html;
 pub(crate) mod msi;
 pub(crate) mod smmus;
 pub(crate) mod text;

@@ -41,10 +41,9 @@ fn devices(page: &mut Page, inspection: &Inspection) {
         let assign = &device.assign;
         table.row([device.name.clone(), assign.assignable.to_owned(), because(assign)]);
     }
-    for bridge in inspection.bridges.iter().filter(|bridge| bridge.is_pci) {
-        let name = format!("functions of {}", bridge.name);
+    for bridge in &inspection.bridges {
         let assign = &bridge.assign;
-        table.row([name, assign.assignable.to_owned(), because(assign)]);
+        table.row([bridge.behind(), assign.assignable.to_owned(), because(assign)]);
     }
     table.print(page, 2);
     if devices.is_empty() {
