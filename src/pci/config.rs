@@ -173,6 +173,12 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
         (self.read_u16(VENDOR), self.read_u16(VENDOR | 2))
     }
 
+    /// Subsystem vendor ID and subsystem ID of an endpoint. Other layouts have something else there.
+    #[must_use]
+    pub fn subsystem(&self) -> (u16, u16) {
+        (self.read_u16(SUBSYSTEM), self.read_u16(SUBSYSTEM | 2))
+    }
+
     /// Class code: base class, subclass and interface in 24 bits.
     #[must_use]
     pub fn class(&self) -> u32 {
@@ -229,6 +235,7 @@ pub(super) const COMMAND: u16 = 0x04;
 pub(super) const STATUS: u16 = 0x06;
 const CLASS: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0c;
+const SUBSYSTEM: u16 = 0x2c;
 const MULTI_FUNCTION: u32 = 1 << 23;
 /// Primary, secondary and subordinate bus number of a bridge.
 pub(super) const BUS_NUMBERS: u16 = 0x18;

@@ -7,6 +7,7 @@ use super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
 use super::function::{Function, FunctionKind};
 use super::host_bridge::HostBridge;
 use super::key::{HostBridgeNumber, KeyError, PciKey};
+use super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS, Quirks};
 use super::topology::{self, Alias, AliasKind, Isolation, IsolationCause};
 use super::{Bus, DeviceFunction, Sbdf, Segment};
 
@@ -69,7 +70,21 @@ pub struct OutOfMemory;
 ///
 /// [`OutOfMemory`]. All else is among the [`Problem`]s.
 pub fn enumerate<C: ConfigSpace + ?Sized>(space: &C, host: &HostBridge) -> Result<Enumeration, OutOfMemory> {
-    let mut walk = Walk { space, segment: host.segment, host: host.number, found: Enumeration::default() };
+    enumerate_with(space, host, &[KNOWN_QUIRKS])
+}
+
+/// [`enumerate`] with other tables of quirks: `&[KNOWN_QUIRKS, MINE]` adds some, `&[MINE]` replaces the known ones.
+///
+/// # Errors
+///
+/// As for [`enumerate`].
+pub fn enumerate_with<C: ConfigSpace + ?Sized>(
+    space: &C,
+    host: &HostBridge,
+    quirks: &[&[FunctionQuirk]],
+) -> Result<Enumeration, OutOfMemory> {
+    let (segment, found, quirks) = (host.segment, Enumeration::default(), Quirks(quirks));
+    let mut walk = Walk { space, segment, host: host.number, quirks, found };
     let mut waiting = Vec::new();
     if host.buses.start() <= host.buses.end() {
         try_push(&mut waiting, Level::root(*host.buses.start(), *host.buses.end()))?;
@@ -119,6 +134,7 @@ struct Walk<'a, C: ?Sized> {
     space: &'a C,
     segment: Segment,
     host: HostBridgeNumber,
+    quirks: Quirks<'a>,
     found: Enumeration,
 }
 
@@ -187,7 +203,7 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
             match config {
                 Ok(config) => {
                     let capabilities = self.function(level, &config)?;
-                    let controlled = capabilities.is_some_and(|found| topology::has_access_control(&found));
+                    let controlled = capabilities.is_some_and(|found| self.is_controlled(config.ids(), &found));
                     peers = peers.with(Peers { count: 1, all_controlled: controlled });
                     if number == 0 {
                         let is_ari = level.ari && capabilities.is_some_and(|found| found.ari.is_some());
@@ -209,6 +225,11 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
         Ok(peers)
     }
 
+    /// Whether a function's requests to peers go up to the root complex.
+    fn is_controlled(&self, ids: (u16, u16), capabilities: &Capabilities) -> bool {
+        topology::has_access_control(capabilities) || self.quirks.keep_apart(ids, capabilities)
+    }
+
     /// Lists one function that answered, and tells its capabilities if it can be used.
     fn function(&mut self, level: &Level, config: &FunctionConfig<'_, C>) -> Result<Option<Capabilities>, OutOfMemory> {
         let sbdf = config.function();
@@ -222,12 +243,15 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
             Ok(read) => read,
             Err(error) => return self.problem(Problem::Config(error)).map(|()| None),
         };
-        let (vendor, device) = config.ids();
+        let (ids, header_of_endpoint) = (config.ids(), matches!(header, HeaderType::Endpoint));
+        let subsystem = header_of_endpoint.then(|| config.subsystem());
+        let (vendor, device) = ids;
         let own = Alias { rid: sbdf.requester_id(), kind: AliasKind::Own };
         let mut requester_ids = Vec::new();
         for alias in core::iter::once(own)
             .chain(topology::phantoms(own.rid, &capabilities, level.ari))
             .chain(topology::virtual_functions(own.rid, &capabilities))
+            .chain(self.quirks.aliases(own.rid, ids, subsystem))
             .chain(level.substitutes.iter().copied())
         {
             try_push(&mut requester_ids, alias)?;
@@ -272,7 +296,9 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
             try_push(&mut substitutes, alias)?;
         }
         let is_link = port_type.is_some_and(PortType::is_downstream_port);
-        let isolates = topology::isolates_below(&bridge.capabilities, bridge.isolation.cause == IsolationCause::Apart);
+        let controlled = self.is_controlled((bridge.vendor, bridge.device), &bridge.capabilities);
+        let apart = bridge.isolation.cause == IsolationCause::Apart;
+        let isolates = topology::isolates_below(port_type, controlled, apart);
         Ok(Some(Level {
             bus: secondary,
             last: subordinate,

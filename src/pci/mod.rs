@@ -19,6 +19,7 @@
 //! | `id_range.rs` | what `iommu-map` and `msi-map` have in common |
 //! | `requester_id_map.rs` | from requester IDs to streams |
 //! | `topology.rs` | requester IDs that a function's DMA can carry; isolation groups |
+//! | `quirk_table.rs` | parts that send as somebody else, or are kept apart without saying so |
 //! | `function.rs` | what is known of a function |
 //! | `host_bridge.rs` | a host bridge, and the streams of functions behind it |
 //! | `enumeration.rs` | the walk over all buses behind a host bridge |
@@ -37,6 +38,7 @@ mod key;
 pub(crate) mod id_range;
 mod requester_id_map;
 mod topology;
+mod quirk_table;
 mod function;
 mod host_bridge;
 mod enumeration;
@@ -51,10 +53,11 @@ pub use capability::{
     ResizableBars, SrIov,
 };
 pub use config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
-pub use enumeration::{Enumeration, OutOfMemory, Problem, enumerate};
+pub use enumeration::{Enumeration, OutOfMemory, Problem, enumerate, enumerate_with};
 pub use function::{Function, FunctionKind};
 pub use host_bridge::{HostBridge, StreamsError};
 pub use id_range::MapFault;
 pub use key::{HostBridgeNumber, KeyError, PciKey};
+pub use quirk_table::{FunctionQuirk, KNOWN_QUIRKS, QuirkEffect};
 pub use requester_id_map::{MapEntry, MapError, Provider, RequesterIdMap};
 pub use topology::{Alias, AliasKind, Isolation, IsolationCause};

@@ -11,6 +11,7 @@
 //! - *A bridge from PCI Express to PCI* (PCI Express to PCI/PCI-X Bridge Specification 1.0, 2.3) sends what comes from
 //!   below with its secondary bus number and device 0, function 0. From a PCI-X bus it may keep the sender's ID.
 //! - *A bridge on a conventional bus* sends requests that it takes over with its own ID.
+//! - *Some parts* send as another function, though nothing says so: `quirk_table.rs`.
 //!
 //! # Isolation
 //!
@@ -26,6 +27,8 @@
 //!   by the port that it enters through, so one port without redirection exposes what is below the others.
 //! - Devices on a root bus are taken to be apart: what a root complex does between them, no register tells (1.3.1
 //!   leaves it to the implementation).
+//!
+//! Some ports and functions without the capability are known to do the same: `quirk_table.rs`.
 //!
 //! Required services are source validation, request and completion redirect, and upstream forwarding. A switch must
 //! offer them all; others offer what they need (6.12.1): what is not offered, is not done between peers.
@@ -53,6 +56,8 @@ pub enum AliasKind {
     Virtual,
     /// A bridge above substitutes it.
     Bridge(PciKey),
+    /// The function is known to send as somebody else ([`KNOWN_QUIRKS`](super::KNOWN_QUIRKS)).
+    Quirk,
 }
 
 /// The isolation group of a function.
@@ -143,11 +148,11 @@ pub(super) fn substitutes(
 }
 
 /// Whether the functions below a bridge are kept apart from each other and from the bridge, which itself is `apart`
-/// from its peers.
-pub(super) fn isolates_below(capabilities: &Capabilities, apart: bool) -> bool {
+/// from its peers. `controlled`: its requests to peers go up.
+pub(super) fn isolates_below(port_type: Option<PortType>, controlled: bool, apart: bool) -> bool {
     apart
-        && match capabilities.express.map(|express| express.port_type) {
-            Some(PortType::RootPort | PortType::SwitchDownstream) => has_access_control(capabilities),
+        && match port_type {
+            Some(PortType::RootPort | PortType::SwitchDownstream) => controlled,
             // Requests between peers turn round at its downstream ports, not here.
             Some(PortType::SwitchUpstream) => true,
             _ => false,

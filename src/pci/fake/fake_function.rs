@@ -51,6 +51,13 @@ impl FakeFunction {
         self
     }
 
+    /// Sets the subsystem vendor ID and the subsystem ID of an endpoint.
+    #[must_use]
+    pub fn subsystem(mut self, vendor: u16, id: u16) -> Self {
+        self.registers.set(0x2c, u32::from(vendor) | u32::from(id) << 16, u32::MAX);
+        self
+    }
+
     /// Adds a capability to the standard list, with `body` after its header (the first two bytes of `body` share the
     /// header's 32 bits). Nothing happens when there is no room.
     #[must_use]
