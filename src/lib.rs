@@ -5,20 +5,40 @@
 //! add, remove, assign, reassign and deassign across both. It is `no_std`, needs `alloc`, and knows its hypervisor
 //! through one type parameter, [`sync::Platform`].
 //!
-//! # From boot to a fault
+//! # From boot to the end
 //!
-//! The README has the code of 1 to 4, for a device tree.
+//! The README has the code of 1 to 4, for a device tree. What an error says, and what to do about it, stands in
+//! `docs/errors.md`.
 //!
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`map`](dt::SmmuNode::map), [`probe`](smmu::Smmu::probe),
 //!    [`register_iommu`](assign::Service::register_iommu). From the probe on all of its streams fault.
 //! 3. For each device: [`add`](assign::Service::add) what [`dt::DtDevice::spec`] makes of it. PCI functions are found by
 //!    [`pci::enumerate`], behind what [`dt::HostBridge::pci`] makes of a node; [`pci::Function::spec`] is for them.
-//! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign); after a
-//!    mapping was removed or narrowed, [`flush`](assign::Service::flush).
-//! 5. In interrupt handlers: [`take_faults`](assign::IommuHandle::take_faults). Once they stand,
+//! 4. For each guest: [`create_domain`](assign::Service::create_domain), then [`assign`](assign::Service::assign) or
+//!    [`assign_group`](assign::Service::assign_group); after a mapping was removed or narrowed,
+//!    [`flush`](assign::Service::flush) or [`flush_range`](assign::Service::flush_range).
+//! 5. For each interrupt line of an SMMU, a handler whose bottom half calls
+//!    [`handle_fault`](assign::Service::handle_fault): it names the device and the domain. A handler that must not wait
+//!    calls [`IommuHandle::take_faults`](assign::IommuHandle::take_faults), which has numbers only. When they stand,
 //!    [`enable_reports`](assign::Service::enable_reports); from then on a worker calls
-//!    [`tend_faults`](assign::Service::tend_faults).
+//!    [`tend_faults`](assign::Service::tend_faults), which ends storms.
+//! 6. A guest gives a device back, or ends: [`deassign`](assign::Service::deassign), or
+//!    [`reassign`](assign::Service::reassign) to the next guest. In between the device is quiesced and reset, by its
+//!    [`DeviceHooks`](assign::DeviceHooks).
+//! 7. A device is unplugged, whatever its state: [`remove`](assign::Service::remove), with all that stands behind it
+//!    [`remove_tree`](assign::Service::remove_tree).
+//! 8. The guest's tables are to be freed: [`destroy_domain`](assign::Service::destroy_domain). Where an SMMU does not
+//!    confirm that it forgot them, [`retire_domain`](assign::Service::retire_domain) gives a token to try later.
+//! 9. At any time: [`audit`](assign::Service::audit) compares registry, driver and registers;
+//!    [`usage`](assign::Service::usage) says who uses entries and context banks;
+//!    [`write_tree`](assign::Service::write_tree) prints who has what.
+//! 10. Before an SMMU loses its power, and after: [`suspend_iommu`](assign::Service::suspend_iommu),
+//!     [`resume_iommu`](assign::Service::resume_iommu). At the end [`shutdown`](assign::Service::shutdown); in a crash,
+//!     [`IommuHandle::crash`](assign::IommuHandle::crash).
+//!
+//! The platform: `sync::BareMetal` is ready for aarch64; [`sync::Platform`] lists the others. A lock of one's own
+//! implements [`sync::lock_api::RawMutex`].
 //!
 //! # Principles
 //!

@@ -76,3 +76,28 @@ fn every_line_of_the_contract_is_named_by_a_test() {
     let silent: Vec<&String> = lines.iter().filter(|line| !cited.contains(line.as_str())).collect();
     assert!(silent.is_empty(), "no test is named after {silent:?}");
 }
+
+/// Whoever opens the page of `Service` finds each of its methods by what it is for.
+#[test]
+fn the_table_at_the_head_of_service_has_every_method() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/assign");
+    let read = |folder: &Path| -> Vec<String> {
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|file| file.is_file()).map(|file| std::fs::read_to_string(file).unwrap()).collect()
+    };
+    let mut methods = BTreeSet::new();
+    for text in read(&folder).into_iter().chain(read(&folder.join("op"))) {
+        for block in
+            text.split("\nimpl<P: ").filter(|block| block[..block.find('{').unwrap()].ends_with("> Service<P> "))
+        {
+            let body = &block[..block.find("\n}\n").unwrap()];
+            let names = body.lines().filter_map(|line| line.strip_prefix("    pub ")?.split_once("fn "));
+            methods.extend(names.map(|(_, rest)| rest[..rest.find(['(', '<']).unwrap()].to_owned()));
+        }
+    }
+    assert!(methods.len() > 40, "{methods:?}");
+    let service = std::fs::read_to_string(folder.join("service.rs")).unwrap();
+    let missing: Vec<_> =
+        methods.iter().filter(|name| !service.contains(&format!("[`{name}`](Self::{name})"))).collect();
+    assert_eq!(missing, Vec::<&String>::new());
+}

@@ -27,15 +27,18 @@ use crate::sync::{Platform, Waiter};
 ///
 /// | to | call |
 /// |---|---|
+/// | make one | [`new`](Self::new), [`with_events`](Self::with_events) |
 /// | put an SMMU into service, and out | [`register_iommu`](Self::register_iommu), [`unregister_iommu`](Self::unregister_iommu), [`force_unregister_iommu`](Self::force_unregister_iommu), [`shutdown`](Self::shutdown) |
-/// | make a guest's address space, and end it | [`create_domain`](Self::create_domain), [`destroy_domain`](Self::destroy_domain), [`retire_domain`](Self::retire_domain) |
-/// | bring a device in, and out | [`add`](Self::add), [`remove`](Self::remove), [`remove_tree`](Self::remove_tree), [`source_object`](Self::source_object) |
-/// | give a device to a guest, and take it back | [`assign`](Self::assign), [`reassign`](Self::reassign), [`deassign`](Self::deassign), their `_group` forms, [`quarantine`](Self::quarantine) |
-/// | find out whether that would work | [`test_assign`](Self::test_assign), [`reserve`](Self::reserve), [`limits`](Self::limits) |
+/// | bring a device in, and out | [`add`](Self::add), [`remove`](Self::remove), [`remove_tree`](Self::remove_tree), [`remove_and_wait`](Self::remove_and_wait) |
+/// | make a guest's address space, and end it | [`limits`](Self::limits), [`create_domain`](Self::create_domain), [`destroy_domain`](Self::destroy_domain), [`retire_domain`](Self::retire_domain) |
+/// | give a device to a guest, and take it back | [`assign`](Self::assign), [`reassign`](Self::reassign), [`deassign`](Self::deassign) |
+/// | the same for its whole group | [`assign_group`](Self::assign_group), [`reassign_group`](Self::reassign_group), [`deassign_group`](Self::deassign_group), [`quarantine`](Self::quarantine) |
+/// | find out first whether that would work | [`test_assign`](Self::test_assign), [`reserve`](Self::reserve) |
 /// | make IOMMUs forget translations | [`flush`](Self::flush), [`flush_range`](Self::flush_range), [`flush_range_atomic`](Self::flush_range_atomic) |
-/// | deal with faults | [`handle_fault`](Self::handle_fault), [`tend_faults`](Self::tend_faults), [`enable_reports`](Self::enable_reports), [`iommu`](Self::iommu) |
+/// | deal with faults | [`enable_reports`](Self::enable_reports), [`handle_fault`](Self::handle_fault), [`tend_faults`](Self::tend_faults), [`iommu`](Self::iommu) |
 /// | let an SMMU sleep | [`suspend_iommu`](Self::suspend_iommu), [`resume_iommu`](Self::resume_iommu) |
-/// | look | [`find`](Self::find), [`devices`](Self::devices), [`write_tree`](Self::write_tree), [`usage`](Self::usage), [`audit`](Self::audit) |
+/// | look | [`find`](Self::find), [`devices`](Self::devices), [`next_device`](Self::next_device), [`generation`](Self::generation), [`write_tree`](Self::write_tree), [`usage`](Self::usage), [`audit`](Self::audit) |
+/// | end registrations with an object of their source, give memory back | [`source_object`](Self::source_object), [`end_source`](Self::end_source), [`reap`](Self::reap) |
 /// | wait, come back from a callback, call from interrupts | [`wait`](Self::wait), [`within`](Self::within), [`in_interrupts`](Self::in_interrupts) |
 pub struct Service<P: Platform> {
     pub(super) registry: Lock<levels::Registry, Registry<P>, P::Lock>,

@@ -15,6 +15,7 @@
 //! | `wait.rs` | a hypervisor that can put a caller to sleep |
 //! | `inflight.rs` | revocable access: who is inside, and a mark after which nobody enters |
 //! | `interrupts.rs` | a platform that masks interrupts while a lock is held |
+//! | `bare_metal.rs` | a platform with a clock and a wait, ready for aarch64 |
 //! | `one_cpu.rs` | a platform with a single CPU |
 //! | `explored.rs` | a platform for explorers of schedules |
 //!
@@ -38,6 +39,7 @@ mod watch;
 mod wait;
 pub(crate) mod inflight;
 mod interrupts;
+mod bare_metal;
 mod one_cpu;
 #[cfg(any(loom, shuttle))]
 mod explored;
@@ -49,6 +51,12 @@ pub(crate) use spin::Once;
 /// it for a few accesses to memory or registers.
 pub(crate) use spin::Mutex as Tried;
 
+/// The crate of the trait that [`Platform::Lock`] wants: for a lock of one's own.
+pub use lock_api;
+
+#[cfg(target_arch = "aarch64")]
+pub use bare_metal::BareMetal;
+pub use bare_metal::{Cpu, TimedSpinIrq};
 #[cfg(any(loom, shuttle))]
 pub use explored::{Explored, ExploredLock};
 #[cfg(loom)]

@@ -14,8 +14,9 @@ use super::time::Micros;
 /// |---|---|
 /// | [`Spin`] | a hypervisor whose interrupt handlers only take faults in |
 /// | [`SpinIrq`](super::SpinIrq) | one whose interrupt handlers flush and submit requests too |
+/// | [`TimedSpinIrq`](super::TimedSpinIrq), as `BareMetal` on aarch64 | the same, with a clock and a [`Waiter`](super::Waiter): for a first port |
 /// | [`OneCpu`](super::OneCpu) | one with a single CPU: no lock, but a flag that catches re-entry |
-/// | its own | any `lock_api` raw mutex, its own wake-up, its own [`Waiter`](super::Waiter) |
+/// | its own | any [`lock_api`] raw mutex (the crate is `iommu_assign::sync::lock_api`), its own wake-up, its own [`Waiter`](super::Waiter) |
 ///
 /// # Context
 ///
