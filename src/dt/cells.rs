@@ -40,7 +40,11 @@ impl fmt::Debug for Region {
 /// Typed access. Every error names the node.
 impl<'a> Node<'_, 'a> {
     /// A property of exactly one cell, if it is there.
-    pub(super) fn u32(&self, property: &'static str) -> Result<Option<u32>, DtError> {
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Node`] for a property of another length.
+    pub fn u32(&self, property: &'static str) -> Result<Option<u32>, DtError> {
         let Some(found) = self.property(property) else { return Ok(None) };
         let value = found.value();
         match <[u8; 4]>::try_from(value) {
@@ -65,15 +69,25 @@ impl<'a> Node<'_, 'a> {
     }
 
     /// A property that is a list of NUL-terminated strings; a missing or empty one has none.
-    pub(super) fn strings(&self, property: &'static str) -> Result<impl Iterator<Item = &'a str> + Clone, DtError> {
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Node`] for a property that is no such list.
+    pub fn strings(&self, property: &'static str) -> Result<impl Iterator<Item = &'a str> + Clone, DtError> {
         let value = self.property(property).map_or(&[][..], |property| property.value());
         let text = str::from_utf8(value).ok().filter(|text| text.is_empty() || text.ends_with('\0'));
         let text = text.ok_or_else(|| self.error(NodeFault::NotStrings { property }))?;
         Ok(text.split_terminator('\0'))
     }
 
-    /// The regions of `reg`, as the CPU sees them.
-    pub(super) fn regions(&self) -> Result<Vec<Region>, DtError> {
+    /// The regions of `reg`, as the CPU sees them; a node without the property has none. For the hypervisor's own devices:
+    /// memory, interrupt controller, console.
+    ///
+    /// # Errors
+    ///
+    /// [`DtError::Node`] for a `reg` that is malformed, or that the `ranges` of the buses above do not lead to the CPU;
+    /// [`DtError::OutOfMemory`].
+    pub fn regions(&self) -> Result<Vec<Region>, DtError> {
         let mut regions = Vec::new();
         let (Some(bus), Some(reg)) = (self.parent(), self.property(REG)) else { return Ok(regions) };
         let (address_cells, size_cells) = (bus.address_cells()?, bus.size_cells()?);
