@@ -1,0 +1,76 @@
+//! ZynqMP's general-purpose DMA engine (GDMA in the full-power domain, ADMA in the low-power one): simple copies, as a master
+//! whose data is real. Registers: ZynqMP register reference, ZDMA.
+
+use iommu_assign::dt::Region;
+use iommu_assign::smmu::{Mmio, Registers};
+use iommu_assign::sync::Micros;
+
+use crate::boot::mmu;
+use crate::lock::Lock;
+use crate::machine::time;
+
+/// One channel.
+#[derive(Debug)]
+pub(crate) struct Channel(Lock<Mmio>);
+
+const ISR: u32 = 0x100;
+const IDS: u32 = 0x10c;
+const CTRL0: u32 = 0x110;
+const DATA_ATTRIBUTES: u32 = 0x120;
+/// Address low, address high, size, control.
+const SOURCE: u32 = 0x128;
+const DESTINATION: u32 = 0x138;
+const CTRL2: u32 = 0x200;
+const DONE: u32 = 1 << 10;
+/// AXI errors of data and descriptors.
+const ERRORS: u32 = 0b1111 << 6;
+const ALL: u32 = 0xfff;
+
+/// How long a copy of a page may take.
+const PATIENCE: Micros = Micros::from_millis(20);
+
+impl Channel {
+    /// The channel at `region`.
+    pub(crate) fn open(region: Region) -> Option<Self> {
+        let base = mmu::map_device(region.base(), region.size())?;
+        // SAFETY: mapped as device memory for ever; nobody else uses it.
+        let registers = unsafe { Mmio::new(base, usize::try_from(region.size()).ok()?) }?;
+        registers.write32(IDS, ALL);
+        Some(Self(Lock::new(registers)))
+    }
+
+    /// Copies `size` bytes. `false` where the engine says that an access failed, or does not come to an end.
+    pub(crate) fn copy(&self, from: u64, to: u64, size: u32) -> bool {
+        {
+            let registers = self.0.lock();
+            registers.write32(ISR, ALL);
+            // Simple mode, read and write; bursts of 16, normal memory.
+            registers.write32(CTRL0, 0);
+            registers.write32(DATA_ATTRIBUTES, 0x0483_d20f);
+            for (at, address) in [(SOURCE, from), (DESTINATION, to)] {
+                registers.write32(at, address as u32);
+                registers.write32(at + 4, (address >> 32) as u32);
+                registers.write32(at + 8, size);
+                registers.write32(at + 12, 0);
+            }
+            registers.write32(CTRL2, 1);
+        }
+        let start = time::now();
+        loop {
+            let status = self.0.lock().read32(ISR);
+            if status & ERRORS != 0 {
+                // The channel stops by itself; the enable bit is taken back.
+                self.0.lock().write32(CTRL2, 0);
+                return false;
+            }
+            if status & DONE != 0 {
+                return true;
+            }
+            if time::now().since(start) > PATIENCE {
+                self.0.lock().write32(CTRL2, 0);
+                return false;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Devices as the scenario uses them: what the service is told of each, and the engine that does its DMA.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iommu_assign::assign::{
+    Device, DeviceHooks, DeviceKey, DeviceSpec, HookContext, HookError, Label, Policy, PolicyRequest, Source, Why,
+};
+use iommu_assign::dt::Board;
+use iommu_assign::pci::{Function, FunctionKind, HostBridge, PciKey};
+
+use super::gdma::Channel;
+use super::guests::{self, Guest};
+use super::modelled::{Modelled, Reached};
+use super::smmus::Unit;
+use crate::lock::Lock;
+use crate::pci::ecam::Ecam;
+use crate::pci::functions::FunctionHooks;
+
+/// A device.
+#[derive(Clone, Debug)]
+pub(crate) struct Master {
+    /// What the service is told.
+    pub(crate) spec: DeviceSpec,
+    engine: Engine,
+}
+
+/// Who does a device's DMA.
+#[derive(Clone, Debug)]
+enum Engine {
+    /// The model's own master, with every stream of the device.
+    Modelled(Arc<Modelled>),
+    /// A channel of ZynqMP's DMA engine.
+    Gdma(Arc<Channel>),
+    /// Nobody here.
+    None,
+}
+
+/// Firmware's word, but for bridges: they are never assigned, and may share what is below them.
+#[derive(Debug)]
+pub(crate) struct Rules;
+
+impl Policy for Rules {
+    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
+        match request.why {
+            Why::Shares { .. } => true,
+            _ => request.device.passthrough(),
+        }
+    }
+}
+
+/// Hooks of a master of the device tree: it is told to stop, and does not. That is what isolation is for.
+#[derive(Debug)]
+struct Stubborn(Option<Arc<Modelled>>);
+
+impl Stubborn {
+    fn try_dma(&self, device: &Device) {
+        let Some(model) = &self.0 else { return };
+        for stream in device.streams() {
+            let reached = model.dma(stream.id(), Guest::address(0));
+            if reached != Reached::Fault {
+                crate::violation!("{} reaches {reached:x?} while it changes owners", device.label());
+            }
+        }
+    }
+}
+
+impl DeviceHooks for Stubborn {
+    fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError> {
+        self.try_dma(context.device);
+        Ok(())
+    }
+
+    fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
+        self.try_dma(context.device);
+        Ok(())
+    }
+
+    fn release(&self, context: &HookContext<'_>) {
+        self.try_dma(context.device);
+    }
+}
+
+/// The masters of the device tree.
+pub(crate) fn of_tree(board: &Board<'_>, units: &[Arc<Unit>]) -> Vec<Master> {
+    let usable = board.devices().iter().filter(|device| device.enabled && !device.on_disabled_smmu);
+    let mut masters = Vec::new();
+    for node in usable.filter(|device| device.foreign_iommus.is_empty()) {
+        let model = node.streams.first().and_then(|stream| model_of(units, stream.iommu()));
+        let channel = board.tree().node(node.node).and_then(|node| {
+            let is_gdma = node.strings("compatible").is_ok_and(|mut names| names.any(|name| name == "xlnx,zynqmp-dma-1.0"));
+            let region = node.regions().ok()?.first().copied().filter(|_| is_gdma)?;
+            Channel::open(region).map(Arc::new)
+        });
+        let is_gdma = channel.is_some();
+        let engine = match (&model, channel) {
+            (Some(model), _) => Engine::Modelled(model.clone()),
+            (None, Some(channel)) => Engine::Gdma(channel),
+            (None, None) => Engine::None,
+        };
+        let key = DeviceKey::new(Source::Dt, node.key.into());
+        let mut spec = DeviceSpec::new(key, Label::from(node.path.as_str()), node.streams.clone());
+        spec.parent = node
+            .parent
+            .and_then(|parent| board.device(parent))
+            .map(|parent| DeviceKey::new(Source::Dt, parent.key.into()));
+        // DMA engines have no other use here than to be given to guests.
+        spec.passthrough = node.passthrough || is_gdma;
+        spec.hooks = Arc::new(Stubborn(model));
+        masters.push(Master { spec, engine });
+    }
+    masters
+}
+
+/// Numbers of isolation groups, as the service wants them, by the key that names each.
+static ISOLATION: Lock<BTreeMap<PciKey, u64>> = Lock::new(BTreeMap::new());
+
+/// A PCI function.
+///
+/// # Errors
+///
+/// Why it cannot be isolated, in words.
+pub(crate) fn of_function(
+    function: &Function,
+    host: &HostBridge,
+    space: &Arc<Ecam>,
+    units: &[Arc<Unit>],
+) -> Result<Master, String> {
+    let streams = host.streams(function).map_err(|error| format!("{error}"))?;
+    let model = streams.first().and_then(|stream| model_of(units, stream.iommu()));
+    let label = Label::from(function.sbdf.to_string().as_str());
+    let mut spec = DeviceSpec::new(function.key.into(), label, streams);
+    spec.parent = function.key.parent().map(DeviceKey::from);
+    let group = function.isolation.group;
+    spec.isolation = Some({
+        let mut numbers = ISOLATION.lock();
+        let next = numbers.len() as u64;
+        *numbers.entry(group).or_insert(next)
+    });
+    spec.passthrough = function.kind == FunctionKind::Endpoint;
+    spec.hooks = Arc::new(FunctionHooks::new(space, function).ok_or("its ATS, PRI or PASID stays on")?);
+    Ok(Master { spec, engine: model.map_or(Engine::None, Engine::Modelled) })
+}
+
+fn model_of(units: &[Arc<Unit>], key: iommu_assign::assign::IommuKey) -> Option<Arc<Modelled>> {
+    units.iter().find(|unit| unit.key == key)?.model.clone()
+}
+
+impl Master {
+    /// What people call it.
+    pub(crate) fn label(&self) -> &Label {
+        &self.spec.label
+    }
+
+    /// What the service knows it by.
+    pub(crate) fn key(&self) -> DeviceKey {
+        self.spec.key
+    }
+
+    /// Whether it does DMA here.
+    pub(crate) fn has_engine(&self) -> bool {
+        !matches!(self.engine, Engine::None)
+    }
+
+    /// Whether [`stray`](Self::stray) does anything.
+    pub(crate) fn can_stray(&self) -> bool {
+        matches!(self.engine, Engine::Modelled(_)) && self.spec.key.source() == Source::Dt
+    }
+
+    /// One access of each stream to a guest's page, the result to nobody: for faults.
+    pub(crate) fn stray(&self) {
+        if let Engine::Modelled(model) = &self.engine {
+            self.spec.streams.iter().for_each(|stream| _ = model.dma(stream.id(), Guest::address(0)));
+        }
+    }
+
+    /// Has the device access the page `page` of whatever guest it has, and compares what that came to: the page of `owner`, or
+    /// nothing where it has none. Returns the number of accesses that were compared.
+    pub(crate) fn check(&self, owner: Option<&Guest>, guests: &[Guest], page: u64) -> u64 {
+        match &self.engine {
+            Engine::Modelled(model) => {
+                let expected = owner.map_or(Reached::Fault, |guest| Reached::Memory(guest.physical(page)));
+                for stream in &self.spec.streams {
+                    let reached = model.dma(stream.id(), Guest::address(page));
+                    if reached != expected {
+                        crate::violation!("{} by stream {}: {reached:x?}, expected {expected:x?}", self.label(), stream.id());
+                    }
+                }
+                self.spec.streams.len() as u64
+            }
+            Engine::Gdma(channel) => {
+                self.copy_and_compare(channel, owner, guests, page);
+                1
+            }
+            Engine::None => 0,
+        }
+    }
+
+    /// A copy from a page that differs in each guest to `page`: afterwards the owner's has the owner's pattern, and no other
+    /// guest's has changed.
+    fn copy_and_compare(&self, channel: &Channel, owner: Option<&Guest>, guests: &[Guest], page: u64) {
+        let source = page + guests::PAGES / 2;
+        const SIZE: usize = 256;
+        let pattern = |guest: &Guest| [guest.domain.id().number() as u8 ^ page as u8 ^ 0xa5; SIZE];
+        let blank = [0_u8; SIZE];
+        for guest in guests {
+            guest.write(page, &blank);
+        }
+        if let Some(owner) = owner {
+            owner.write(source, &pattern(owner));
+        }
+        let done = channel.copy(Guest::address(source), Guest::address(page), SIZE as u32);
+        if owner.is_some() && !done {
+            crate::violation!("{} did not copy its guest's page", self.label());
+        }
+        for guest in guests {
+            let mut found = [0_u8; SIZE];
+            guest.read(page, &mut found);
+            let is_owner = owner.is_some_and(|owner| owner.domain.id() == guest.domain.id());
+            let expected = if is_owner { pattern(guest) } else { blank };
+            if found != expected {
+                crate::violation!("{}: {} has {:#x} where {:#x} belongs", self.label(), guest.domain.label(), found[0], expected[0]);
+            }
+        }
+    }
+}

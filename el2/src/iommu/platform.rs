@@ -1,0 +1,64 @@
+//! The hypervisor under the library: a lock that masks interrupts, the architectural counter as its clock, and a wait that sleeps.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use iommu_assign::sync::{Daif, InterruptSafe, ManyCpus, Micros, Platform, SpinIrq, TimedOut, Waiter};
+
+use crate::lock::RawLock;
+use crate::machine::time;
+
+/// The platform.
+#[derive(Debug)]
+pub(crate) enum Hypervisor {}
+
+/// The library with this hypervisor under it.
+pub(crate) type Service = iommu_assign::assign::Service<Hypervisor>;
+/// A guest's address space.
+pub(crate) type Domain = iommu_assign::assign::Domain<Hypervisor>;
+/// The queue in front of the service.
+pub(crate) type RequestQueue = iommu_assign::assign::RequestQueue<Hypervisor>;
+
+/// How often somebody was woken.
+static WAKES: AtomicU64 = AtomicU64::new(0);
+
+impl Platform for Hypervisor {
+    type Lock = RawLock;
+    type Sharing = ManyCpus;
+
+    fn barrier() {
+        SpinIrq::<Daif>::barrier();
+    }
+
+    fn now() -> Option<Micros> {
+        Some(time::now())
+    }
+
+    fn wake() {
+        WAKES.fetch_add(1, Ordering::Release);
+        aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISHST);
+        aarch64_cpu::asm::sev();
+    }
+}
+
+impl InterruptSafe for Hypervisor {}
+
+/// An event count: WFE sleeps until `wake`'s SEV, or an interrupt; every CPU has a timer that runs.
+impl Waiter for Hypervisor {
+    type Ticket = u64;
+    /// On the clock of [`Platform::now`].
+    type Deadline = Micros;
+
+    fn prepare() -> u64 {
+        WAKES.load(Ordering::Acquire)
+    }
+
+    fn wait(ticket: u64, deadline: Option<Micros>) -> Result<(), TimedOut> {
+        while WAKES.load(Ordering::Acquire) == ticket {
+            if deadline.is_some_and(|deadline| time::now() >= deadline) {
+                return Err(TimedOut);
+            }
+            aarch64_cpu::asm::wfe();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! What all CPUs share.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iommu_assign::assign::DeviceKey;
+use iommu_assign::dt::{self, Board};
+use iommu_assign::pci::{Bus, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
+use smmu_model::Memory;
+
+use super::score;
+use crate::iommu::guests::Guest;
+use crate::iommu::masters::{self, Master, Rules};
+use crate::iommu::modelled::SharedMemory;
+use crate::iommu::platform::{RequestQueue, Service};
+use crate::iommu::smmus::{self, Unit};
+use crate::lock::Lock;
+use crate::pci::buses;
+use crate::pci::ecam::Ecam;
+
+/// Guests.
+const GUESTS: [&str; 4] = ["guest-1", "guest-2", "guest-3", "guest-4"];
+/// Virtual functions of each function that can have some.
+const VIRTUAL_FUNCTIONS: u16 = 4;
+
+/// A host bridge.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    pub(crate) host: HostBridge,
+    pub(crate) space: Arc<Ecam>,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) service: Service,
+    pub(crate) queue: RequestQueue,
+    pub(crate) guests: Vec<Guest>,
+    pub(crate) units: Vec<Arc<Unit>>,
+    pub(crate) bridges: Vec<Bridge>,
+    /// Groups of devices that can be assigned: one CPU moves each.
+    pub(crate) groups: Vec<Vec<Master>>,
+    /// A device for each CPU that timer interrupts request operations on. None where there are few devices.
+    pub(crate) requested: Vec<Master>,
+    /// The device that is to storm.
+    pub(crate) storming: Option<Master>,
+    /// Devices that stay as they are: bridges.
+    pub(crate) others: Vec<DeviceKey>,
+    pub(crate) cpus: usize,
+}
+
+impl World {
+    /// Brings up what the board has: SMMUs first, then devices, each in fault.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be brought up, in words.
+    pub(crate) fn build(board: &Board<'_>, cpus: usize) -> Result<Self, String> {
+        let service = Service::new(Box::new(Rules));
+        let memory: SharedMemory = Arc::new(Lock::new(Memory::new()));
+        let units = smmus::bring_up(board, &service, &memory)?;
+        let guests = GUESTS.iter().map(|name| Guest::create(&service, name, &memory)).collect::<Result<Vec<_>, _>>()?;
+        let mut world = Self {
+            service,
+            queue: RequestQueue::new(),
+            guests,
+            units,
+            bridges: Vec::new(),
+            groups: Vec::new(),
+            requested: Vec::new(),
+            storming: None,
+            others: Vec::new(),
+            cpus,
+        };
+        let mut masters = masters::of_tree(board, &world.units);
+        for (number, node) in (0..).zip(board.host_bridges().iter().filter(|bridge| bridge.enabled && bridge.is_pci)) {
+            match Bridge::open(node, number) {
+                Ok(bridge) => {
+                    masters.extend(world.look_behind(&bridge)?);
+                    world.bridges.push(bridge);
+                }
+                Err(why) => log::warn!("{}: {why}", node.path),
+            }
+        }
+        world.add(masters);
+        world.cast();
+        smmus::listen(&world.units, &world.service);
+        Ok(world)
+    }
+
+    /// The functions behind a bridge, as devices. Says what each is, and what cannot be isolated.
+    fn look_behind(&self, bridge: &Bridge) -> Result<Vec<Master>, String> {
+        let found = enumerate(&*bridge.space, &bridge.host).map_err(|error| format!("{error}"))?;
+        found.problems.iter().for_each(|problem| log::warn!("{problem}"));
+        Ok(found.functions.iter().filter_map(|function| self.master(bridge, function)).collect())
+    }
+
+    /// A function as a device; says what it is.
+    pub(crate) fn master(&self, bridge: &Bridge, function: &Function) -> Option<Master> {
+        log::info!("{}: {}", function.sbdf, describe(function));
+        masters::of_function(function, &bridge.host, &bridge.space, &self.units)
+            .inspect_err(|why| log::warn!("{}: not offered: {why}", function.sbdf))
+            .ok()
+    }
+
+    /// Adds devices, parents first as they come, and sorts them into groups.
+    fn add(&mut self, masters: Vec<Master>) {
+        let mut added = Vec::new();
+        for mut master in masters {
+            // Who stands behind something that was not offered stands alone.
+            master.spec.parent = master.spec.parent.filter(|parent| self.service.find(*parent).is_some());
+            match self.service.add(master.spec.clone()) {
+                Ok(_) => added.push(master),
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        for master in added {
+            if !master.spec.passthrough {
+                self.others.push(master.key());
+                continue;
+            }
+            let group_of = |key| self.service.find(key).map(|info| info.group);
+            let own = group_of(master.key());
+            match self.groups.iter_mut().find(|group| group.first().is_some_and(|first| group_of(first.key()) == own)) {
+                Some(group) => group.push(master),
+                None => self.groups.push(Vec::from([master])),
+            }
+        }
+    }
+
+    /// Takes the devices with a part of their own out of the groups.
+    fn cast(&mut self) {
+        let enough = self.groups.len() > 2 * self.cpus;
+        let take = |groups: &mut Vec<Vec<Master>>| {
+            let index = groups.iter().position(|group| matches!(group.as_slice(), [master] if master.can_stray()))?;
+            groups.remove(index).pop()
+        };
+        if enough {
+            self.storming = take(&mut self.groups);
+            self.requested = (0..self.cpus).filter_map(|_| take(&mut self.groups)).collect();
+        }
+    }
+
+    /// The worker's part of fault handling.
+    pub(crate) fn tend(&self) {
+        for unit in &self.units {
+            unit.tend(&self.service, &mut |storm| match &storm.ended {
+                Some(Ok(device)) => log::info!("storm of {} faults ended: {} is quarantined", storm.faults, device.label()),
+                Some(Err(error)) => log::info!("storm of {} faults goes on: {error}", storm.faults),
+                None => log::info!("storm of {} faults of nobody's stream: silenced {}", storm.faults, storm.silenced),
+            });
+        }
+    }
+
+    /// Devices and domains in one line each, as the boot log shows them.
+    pub(crate) fn print(&self) {
+        let mut text = String::new();
+        if self.service.write_tree(&mut text).is_ok() {
+            text.lines().for_each(|line| log::info!("{line}"));
+        }
+        let count: usize = self.groups.iter().map(Vec::len).sum();
+        let engines = self.groups.iter().flatten().filter(|master| master.has_engine()).count();
+        log::info!(
+            "{count} devices in {} groups to be assigned, {engines} of them with DMA that is compared, {} bridges; {}",
+            self.groups.len(), self.others.len(), score::line(self.cpus)
+        );
+    }
+}
+
+impl Bridge {
+    fn open(node: &dt::HostBridge, number: u16) -> Result<Self, String> {
+        let first = Bus(*node.buses.start());
+        let space = node.ecam.and_then(|region| Ecam::map(region, first)).ok_or("no ECAM that can be mapped")?;
+        let host = HostBridge {
+            number: HostBridgeNumber(number),
+            segment: Segment(node.segment.unwrap_or(number)),
+            buses: first..=Bus(*node.buses.end()),
+            map: node.requesters.clone(),
+        };
+        buses::number(&space, &host);
+        let before = enumerate(&space, &host).map_err(|error| error.to_string())?;
+        for function in before.functions.iter().filter(|function| function.capabilities.sr_iov.is_some()) {
+            let count = buses::enable_virtual_functions(&space, function.sbdf, VIRTUAL_FUNCTIONS);
+            log::info!("{}: {count} virtual functions", function.sbdf);
+        }
+        Ok(Self { host, space: Arc::new(space) })
+    }
+}
+
+fn describe(function: &Function) -> String {
+    let kind = match (function.class >> 8, function.kind) {
+        (0x0108, _) => "NVMe",
+        (0x0200, _) => "Ethernet",
+        (0x0600, _) => "host bridge",
+        (0x0604, _) => "PCI bridge",
+        (0x0100, _) => "SCSI",
+        (0x00ff | 0x0780, _) => "other",
+        _ => "function",
+    };
+    let below = match function.kind {
+        FunctionKind::Bridge { secondary, subordinate } => format!(" to buses {:02x}-{:02x}", secondary.0, subordinate.0),
+        _ => String::new(),
+    };
+    let reset = function.capabilities.express.is_some_and(|express| express.function_level_reset);
+    let ids = function.requester_ids.len();
+    format!(
+        "{kind} {:04x}:{:04x}{below}{}{}",
+        function.vendor, function.device,
+        if reset { ", function-level reset" } else { "" },
+        if ids > 1 { format!(", {ids} requester IDs") } else { String::new() },
+    )
+}
