@@ -3,7 +3,9 @@
 //! `cargo xtask schedules`: explores the interleavings of operations, with builds of their own beside the ordinary one.
 //! `cargo xtask instructions`: what each operation costs, against Xen's and the bounds.
 //! `cargo xtask rooms`: checks the rules of the house: what uses what, what writes which register.
+//! `cargo xtask el2`: boots the bare-metal image under QEMU, with functions plugged in and out.
 
+mod el2;
 mod instructions;
 mod rooms;
 
@@ -78,7 +80,17 @@ bounds. The same each time with the same compiler.
 
        cargo xtask rooms
 
-The rules of the house, checked from the source; prints each place where one does not hold.";
+The rules of the house, checked from the source; prints each place where one does not hold.
+
+       cargo xtask el2 [--minutes N | --seconds N] [--gic 2|3] [--size | --image]
+
+Builds the bare-metal image (el2/), boots it at EL2 under qemu-system-aarch64 with four CPUs, plugs functions in and out over
+QMP, and fails unless its last line says that there was no violation.
+
+  --minutes N      how long the scenario goes on, 40 seconds without it
+  --gic N          the version of the interrupt controller, 3 without it
+  --size           instead: how large the library is in an image built for size, against its bounds
+  --image          instead: builds the image and prints where it is";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -106,6 +118,11 @@ fn main() -> ExitCode {
                 Err(message) => refuse(&message),
             }
         }
+        ["el2", rest @ ..] => match el2::run(rest) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(message) => refuse(&message),
+        },
         ["rooms"] => match rooms::check() {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

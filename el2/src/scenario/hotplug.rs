@@ -151,9 +151,8 @@ impl Place<'_> {
         for master in self.here.iter().filter(|master| master.spec.passthrough) {
             let Some(info) = world.service.find(master.key()) else { continue };
             // Its function cannot be made quiet any more: it is taken from its guest all the same, and quarantined.
-            match world.service.wait(deadline(), |service| service.deassign(&info.device)) {
-                Ok(_) => crate::violation!("{} was made quiet after it had gone", master.label()),
-                Err(error) => log::info!("{error}"),
+            if world.service.wait(deadline(), |service| service.deassign(&info.device)).is_ok() {
+                crate::violation!("{} was made quiet after it had gone", master.label());
             }
             score::add(&ACCESSES, master.check(None, &world.guests, 0));
         }
