@@ -56,7 +56,11 @@ fn run(blob: usize) -> ! {
 
 /// Everything, in the order of a hypervisor's boot.
 fn boot_up(blob: &'static [u8], tree: &Tree<'_>) -> Result<u8, String> {
-    log::info!("{} bytes of memory in {} ranges", tree::memory(tree).iter().map(ExactSizeIterator::len).sum::<usize>(), tree::memory(tree).len());
+    log::info!(
+        "{} bytes of memory in {} ranges",
+        tree::memory(tree).iter().map(ExactSizeIterator::len).sum::<usize>(),
+        tree::memory(tree).len()
+    );
     let affinities = tree::cpus(tree);
     let regions = tree::gic(tree).ok_or("no GICv2 or GICv3")?;
     gic::init(regions, affinities.len()).ok_or("the GIC cannot be set up")?;

@@ -124,7 +124,8 @@ pub(crate) fn enable(memory: &[Range<usize>]) {
     let mut add = |range: Range<usize>, attributes| {
         if !range.is_empty() {
             let region = MemoryRegion::new(range.start, range.end);
-            map.map_range(&region, PhysicalAddress(range.start), attributes, Constraints::empty()).expect("memory is mapped once");
+            map.map_range(&region, PhysicalAddress(range.start), attributes, Constraints::empty())
+                .expect("memory is mapped once");
         }
     };
     let image = image();

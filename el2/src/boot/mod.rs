@@ -55,8 +55,10 @@ extern "C" fn main(blob: usize) -> ! {
 /// An exception that is no interrupt: nothing here causes one on purpose.
 extern "C" fn fatal(vector: u64, syndrome: u64, address: u64, fault_address: u64) -> ! {
     console::seize();
-    log::error!("exception {vector}: ESR {syndrome:#x}, ELR {address:#x} (image + {:#x}), FAR {fault_address:#x}",
-        address.wrapping_sub(mmu::image().start as u64));
+    log::error!(
+        "exception {vector}: ESR {syndrome:#x}, ELR {address:#x} (image + {:#x}), FAR {fault_address:#x}",
+        address.wrapping_sub(mmu::image().start as u64)
+    );
     power::end(1)
 }
 

@@ -1,13 +1,16 @@
 //! ZynqMP's general-purpose DMA engine (GDMA in the full-power domain, ADMA in the low-power one): simple copies, as a master
 //! whose data is real. Registers: ZynqMP register reference, ZDMA.
 
-use iommu_assign::dt::Region;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+
+use iommu_assign::dt::{NodeId, Region, Tree};
 use iommu_assign::smmu::{Mmio, Registers};
 use iommu_assign::sync::Micros;
 
 use crate::boot::mmu;
 use crate::lock::Lock;
-use crate::machine::time;
+use crate::machine::{time, tree};
 
 /// One channel.
 #[derive(Debug)]
@@ -29,9 +32,45 @@ const ALL: u32 = 0xfff;
 /// How long a copy of a page may take.
 const PATIENCE: Micros = Micros::from_millis(20);
 
+/// The machine's channels that work, by node. To be called before any SMMU is driven: each copies a page as it is.
+pub(crate) fn channels(tree: &Tree<'_>) -> BTreeMap<NodeId, Arc<Channel>> {
+    let mut channels = BTreeMap::new();
+    let (mut from, mut to) = (Page([0xa5; 4096]), Page([0; 4096]));
+    for node in tree::all_compatible(tree, &["xlnx,zynqmp-dma-1.0"]) {
+        let region = node.regions().ok().and_then(|regions| regions.first().copied());
+        let Some(channel) = region.and_then(Channel::open) else { continue };
+        to.0.fill(0);
+        let (source, target) = (from.address(), to.address());
+        let copied = channel.copy(source as u64, target as u64, 4096);
+        mmu::clean_and_invalidate(target..target + 4096);
+        if copied && from.0 == to.0 {
+            channels.insert(node.id(), Arc::new(channel));
+        } else {
+            log::warn!("{}: does not copy, and is not used", node.name());
+        }
+    }
+    if !channels.is_empty() {
+        log::info!("{} DMA channels copy memory, untranslated so far", channels.len());
+    }
+    channels
+}
+
+/// Memory of a page's size that is no cache line's neighbour.
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+impl Page {
+    /// Where it is, with nothing of it in caches.
+    fn address(&mut self) -> usize {
+        let address = self.0.as_mut_ptr().addr();
+        mmu::clean_and_invalidate(address..address + 4096);
+        address
+    }
+}
+
 impl Channel {
     /// The channel at `region`.
-    pub(crate) fn open(region: Region) -> Option<Self> {
+    fn open(region: Region) -> Option<Self> {
         let base = mmu::map_device(region.base(), region.size())?;
         // SAFETY: mapped as device memory for ever; nobody else uses it.
         let registers = unsafe { Mmio::new(base, usize::try_from(region.size()).ok()?) }?;

@@ -11,9 +11,7 @@ use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{PhysicalAddress as TableAddress, Stage2Attributes};
 use aarch64_paging::idmap::IdTranslation;
 use aarch64_paging::paging::{Constraints, MemoryRegion, Stage2 as Stage2Regime};
-use iommu_assign::assign::{
-    Changed, Error, FlushRange, Granule, Label, PhysicalAddress, Stage2, TableMemory,
-};
+use iommu_assign::assign::{Changed, Error, FlushRange, Granule, Label, PhysicalAddress, Stage2, TableMemory};
 
 use super::modelled::SharedMemory;
 use super::platform::{Domain, Service};
@@ -74,7 +72,8 @@ impl Guest {
     ///
     /// What the service says, or that there is no memory.
     pub(crate) fn create(service: &Service, name: &str, modelled: &SharedMemory) -> Result<Self, String> {
-        let layout = Layout::from_size_align((PAGES * PAGE) as usize, PAGE as usize).map_err(|error| format!("{error}"))?;
+        let layout =
+            Layout::from_size_align((PAGES * PAGE) as usize, PAGE as usize).map_err(|error| format!("{error}"))?;
         // SAFETY: the layout has a size. The memory is the guest's for ever, and reached by address only.
         let memory = unsafe { alloc::alloc::alloc_zeroed(layout) }.addr() as u64;
         if memory == 0 {

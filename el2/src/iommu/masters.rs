@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use iommu_assign::assign::{
     Device, DeviceHooks, DeviceKey, DeviceSpec, HookContext, HookError, Label, Policy, PolicyRequest, Source, Why,
 };
-use iommu_assign::dt::Board;
+use iommu_assign::dt::{Board, NodeId};
 use iommu_assign::pci::{Function, FunctionKind, HostBridge, PciKey};
 
 use super::gdma::Channel;
@@ -85,16 +85,16 @@ impl DeviceHooks for Stubborn {
 }
 
 /// The masters of the device tree.
-pub(crate) fn of_tree(board: &Board<'_>, units: &[Arc<Unit>]) -> Vec<Master> {
+pub(crate) fn of_tree(
+    board: &Board<'_>,
+    units: &[Arc<Unit>],
+    channels: &BTreeMap<NodeId, Arc<Channel>>,
+) -> Vec<Master> {
     let usable = board.devices().iter().filter(|device| device.enabled && !device.on_disabled_smmu);
     let mut masters = Vec::new();
     for node in usable.filter(|device| device.foreign_iommus.is_empty()) {
         let model = node.streams.first().and_then(|stream| model_of(units, stream.iommu()));
-        let channel = board.tree().node(node.node).and_then(|node| {
-            let is_gdma = node.strings("compatible").is_ok_and(|mut names| names.any(|name| name == "xlnx,zynqmp-dma-1.0"));
-            let region = node.regions().ok()?.first().copied().filter(|_| is_gdma)?;
-            Channel::open(region).map(Arc::new)
-        });
+        let channel = channels.get(&node.node).cloned();
         let is_gdma = channel.is_some();
         let engine = match (&model, channel) {
             (Some(model), _) => Engine::Modelled(model.clone()),
@@ -165,15 +165,19 @@ impl Master {
         !matches!(self.engine, Engine::None)
     }
 
-    /// Whether [`stray`](Self::stray) does anything.
+    /// Whether it can be made to do DMA at any time: nothing of it is lost when it faults.
     pub(crate) fn can_stray(&self) -> bool {
-        matches!(self.engine, Engine::Modelled(_)) && self.spec.key.source() == Source::Dt
+        self.has_engine() && self.spec.key.source() == Source::Dt
     }
 
     /// One access of each stream to a guest's page, the result to nobody: for faults.
     pub(crate) fn stray(&self) {
-        if let Engine::Modelled(model) = &self.engine {
-            self.spec.streams.iter().for_each(|stream| _ = model.dma(stream.id(), Guest::address(0)));
+        match &self.engine {
+            Engine::Modelled(model) => {
+                self.spec.streams.iter().for_each(|stream| _ = model.dma(stream.id(), Guest::address(0)));
+            }
+            Engine::Gdma(channel) => _ = channel.copy(Guest::address(0), Guest::address(1), 64),
+            Engine::None => {}
         }
     }
 
@@ -186,7 +190,11 @@ impl Master {
                 for stream in &self.spec.streams {
                     let reached = model.dma(stream.id(), Guest::address(page));
                     if reached != expected {
-                        crate::violation!("{} by stream {}: {reached:x?}, expected {expected:x?}", self.label(), stream.id());
+                        crate::violation!(
+                            "{} by stream {}: {reached:x?}, expected {expected:x?}",
+                            self.label(),
+                            stream.id()
+                        );
                     }
                 }
                 self.spec.streams.len() as u64
@@ -222,7 +230,13 @@ impl Master {
             let is_owner = owner.is_some_and(|owner| owner.domain.id() == guest.domain.id());
             let expected = if is_owner { pattern(guest) } else { blank };
             if found != expected {
-                crate::violation!("{}: {} has {:#x} where {:#x} belongs", self.label(), guest.domain.label(), found[0], expected[0]);
+                crate::violation!(
+                    "{}: {} has {:#x} where {:#x} belongs",
+                    self.label(),
+                    guest.domain.label(),
+                    found[0],
+                    expected[0]
+                );
             }
         }
     }

@@ -127,11 +127,16 @@ pub(crate) fn bring_up(board: &Board<'_>, service: &Service, memory: &SharedMemo
     for node in board.smmus().iter().filter(|node| node.enabled) {
         let interrupts = lines(node);
         let (access, model) = open(node, &interrupts, memory)?;
-        let smmu = Smmu::probe(node.config(empty_root()), access, masters.clone()).map_err(|error| format!("{error}"))?;
+        let smmu =
+            Smmu::probe(node.config(empty_root()), access, masters.clone()).map_err(|error| format!("{error}"))?;
         let geometry = *smmu.geometry();
         log::info!(
             "{}: {}, {} entries, {} context banks, {} interrupts{}",
-            node.path, node.compatibles.first().unwrap_or(&"SMMU"), geometry.entries, geometry.banks, interrupts.len(),
+            node.path,
+            node.compatibles.first().unwrap_or(&"SMMU"),
+            geometry.entries,
+            geometry.banks,
+            interrupts.len(),
             if model.is_some() { ", modelled: real functions' DMA does not pass it" } else { "" }
         );
         service.register_iommu(Arc::new(smmu)).map_err(|error| format!("{error}"))?;
@@ -179,8 +184,10 @@ fn open(
     memory: &SharedMemory,
 ) -> Result<(Access, Option<Arc<Modelled>>), String> {
     if MODELLED.contains(&node.key) {
-        let on = |wanted: FaultLine| interrupts.iter().find(|(_, lines)| lines.contains(&wanted)).map(|(number, _)| *number);
-        let (global, context) = on(FaultLine::Global).zip(on(FaultLine::Context(0))).ok_or("a model without interrupts")?;
+        let on =
+            |wanted: FaultLine| interrupts.iter().find(|(_, lines)| lines.contains(&wanted)).map(|(number, _)| *number);
+        let (global, context) =
+            on(FaultLine::Global).zip(on(FaultLine::Context(0))).ok_or("a model without interrupts")?;
         // A sync takes a few polls, as under load.
         let config = Config::mmu500_zynqmp().seed(node.key.base()).sync(SyncDelay::Polls(3));
         let model = Arc::new(Modelled::new(config, memory.clone(), global, context));

@@ -1,11 +1,11 @@
 //! The console: the UART that `/chosen` names, and `log` on it.
 //!
-//! The line stands as the loader set it up, as for an early console.
+//! Speed and format stand as the loader set them up, as for an early console.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use aarch64_cpu::registers::{TPIDR_EL2, Readable};
+use aarch64_cpu::registers::{Readable, TPIDR_EL2};
 use arm_pl011_uart::{PL011Registers, Uart};
 use iommu_assign::smmu::{Mmio, Registers};
 
@@ -117,6 +117,8 @@ fn open(console: Console) -> Option<Port> {
             let base = mmu::map_device(region.base(), region.size())?;
             // SAFETY: the region is mapped as device memory for ever, and this is its only user.
             let registers = unsafe { Mmio::new(base, usize::try_from(region.size()).ok()?) }?;
+            // Without firmware the transmitter is off: Control has "off" in bit 5 and "on" in bit 4.
+            registers.write32(0, registers.read32(0) & !(1 << 5) | 1 << 4);
             Some(Port::Cadence(registers))
         }
     }

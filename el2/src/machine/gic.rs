@@ -58,7 +58,8 @@ pub(crate) fn init(regions: GicRegions, cpus: usize) -> Option<()> {
         }
         GicRegions::V3(..) => {
             // SAFETY: as above; the redistributors end with the one that says that it is the last.
-            let mut driver = unsafe { GicV3::new(UniqueMmioPointer::new(distributor.cast()), other.cast(), cpus) }.ok()?;
+            let mut driver =
+                unsafe { GicV3::new(UniqueMmioPointer::new(distributor.cast()), other.cast(), cpus) }.ok()?;
             let own = index_of(&mut driver);
             driver.setup(own);
             GicCpuInterface::set_priority_mask(0xff);

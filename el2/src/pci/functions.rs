@@ -58,9 +58,12 @@ impl DeviceHooks for FunctionHooks {
             return Ok(());
         }
         let config = FunctionConfig::new(&*self.space, self.at).map_err(|_| GONE)?;
-        let mut reset = Reset::begin(&config, &self.capabilities, STEPS).map_err(|_| HookError("its reset cannot begin"))?;
+        let mut reset =
+            Reset::begin(&config, &self.capabilities, STEPS).map_err(|_| HookError("its reset cannot begin"))?;
         time::pass(RESET_TIME);
-        while reset.step(&*self.space).map_err(|_| HookError("it did not come back from its reset"))? == Progress::Waiting {
+        while reset.step(&*self.space).map_err(|_| HookError("it did not come back from its reset"))?
+            == Progress::Waiting
+        {
             time::pass(STEP);
         }
         RESETS.fetch_add(1, Ordering::Relaxed);

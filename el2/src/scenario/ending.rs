@@ -32,7 +32,14 @@ pub(crate) fn end(world: &World) -> u8 {
             crate::violation!("{}: the model has seen {hazards} hazards", unit.key);
         }
         for fault in unit.recent().iter().take(3) {
-            log::info!("{}: one of the last faults: {:?} {} of {:?} at {:x?}", unit.key, fault.stream, fault.cause, fault.access, fault.address);
+            log::info!(
+                "{}: one of the last faults: {:?} {} of {:?} at {:x?}",
+                unit.key,
+                fault.stream,
+                fault.cause,
+                fault.access,
+                fault.address
+            );
         }
     }
     if let Err(cause) = world.service.shutdown() {
@@ -41,11 +48,19 @@ pub(crate) fn end(world: &World) -> u8 {
     let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     log::info!(
         "{} accesses compared; {} flushes in timer interrupts, {} more gave up waiting; {} requests from interrupts carried out",
-        value(&ACCESSES), value(&FLUSHES), value(&IMPATIENT), value(&REQUESTS)
+        value(&ACCESSES),
+        value(&FLUSHES),
+        value(&IMPATIENT),
+        value(&REQUESTS)
     );
     log::info!(
         "{} interrupts, {} times a line masked; {} function-level resets, {} surprise removals; {} bytes of heap in use; {} lines of the library not printed",
-        interrupts::count(), value(&MASKED), value(&RESETS), value(&SURPRISES), heap::used(), console::unsaid()
+        interrupts::count(),
+        value(&MASKED),
+        value(&RESETS),
+        value(&SURPRISES),
+        heap::used(),
+        console::unsaid()
     );
     crate::say!("{}", score::line(world.cpus));
     u8::from(score::violations() > 0)

@@ -102,7 +102,8 @@ impl Place<'_> {
         let guest = &world.guests[number % world.guests.len()];
         for function in &found {
             let Some(master) = world.master(self.bridge, function) else { continue };
-            let Some(device) = expect(world.service.wait(deadline(), |service| service.add(master.spec.clone()))) else {
+            let Some(device) = expect(world.service.wait(deadline(), |service| service.add(master.spec.clone())))
+            else {
                 continue;
             };
             score::add(&ACCESSES, master.check(None, &world.guests, 0));
@@ -120,7 +121,12 @@ impl Place<'_> {
         if number % 3 == 2 {
             self.pulled_at = Some(Micros::new(time::now().value() + PULL_AFTER));
         }
-        crate::say!("slot {}: {} functions plugged in, assigned to {}", self.slot.port, self.here.len(), guest.domain.label());
+        crate::say!(
+            "slot {}: {} functions plugged in, assigned to {}",
+            self.slot.port,
+            self.here.len(),
+            guest.domain.label()
+        );
     }
 
     fn look(&self) -> Vec<Function> {

@@ -29,8 +29,8 @@ use iommu_assign::sync::Micros;
 use spin::Once;
 
 use crate::machine::{gic, interrupts, time};
-pub(crate) use ticks::tick;
 pub(crate) use stack::foreign;
+pub(crate) use ticks::tick;
 
 use hotplug::HotPlug;
 use life::Life;

@@ -40,9 +40,9 @@ struct Ticks {
     stage: Lock<Stage>,
 }
 
-static TICKS: [Ticks; MAX_CPUS] = [const {
-    Ticks { count: AtomicU64::new(0), requests: AtomicU64::new(0), stage: Lock::new(Stage::None) }
-}; MAX_CPUS];
+static TICKS: [Ticks; MAX_CPUS] =
+    [const { Ticks { count: AtomicU64::new(0), requests: AtomicU64::new(0), stage: Lock::new(Stage::None) } };
+        MAX_CPUS];
 
 /// The timer's interrupt handler: allocates nothing, waits for nothing but a sync's small bound.
 pub(crate) fn tick() {

@@ -12,6 +12,7 @@ use iommu_assign::pci::{Bus, Function, FunctionKind, HostBridge, HostBridgeNumbe
 use smmu_model::Memory;
 
 use super::score;
+use crate::iommu::gdma;
 use crate::iommu::guests::Guest;
 use crate::iommu::masters::{self, Master, Rules};
 use crate::iommu::modelled::SharedMemory;
@@ -59,6 +60,7 @@ impl World {
     ///
     /// What cannot be brought up, in words.
     pub(crate) fn build(board: &Board<'_>, cpus: usize) -> Result<Self, String> {
+        let channels = gdma::channels(board.tree());
         let service = Service::new(Box::new(Rules));
         let memory: SharedMemory = Arc::new(Lock::new(Memory::new()));
         let units = smmus::bring_up(board, &service, &memory)?;
@@ -75,7 +77,7 @@ impl World {
             others: Vec::new(),
             cpus,
         };
-        let mut masters = masters::of_tree(board, &world.units);
+        let mut masters = masters::of_tree(board, &world.units, &channels);
         for (number, node) in (0..).zip(board.host_bridges().iter().filter(|bridge| bridge.enabled && bridge.is_pci)) {
             match Bridge::open(node, number) {
                 Ok(bridge) => {
@@ -148,7 +150,9 @@ impl World {
     pub(crate) fn tend(&self) {
         for unit in &self.units {
             unit.tend(&self.service, &mut |storm| match &storm.ended {
-                Some(Ok(device)) => log::info!("storm of {} faults ended: {} is quarantined", storm.faults, device.label()),
+                Some(Ok(device)) => {
+                    log::info!("storm of {} faults ended: {} is quarantined", storm.faults, device.label())
+                }
                 Some(Err(error)) => log::info!("storm of {} faults goes on: {error}", storm.faults),
                 None => log::info!("storm of {} faults of nobody's stream: silenced {}", storm.faults, storm.silenced),
             });
@@ -165,7 +169,9 @@ impl World {
         let engines = self.groups.iter().flatten().filter(|master| master.has_engine()).count();
         log::info!(
             "{count} devices in {} groups to be assigned, {engines} of them with DMA that is compared, {} bridges; {}",
-            self.groups.len(), self.others.len(), score::line(self.cpus)
+            self.groups.len(),
+            self.others.len(),
+            score::line(self.cpus)
         );
     }
 }
@@ -201,14 +207,17 @@ fn describe(function: &Function) -> String {
         _ => "function",
     };
     let below = match function.kind {
-        FunctionKind::Bridge { secondary, subordinate } => format!(" to buses {:02x}-{:02x}", secondary.0, subordinate.0),
+        FunctionKind::Bridge { secondary, subordinate } => {
+            format!(" to buses {:02x}-{:02x}", secondary.0, subordinate.0)
+        }
         _ => String::new(),
     };
     let reset = function.capabilities.express.is_some_and(|express| express.function_level_reset);
     let ids = function.requester_ids.len();
     format!(
         "{kind} {:04x}:{:04x}{below}{}{}",
-        function.vendor, function.device,
+        function.vendor,
+        function.device,
         if reset { ", function-level reset" } else { "" },
         if ids > 1 { format!(", {ids} requester IDs") } else { String::new() },
     )
