@@ -1,7 +1,7 @@
 //! From a tree's reservations to a take-over (contract S-6, quirk Q17): what firmware reserves for a device goes on, and the
 //! device reaches nothing else.
 
-#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

@@ -76,7 +76,7 @@ fn measured<T>(bench: &Bench, act: impl FnOnce() -> T) -> (u64, u64) {
 
 fn sheet(part: Part) -> Sheet {
     let model = Config { sync_delay: SyncDelay::Polls(0), ..part.model };
-    let (smrs, banks) = (u64::from(model.groups.min(128)), u64::from(model.banks));
+    let (smrs, banks) = (u64::from(model.groups), u64::from(model.banks));
     // Entries that do not merge, as many as the part has room for beside two more devices.
     let n = if model.groups >= 8 { 3 } else { 1 };
     let streams: Vec<(u32, u32)> = [(0x10, 0), (0x23, 0), (0x4c, 0)].into_iter().take(n).collect();

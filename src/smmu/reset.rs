@@ -103,8 +103,7 @@ pub(super) fn reset<P: Platform, R: Registers>(
     let entries = part.entries_under(spelling)?;
     let kept = if live { survey(part, entries, reserved) } else { Kept::default() };
     if part.geometry.other_map {
-        let rest = Scr2::from_bits_retain(part.registers.read32(gr0::SCR2)) - OTHER_MAP;
-        part.registers.write32(gr0::SCR2, rest.bits());
+        part.registers.write32(gr0::SCR2, part.registers.read32(gr0::SCR2) & !OTHER_MAP.bits());
     }
     // A live unit keeps translating, but from here on nothing unknown gets through: its entries are about to go.
     let meanwhile = if live { found | Scr0::USFCFG | Scr0::SMCFCFG } else { control | Scr0::CLIENTPD };
@@ -166,6 +165,13 @@ fn survey<R: Registers>(part: &Part<R>, entries: u8, reserved: &[Stream]) -> Kep
 pub(super) fn enable<P: Platform, R: Registers>(part: &Part<R>, reports: bool) -> Result<(), ProbeError> {
     let Part { geometry, registers, .. } = part;
     let (iommu, control) = (part.key(), control(geometry, reports));
+    for member in registers.members() {
+        let found = if geometry.other_map { registers.read32_of(member, gr0::SCR2) } else { 0 };
+        if !other_map(found).is_empty() {
+            let written = found & !OTHER_MAP.bits();
+            return Err(ProbeError::ControlNotTaken { iommu, register: "sCR2", written, found });
+        }
+    }
     P::barrier();
     registers.write32(gr0::SCR0, control.bits());
     for member in registers.members() {
@@ -175,11 +181,6 @@ pub(super) fn enable<P: Platform, R: Registers>(part: &Part<R>, reports: bool) -
         if !isolating.contains(needed) || isolating.contains(Scr0::CLIENTPD) {
             let (register, written) = ("sCR0", control.bits());
             return Err(ProbeError::ControlNotTaken { iommu, register, written, found: taken });
-        }
-        let found = if geometry.other_map { registers.read32_of(member, gr0::SCR2) } else { 0 };
-        if !other_map(found).is_empty() {
-            let written = found & !OTHER_MAP.bits();
-            return Err(ProbeError::ControlNotTaken { iommu, register: "sCR2", written, found });
         }
     }
     Ok(())

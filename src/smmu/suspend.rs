@@ -173,7 +173,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Every entry to fault, those included that firmware made. Says whether they hold.
     fn fault_all(&self) -> bool {
         let reset = |number| self.part.reset_action(number, self.part.spelling);
-        (0..self.part.geometry.entries).fold(true, |holds, number| reset(number) && holds)
+        // Each of them, also after one that did not hold.
+        (0..self.part.geometry.entries).filter(|number| !reset(*number)).count() == 0
     }
 }
 
@@ -181,7 +182,7 @@ const fn not_resumed(error: ProbeError) -> IommuError {
     match error {
         ProbeError::SyncTimeout { waited, .. } => IommuError::SyncTimeout(waited),
         ProbeError::LiveInOtherMode(_) => IommuError::NotResumed("it came back enabled in another mode"),
-        ProbeError::ControlNotTaken { .. } => IommuError::NotResumed("sCR0 did not take what was written"),
+        ProbeError::ControlNotTaken { .. } => IommuError::NotResumed("sCR0 or sCR2 did not take what was written"),
         _ => IommuError::NotResumed("the reset failed"),
     }
 }

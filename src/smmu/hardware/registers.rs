@@ -26,12 +26,12 @@ pub(in crate::smmu) mod gr0 {
 
     /// SMRn.
     pub(in crate::smmu) const fn smr(index: u8) -> u32 {
-        0x800 + ((index as u32) << 2)
+        (index as u32).wrapping_add(0x200) << 2
     }
 
     /// S2CRn.
     pub(in crate::smmu) const fn s2cr(index: u8) -> u32 {
-        0xc00 + ((index as u32) << 2)
+        (index as u32).wrapping_add(0x300) << 2
     }
 }
 

@@ -20,7 +20,7 @@ use super::user::{StreamUser, Users};
 use crate::assign::{DeviceId, IommuError, IommuKey, Resource, Streams};
 use crate::sync::broken::broken;
 
-/// As many cubes as there can be entries, in place: for refits alone.
+/// In place, for refits alone: an entry that falls into more of them stays as it is.
 type Pieces = SmallVec<[Cube; 128]>;
 
 /// The tree and one instance's map, both locked.
