@@ -39,9 +39,18 @@ const FUNCTIONS: &[&[&str]] = &[
     &["-device", "e1000e,bus=port1"],
     &["-device", "virtio-net-pci,bus=port2"],
     &["-blockdev", "null-co,node-name=disk3,size=16777216", "-device", "nvme,bus=port3,serial=three,drive=disk3"],
-    &["-device", "pcie-pci-bridge,id=bridge4,bus=port4", "-device", "e1000,bus=bridge4,addr=1", "-device", "e1000,bus=bridge4,addr=2"],
     &[
-        "-device", "nvme-subsys,id=subsystem5", "-device",
+        "-device",
+        "pcie-pci-bridge,id=bridge4,bus=port4",
+        "-device",
+        "e1000,bus=bridge4,addr=1",
+        "-device",
+        "e1000,bus=bridge4,addr=2",
+    ],
+    &[
+        "-device",
+        "nvme-subsys,id=subsystem5",
+        "-device",
         "nvme,bus=port5,serial=five,subsys=subsystem5,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=16,msix_qsize=17",
     ],
 ];
@@ -186,7 +195,8 @@ fn plug_and_unplug(machine: &mut Machine, qmp: &mut Qmp, deadline: Instant) -> R
     for number in 0.. {
         let (driver, places) = PLUGGED[number % PLUGGED.len()];
         let port = EMPTY[number % EMPTY.len()];
-        let names: Vec<String> = places.iter().map(|place| format!("plugged{number}-{}", place.replace('.', "-"))).collect();
+        let names: Vec<String> =
+            places.iter().map(|place| format!("plugged{number}-{}", place.replace('.', "-"))).collect();
         for (name, place) in names.iter().zip(places) {
             let several = if places.len() > 1 { "on" } else { "off" };
             if !qmp.plug(driver, name, port, place, several)? {

@@ -38,7 +38,14 @@ impl Qmp {
     }
 
     /// Plugs in a function. `false`: the emulator has ended.
-    pub(crate) fn plug(&mut self, driver: &str, id: &str, bus: &str, addr: &str, several: &str) -> Result<bool, String> {
+    pub(crate) fn plug(
+        &mut self,
+        driver: &str,
+        id: &str,
+        bus: &str,
+        addr: &str,
+        several: &str,
+    ) -> Result<bool, String> {
         let arguments = json!({ "driver": driver, "id": id, "bus": bus, "addr": addr, "multifunction": several });
         self.command("device_add", arguments).map(|answer| answer.is_some())
     }
