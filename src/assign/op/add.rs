@@ -1,8 +1,9 @@
 //! Adding a device: register, publish, reserve, then join (design: mechanism 2).
 //!
-//! The key is registered first, in state `Adding`, with its group claimed from the start. Then the streams are published, which
-//! says what they overlap; those groups are claimed; the entries are reserved, and that hold of the driver is the judge. Until
-//! the claim is put back its groups stay apart, so that a refused add leaves each as it was. Undoing an add is a removal.
+//! The key is registered first, in state `Adding`, with its group claimed from the start. Then the streams are published, and the
+//! entries are reserved: that hold of the driver is the judge of who shares them. Where it finds a device that is not claimed,
+//! the groups of all that overlap are, and it is asked again. Until the claim is put back its groups stay apart, so that a
+//! refused add leaves each as it was. Undoing an add is a removal.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -16,7 +17,8 @@ use super::on_all_iommus::Power;
 use super::removal::{self, Outcome};
 use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
-    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, nodes_of,
+    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, Streams,
+    nodes_of,
 };
 use crate::few;
 use crate::sync::Platform;
@@ -90,7 +92,7 @@ impl<P: Platform> Service<P> {
         let mut claim = self.register(held, above, &device, record, nodes, group).map_err(refuse)?;
         let joined = self
             .publish(held, &device, masters)
-            .and_then(|()| self.claim_overlapping(held, &mut claim))
+            .and_then(|()| self.take_entries(held, &mut claim))
             .and_then(|()| self.join(held, &mut claim));
         if let Err(cause) = joined {
             return Err(self.undo_add(held, claim, cause));
@@ -232,27 +234,10 @@ impl<P: Platform> Service<P> {
         Ok(())
     }
 
-    // --- 4: what they overlap is claimed, and what the bus does not keep apart ---
+    // --- 4 and 5: entries are reserved; what they overlap is claimed, and what the bus does not keep apart ---
 
-    fn claim_overlapping(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
+    fn take_entries(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
         let device = claim.device.clone();
-        for at in device.attachments() {
-            let mut after = None;
-            while let Some(id) = at.instance.iommu.call(held).overlapping(device.id(), after) {
-                after = Some(id);
-                if claim.owns(id) && !broken!("own_group_is_out") {
-                    continue;
-                }
-                let registry = self.registry.lock(held);
-                // One that is not registered any more has left the driver since.
-                let record = registry.by_id(id);
-                if let Some(record) = record.filter(|_| !broken!("unclaimed_join")) {
-                    let group = registry.take_group(record, Operation::Add, claim.above)?;
-                    drop(registry);
-                    claim.others.push(group);
-                }
-            }
-        }
         if device.isolation().is_some() {
             let registry = self.registry.lock(held);
             if let Some(mate) = registry.bus_mate(&device).filter(|mate| !claim.owns(mate.device.id())) {
@@ -261,16 +246,13 @@ impl<P: Platform> Service<P> {
                 claim.others.push(group);
             }
         }
-        Ok(())
-    }
-
-    // --- 5 to 7: entries are reserved; owners and the policy agree; entries are written ---
-
-    fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
-        let device = claim.device.clone();
         for at in device.attachments() {
-            let is_claimed = |id| claim.owns(id) || broken!("unclaimed_join");
-            let reserved = at.instance.iommu.call(held).reserve(device.id(), &is_claimed);
+            // Most devices overlap nobody, and this is all.
+            let mut reserved = reserve_at(held, &at.instance, claim, &device);
+            if matches!(reserved, Err(IommuError::Foreign(_))) {
+                self.claim_overlapping(held, &at.instance, claim, &device)?;
+                reserved = reserve_at(held, &at.instance, claim, &device);
+            }
             match reserved {
                 Ok(_) => {}
                 Err(IommuError::Foreign(_)) => {
@@ -280,6 +262,39 @@ impl<P: Platform> Service<P> {
                 Err(error) => return Err(no_place(&at.instance, error)),
             }
         }
+        Ok(())
+    }
+
+    #[cold]
+    fn claim_overlapping(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        instance: &Instance,
+        claim: &mut Claim<'_>,
+        device: &Device,
+    ) -> Result<(), Cause> {
+        let mut after = None;
+        while let Some(id) = instance.iommu.call(held).overlapping(device.id(), after) {
+            after = Some(id);
+            if is_own(claim, id) {
+                continue;
+            }
+            let registry = self.registry.lock(held);
+            // One that is not registered any more has left the driver since.
+            let record = registry.by_id(id);
+            if let Some(record) = record {
+                let group = registry.take_group(record, Operation::Add, claim.above)?;
+                drop(registry);
+                claim.others.push(group);
+            }
+        }
+        Ok(())
+    }
+
+    // --- 6 and 7: owners and the policy agree; entries are written ---
+
+    fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
+        let device = claim.device.clone();
         let owner = owner_of_joined(held, claim, &device)?;
         if let Some(owner) = owner {
             self.ask_to_share(held, claim, &device, owner)?;
@@ -312,6 +327,22 @@ impl<P: Platform> Service<P> {
         self.carry_out(held, marked, above, &mut |_, outcome| outcome.log());
         Error { operation: Operation::Add, subject: device.label().clone(), cause, left }
     }
+}
+
+/// Whether a device is of a group that this add has claimed.
+fn is_own(claim: &Claim<'_>, id: DeviceId) -> bool {
+    claim.owns(id) && !broken!("own_group_is_out")
+}
+
+/// Takes the entries of one IOMMU, where all who have streams in them are claimed.
+fn reserve_at(
+    held: &mut Held<'_, Unlocked>,
+    instance: &Instance,
+    claim: &Claim<'_>,
+    device: &Device,
+) -> Result<Streams, IommuError> {
+    let is_claimed = |id| is_own(claim, id) || broken!("unclaimed_join");
+    instance.iommu.call(held).reserve(device.id(), &is_claimed)
 }
 
 /// Why one of its IOMMUs takes no device any more, if so.

@@ -96,8 +96,7 @@ impl Placing<'_> {
     /// This is the judge of who shares entries: it runs in the hold that takes them (contract I-11).
     fn judge(&self, user: &StreamUser, is_claimed: &dyn Fn(DeviceId) -> bool) -> Result<(Set, bool), IommuError> {
         let all = |flow: ControlFlow<IommuError>| flow.break_value().map_or(Ok(()), Err);
-        let check = |other: &StreamUser| {
-            let device = other.device;
+        let check = |device: DeviceId| {
             let may_share = device == user.device || is_reserved(device) || is_claimed(device);
             if may_share || broken!("reserve_without_judge") {
                 ControlFlow::Continue(())
@@ -108,11 +107,15 @@ impl Placing<'_> {
         let (mut around, mut near, mut alone) = (self.entries.surplus | user.entries.get(), Set::EMPTY, true);
         for stream in &user.streams {
             all(self.tree.each_overlap(self.iommu, *stream, |device, _| {
-                let other = if device == user.device { None } else { self.users.joined(device) };
-                let Some(other) = other else { return ControlFlow::Continue(()) };
-                around |= other.entries.get();
+                match self.users.find(device) {
+                    // It has not reserved yet, and will ask about this one.
+                    Some(other) if device == user.device || !other.joined.get() => return ControlFlow::Continue(()),
+                    Some(other) => around |= other.entries.get(),
+                    // A user of an instance of this name that has gone: it uses no entry here.
+                    None => {}
+                }
                 alone = false;
-                check(other)
+                check(device)
             }))?;
         }
         for stream in user.streams.iter().filter(|_| !around.is_empty()) {
@@ -121,7 +124,7 @@ impl Placing<'_> {
                 // Where the entry captures no more than this stream, all of its users were asked about above.
                 if !stream.contains(cube) {
                     all(self.each_user(cube, |other| {
-                        if other.entries.has(number) { check(other) } else { ControlFlow::Continue(()) }
+                        if other.entries.has(number) { check(other.device) } else { ControlFlow::Continue(()) }
                     }))?;
                 }
             }
