@@ -136,6 +136,11 @@ fn check(board: &Board<'_>) {
         assert!(matches!(smmu.iommu_cells, 1 | 2) || smmu.iommu_cells == 0 && smmu.mmu_masters);
         assert_eq!(smmu.enabled, tree.node(smmu.node).unwrap().is_enabled());
     }
+    for region in board.reserved_regions() {
+        assert!(region.iova.size() > 0 && region.memory.is_none_or(|memory| memory.size() == region.iova.size()));
+        assert!(tree.node(region.device).is_some());
+    }
+    assert!(board.other_iommus().all(|node| board.smmus().iter().all(|smmu| smmu.node != node.id())));
     let devices: BTreeSet<_> = board.devices().iter().map(|device| device.key).collect();
     assert_eq!(devices.len(), board.devices().len());
     for device in board.devices() {

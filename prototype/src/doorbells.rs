@@ -6,6 +6,8 @@
 use iommu_assign::assign::Granule;
 use iommu_assign::dt::{Msi, MsiController, MsiIsolation};
 
+use crate::names::Names;
+
 /// A doorbell that guests have mapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Doorbell {
@@ -56,9 +58,9 @@ impl Doorbells {
 }
 
 /// What happens to the MSIs of functions behind a host bridge, in a few words.
-pub(crate) fn remark(msi: &Msi) -> Option<String> {
+pub(crate) fn remark(msi: &Msi, names: &Names) -> Option<String> {
     let first = msi.controllers.first()?;
-    let name = |one: &MsiController| one.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let name = |one: &MsiController| names.name(&one.path);
     let told_apart = msi.controllers.iter().find(|one| one.enabled && one.isolation() == MsiIsolation::ByDevice);
     Some(match (told_apart, msi.isolation()) {
         (Some(one), _) => format!("MSIs through {}, which tells devices apart", name(one)),

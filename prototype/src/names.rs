@@ -46,6 +46,16 @@ impl Names {
         self.0.get(path).cloned().unwrap_or_else(|| printable(path))
     }
 
+    /// A sentence of the library, with names for the paths in it.
+    pub(crate) fn in_text(&self, text: &str) -> String {
+        let named = |word: &str| {
+            let path = word.trim_end_matches([',', ':', ';', '.', ')']);
+            let (name, rest) = (self.0.get(path)?, word.get(path.len()..)?);
+            Some(format!("{name}{rest}"))
+        };
+        text.split(' ').map(|word| named(word).unwrap_or_else(|| word.to_owned())).collect::<Vec<_>>().join(" ")
+    }
+
     /// The paths that `typed` means: the path itself, the node of that name, or each node that it could be the name of.
     pub(crate) fn paths<'n>(&'n self, typed: &str) -> Vec<&'n str> {
         let exact = self.0.iter().find(|(path, name)| *path == typed || *name == typed);

@@ -106,7 +106,7 @@ fn bridges(page: &mut Page, world: &World) {
         };
         let behind: Vec<String> = found.into_iter().chain(bridge.remarks.iter().cloned()).collect();
         let segment = bridge.host.segment.0.to_string();
-        table.row([bridge.path.clone(), segment, format!("{first:02x}-{last:02x}"), behind.join("; ")]);
+        table.row([world.names.name(&bridge.path), segment, format!("{first:02x}-{last:02x}"), behind.join("; ")]);
     }
     table.print(page, 2);
 }

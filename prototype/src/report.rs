@@ -115,7 +115,7 @@ impl Table {
         }
     }
 
-    /// Column widths that fit: wrapped columns give way first, then the widest path, then wrapped ones again.
+    /// Column widths that fit: the widest wrapped column gives way first, then the widest path, and so on by turns.
     fn widths(&self, room: usize) -> Vec<usize> {
         let natural = |index: usize, title: &str| {
             let cells = self.rows.iter().filter_map(|row| row.get(index)).map(|cell| width(cell));
@@ -124,7 +124,7 @@ impl Table {
         let mut widths: Vec<usize> =
             self.columns.iter().enumerate().map(|(index, (title, _))| natural(index, title)).collect();
         let room = room.saturating_sub(GAP.saturating_mul(self.columns.len().saturating_sub(1)));
-        for (set, least) in [(Set::Wrap, NARROWEST), (Set::Path, NARROWEST_PATH), (Set::Wrap, NARROWEST_PATH)] {
+        for (set, least) in GIVING_WAY {
             while widths.iter().sum::<usize>() > room {
                 let columns = self.columns.iter().zip(&mut widths);
                 let given = columns.filter(|((_, of), width)| *of == set && **width > least);
@@ -235,11 +235,9 @@ pub(crate) fn printable(text: &str) -> String {
 /// A blank at which no line is broken; it is printed as a plain one.
 pub(crate) const HARD_BLANK: char = '\u{a0}';
 
-/// Where wrapped text stops giving way to paths.
-const NARROWEST: usize = 24;
-
-/// Where a path stops giving way.
-const NARROWEST_PATH: usize = 16;
+/// Which columns give way until they are how wide, in turn. Most names have 30 letters at most.
+const GIVING_WAY: [(Set, usize); 5] =
+    [(Set::Wrap, 44), (Set::Path, 30), (Set::Wrap, 24), (Set::Path, 16), (Set::Wrap, 12)];
 
 /// Blanks between columns.
 const GAP: usize = 2;

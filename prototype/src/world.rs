@@ -23,6 +23,7 @@ use crate::{inspect, presets};
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) title: String,
+    pub(crate) names: Names,
     pub(crate) machine: Machine,
     pub(crate) service: Service<Spin>,
     pub(crate) rules: Rules,
@@ -96,9 +97,12 @@ impl World {
     /// who may be assigned; otherwise an operator does.
     pub(crate) fn build(blob: &[u8], name: &str, firmware_decides: bool) -> Result<Self, Failure> {
         let board = inspect::read(blob, name)?;
+        let names = Names::of(&board);
+        let refused = board.refusals().iter().map(|refusal| names.in_text(&refusal.to_string())).collect();
         let rules = if firmware_decides { Rules::Firmware } else { Rules::operator() };
         let mut world = Self {
             title: inspect::title(&board, name),
+            names,
             machine: Machine::new(),
             service: Service::new(rules.policy()),
             rules,
@@ -108,7 +112,7 @@ impl World {
             doorbells: Doorbells::default(),
             subjects: Vec::new(),
             disabled: board.devices().iter().filter(|device| !device.enabled).count(),
-            refused: board.refusals().iter().map(ToString::to_string).collect(),
+            refused,
         };
         let masters = Arc::new(Masters::new());
         for node in board.smmus() {
@@ -196,9 +200,8 @@ impl World {
     // --- devices of the device tree ---
 
     fn offer_nodes(&mut self, board: &Board<'_>) {
-        let names = Names::of(board);
         for device in board.devices() {
-            let label = Label::from(names.name(&device.path).as_str());
+            let label = Label::from(self.names.name(&device.path).as_str());
             let (mut spec, refused) = match device.spec() {
                 Ok(spec) => (DeviceSpec { label, ..spec }, None),
                 Err(NotOffered::Disabled) => continue,
@@ -225,12 +228,12 @@ impl World {
                     && buses.start().0 <= *bridge.buses.end()
                     && *bridge.buses.start() <= buses.end().0
             };
-            let twin = self.bridges.iter().find(same_place).map(|other| other.path.clone());
+            let twin = self.bridges.iter().find(same_place).map(|other| self.names.name(&other.path));
             let mut plugged = Bridge::plug(bridge, number, segment, twin.as_deref());
             match board.msi(bridge.node) {
                 Ok(None) => {}
                 Ok(Some(msi)) => {
-                    plugged.remarks.extend(doorbells::remark(&msi));
+                    plugged.remarks.extend(doorbells::remark(&msi, &self.names));
                     plugged.doorbell = self.doorbells.place(&msi);
                     plugged.msi = Some(msi);
                 }

@@ -207,7 +207,10 @@ fn each_error_is_one_line_that_says_what_and_where() {
         ),
         (&["inspect", &overlay], "/fragment@0 makes this an overlay, not a board: merge it into its base tree first"),
         (&["run", &overlay], "/fragment@0 makes this an overlay, not a board: merge it into its base tree first"),
-        (&["inspect", &alike, "no-such@1"], "`no-such@1` names no SMMU, device or host bridge of this board"),
+        (
+            &["inspect", &alike, "no-such@1"],
+            "`no-such@1` names no SMMU, device, host bridge or refused node of this board",
+        ),
         (
             &["inspect", &alike, "compute-cb@3"],
             "`compute-cb@3` could be remoteproc-adsp//compute-cb@3, remoteproc-cdsp//compute-cb@3, remoteproc-slpi//",

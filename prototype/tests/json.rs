@@ -312,7 +312,7 @@ fn each_device_says_whether_it_may_be_assigned_with_whom_and_why_not() {
     expect(deep, "no", "below audio-subsystem, whose status is `disabled`");
     let foreign = "iommu@2300000 (example,flotsam-iommu) sees its DMA too, and nobody programs it";
     expect("/display@3400000", "no", foreign);
-    expect("/camera@1100000", "if marked", "not marked `xen,passthrough`, which the default policy asks for");
+    expect("/camera@1100000", "if marked", "not marked");
     let camera = at(&found, "devices", "/camera@1100000");
     assert_eq!(camera.get("with").unwrap(), &json!(["camera-debug@1200000"]));
     let showcase = inspected(&own("showcase"));

@@ -151,9 +151,7 @@ impl Assign {
         let (assignable, reason) = match why_not {
             Some(reason) => ("no", reason),
             None if marked => ("yes", String::new()),
-            None if any_marked => {
-                ("if marked", "not marked `xen,passthrough`, which the default policy asks for".to_owned())
-            }
+            None if any_marked => ("if marked", "not marked".to_owned()),
             None => ("if marked", String::new()),
         };
         Self { assignable, reason, with: Vec::new() }

@@ -174,13 +174,15 @@ fn messages(inspection: &Inspection) -> Markup {
     let mut rows = Vec::new();
     for one in &inspection.msi {
         match &one.said {
-            Said::Wrong { error } => rows.push(vec![code(&one.name), html! {}, html! {}, html! {}, plain(error)]),
+            Said::Wrong { error } => rows.push(vec![code(&one.name), html! {}, html! {}, html! {}, plain(&error.told)]),
             Said::Routes { controllers, ids, own_error, .. } => {
                 for controller in controllers {
                     let doorbell = controller.doorbell.map_or_else(|| "?".to_owned(), |at| format!("{:#x}", at.0));
                     let kind = format!("{}{}", controller.kind, if controller.enabled { "" } else { " (off)" });
                     let ids = controller.ids(ids);
-                    let ids = own_error.as_ref().map_or(ids.clone(), |error| format!("{ids}; beside the map: {error}"));
+                    let ids = own_error
+                        .as_ref()
+                        .map_or(ids.clone(), |error| format!("{ids}; beside the map: {}", error.told));
                     let place = html! { code { (controller.name) } " " (kind) };
                     let apart = plain(controller.told_apart());
                     rows.push(vec![code(&one.name), place, code(&doorbell), apart, plain(&ids)]);
@@ -215,7 +217,7 @@ fn unconfined(inspection: &Inspection) -> Markup {
 }
 
 fn told(inspection: &Inspection) -> Markup {
-    let refused = inspection.refused.iter().chain(&inspection.unseen).map(|one| vec![plain(&one.error)]);
+    let refused = inspection.refused.iter().chain(&inspection.unseen).map(|one| vec![plain(&one.error.told)]);
     let rows: Vec<_> = refused.collect();
     html! {
         (table("Refused nodes", &["what is wrong"], &rows, ""))

@@ -64,6 +64,9 @@ pub(crate) struct Inspection {
     /// Only where nodes are marked for passing through that no SMMU in use sees.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) unseen: Vec<Refused>,
+    /// Names and paths of the nodes to which this is limited.
+    #[serde(skip)]
+    pub(crate) paths: Vec<(String, String)>,
     /// What is worth saying of the tree as a whole.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) remarks: Vec<String>,
@@ -73,7 +76,28 @@ pub(crate) struct Inspection {
 #[derive(Debug, Serialize)]
 pub(crate) struct Refused {
     pub(crate) path: String,
-    pub(crate) error: String,
+    pub(crate) name: String,
+    pub(crate) error: Told,
+}
+
+/// An error of the library. Programs get it as it is, with full paths; people with the names of the rest of the report.
+#[derive(Debug)]
+pub(crate) struct Told {
+    error: String,
+    pub(crate) told: String,
+}
+
+impl Told {
+    fn of(error: &impl ToString, names: &Names) -> Self {
+        let error = error.to_string();
+        Self { told: names.in_text(&error), error }
+    }
+}
+
+impl Serialize for Told {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.error)
+    }
 }
 
 /// A number that is written in hexadecimal.
@@ -97,7 +121,7 @@ impl Inspection {
         let smmus = smmus::read(&board, &names, &bridges);
         let refusals = |malformed| {
             let wanted = board.refusals().iter().filter(|refusal| refusal.is_malformed() == malformed);
-            wanted.map(Refused::of).collect()
+            wanted.map(|refusal| Refused::of(refusal, &names)).collect()
         };
         let root = board.tree().root();
         let compatible = root.and_then(|root| root.property("compatible")).map_or(&[][..], |names| names.value());
@@ -117,6 +141,7 @@ impl Inspection {
             unconfined: unconfined::read(&board, &names),
             refused: refusals(true),
             unseen: refusals(false),
+            paths: Vec::new(),
             remarks: remarks(&board, &names),
         };
         inspection.summary = inspection.summarised();
@@ -134,6 +159,8 @@ impl Inspection {
         let known = self.smmus.iter().map(|smmu| (&smmu.name, &smmu.path));
         let known = known.chain(self.devices.iter().map(|device| (&device.name, &device.path)));
         let known = known.chain(self.bridges.iter().map(|bridge| (&bridge.name, &bridge.path)));
+        let told = self.refused.iter().chain(&self.unseen).map(|refused| (&refused.name, &refused.path));
+        let known = known.chain(told).chain(self.unconfined.iter().map(|one| (&one.name, &one.path)));
         let known: Vec<(String, String)> = known.map(|(name, path)| (name.clone(), path.clone())).collect();
         let names = Names::given(known);
         let mut wanted: BTreeSet<String> = BTreeSet::new();
@@ -141,7 +168,9 @@ impl Inspection {
             match names.paths(typed)[..] {
                 [path] => drop(wanted.insert(path.to_owned())),
                 [] => {
-                    return Err(Failure::new(format!("`{typed}` names no SMMU, device or host bridge of this board")));
+                    return Err(Failure::new(format!(
+                        "`{typed}` names no SMMU, device, host bridge or refused node of this board"
+                    )));
                 }
                 ref several => {
                     let all: Vec<String> = several.iter().map(|path| names.name(path)).collect();
@@ -164,7 +193,10 @@ impl Inspection {
         };
         self.msi.retain(|one| shown(&one.path));
         self.reserved.retain(|one| shown(&one.device));
-        self.unconfined.clear();
+        self.unconfined.retain(|one| wanted.contains(&one.path));
+        self.refused.retain(|one| wanted.contains(&one.path));
+        self.unseen.retain(|one| wanted.contains(&one.path));
+        self.paths = wanted.into_iter().map(|path| (names.name(&path), path)).collect();
         self.summary = self.summarised();
         Ok(())
     }
@@ -276,7 +308,8 @@ fn remarks(board: &Board<'_>, names: &Names) -> Vec<String> {
 }
 
 impl Refused {
-    fn of(refusal: &Refusal) -> Self {
-        Self { path: refusal.path.clone(), error: refusal.to_string() }
+    fn of(refusal: &Refusal, names: &Names) -> Self {
+        let (path, name) = (refusal.path.clone(), names.name(&refusal.path));
+        Self { path, name, error: Told::of(refusal, names) }
     }
 }

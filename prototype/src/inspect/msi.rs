@@ -6,7 +6,7 @@ use iommu_assign::assign::Granule;
 use iommu_assign::dt::{Board, DtError, Msi, MsiController, MsiControllerKind, MsiIsolation, NodeId};
 use serde::Serialize;
 
-use super::Hex;
+use super::{Hex, Told};
 use crate::names::Names;
 use crate::report::{HARD_BLANK, Page, Set, Table, printable};
 
@@ -23,7 +23,7 @@ pub(crate) struct Messages {
 #[serde(untagged)]
 pub(crate) enum Said {
     Wrong {
-        error: String,
+        error: Told,
     },
     Routes {
         isolation: &'static str,
@@ -31,7 +31,7 @@ pub(crate) enum Said {
         ids: Vec<Ids>,
         /// What is wrong with `msi-parent` beside a map, which counts.
         #[serde(skip_serializing_if = "Option::is_none")]
-        own_error: Option<String>,
+        own_error: Option<Told>,
     },
 }
 
@@ -73,7 +73,7 @@ impl Messages {
     fn of(path: &str, names: &Names, read: Result<Option<Msi>, DtError>) -> Option<Self> {
         let said = match read {
             Ok(msi) => Said::of(&msi?, names),
-            Err(error) => Said::Wrong { error: error.to_string() },
+            Err(error) => Said::Wrong { error: Told::of(&error, names) },
         };
         Some(Self { path: path.to_owned(), name: names.name(path), said })
     }
@@ -98,7 +98,7 @@ impl Said {
             isolation: isolation(msi.isolation()),
             controllers: msi.controllers.iter().map(|one| Controller::of(one, names)).collect(),
             ids: own.chain(mapped).collect(),
-            own_error: msi.own_error.as_ref().map(ToString::to_string),
+            own_error: msi.own_error.as_ref().map(|error| Told::of(error, names)),
         }
     }
 }
@@ -152,7 +152,7 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
                     String::new(),
                     String::new(),
                     "?".to_owned(),
-                    printable(error),
+                    printable(&error.told),
                 ]);
             }
             Said::Routes { controllers, ids, own_error, .. } => {
@@ -169,7 +169,7 @@ pub(crate) fn print(page: &mut Page, messages: &[Messages]) {
                     ]);
                 }
                 if let Some(error) = own_error {
-                    let beside = format!("the map counts; beside it: {error}");
+                    let beside = format!("the map counts; beside it: {}", error.told);
                     table.row([String::new(), String::new(), String::new(), String::new(), String::new(), beside]);
                 }
             }

@@ -14,6 +14,10 @@ pub(crate) fn page(inspection: &Inspection) -> String {
     }
     page.gap();
     inspection.summary.iter().for_each(|line| page.text(0, line));
+    if !inspection.paths.is_empty() {
+        page.gap();
+        inspection.paths.iter().for_each(|(name, path)| page.text(2, &format!("{name}: {path}")));
+    }
     devices(&mut page, inspection);
     groups(&mut page, inspection);
     smmus(&mut page, inspection);
@@ -23,7 +27,7 @@ pub(crate) fn page(inspection: &Inspection) -> String {
     reserved(&mut page, inspection);
     unconfined(&mut page, inspection);
     let both = [&inspection.refused, &inspection.unseen];
-    let errors: Vec<&str> = both.into_iter().flatten().map(|refused| refused.error.as_str()).collect();
+    let errors: Vec<&str> = both.into_iter().flatten().map(|refused| refused.error.told.as_str()).collect();
     refused(&mut page, errors.into_iter());
     if !inspection.remarks.is_empty() {
         page.heading("Remarks");
