@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{own, prototype, real_boards};
+use common::{own, prototype, real_boards, scratch};
 use serde_json::{Value, json};
 
 fn inspected(board: &Path) -> Value {
@@ -331,6 +331,23 @@ fn groups_name_what_ties_each_pair() {
     let old = inspected(&own("heirloom"));
     let dma = at(&old, "devices", "/dma-controller@10000000");
     assert_eq!(dma.get("with").unwrap(), &json!(["functions of pcie@40000000"]));
+}
+
+#[test]
+fn host_bridges_that_share_a_stream_are_tied() {
+    let mut blob = std::fs::read(own("handover")).unwrap();
+    // The second bridge's map, moved so that its requester ID 3 has the first one's only stream.
+    let place = blob.windows(8).position(|cells| cells == [0, 0, 0, 0x60, 0, 0, 0, 0x10]).unwrap();
+    blob[place + 3] = 0x50;
+    let found = inspected(&scratch("tied-bridges.dtb", &blob));
+    let (one, other) = ("functions of pcie@40000000", "functions of pcie@60000000");
+    let [group] = array(&found, "groups") else { panic!("not one group") };
+    assert_eq!(
+        group.get("ties").unwrap(),
+        &json!([{"one": one, "other": other, "by": "stream 0x53 at iommu@1000000"}])
+    );
+    let with = |path: &str| at(&found, "bridges", path).get("with").unwrap().to_string();
+    assert!(with("/pcie@40000000").contains(other) && with("/pcie@60000000").contains(one));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Host bridges, and what comes out of their maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_assign::assign::{IommuKey, StreamMask};
 use iommu_assign::dt::{Board, HostBridge};
@@ -57,6 +57,21 @@ impl Run {
         let mask = u32::try_from(self.stream_mask.0).unwrap_or(0);
         streams.into_iter().find(|id| u32::try_from(*id).is_ok_and(|id| Cube::new(id, mask).meets(cube)))
     }
+}
+
+/// A stream at one SMMU that requester IDs of both have.
+pub(crate) fn shared(one: &Bridge, other: &Bridge) -> Option<(String, u64)> {
+    let pairs = one.reached.iter().flat_map(|run| other.reached.iter().map(move |with| (run, with)));
+    pairs.filter(|(run, with)| run.smmu == with.smmu).find_map(|(run, with)| {
+        // Two streams overlap where they are equal in the bits that both compare.
+        let compared = !(run.stream_mask.0 | with.stream_mask.0);
+        let ids = |run: &Run| {
+            let (first, length) = (run.stream.0, run.length.0);
+            (0..length).map(move |more| first.saturating_add(more) & compared)
+        };
+        let all: BTreeSet<u64> = ids(run).collect();
+        ids(with).find(|id| all.contains(id)).map(|id| (run.smmu.clone(), id))
+    })
 }
 
 pub(crate) fn read(board: &Board<'_>, names: &Names) -> Vec<Bridge> {

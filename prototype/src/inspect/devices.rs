@@ -8,7 +8,7 @@ use iommu_assign::smmu::cover::Cube;
 use serde::Serialize;
 
 use super::Hex;
-use super::bridges::Bridge;
+use super::bridges::{self, Bridge};
 use crate::names::Names;
 
 /// A node with streams of its own.
@@ -216,20 +216,23 @@ fn ties(members: &[&DtDevice], names: &Names) -> Vec<Tie> {
 }
 
 /// Adds what a device shares with functions behind a host bridge, and two bridges with each other.
-pub(crate) fn tie_to_bridges(devices: &mut [Device], groups: &mut Vec<Group>, bridges: &[Bridge]) {
+pub(crate) fn tie_to_bridges(devices: &mut [Device], groups: &mut Vec<Group>, bridges: &mut [Bridge], names: &Names) {
+    tie_bridges(devices.len(), groups, bridges, names);
     for device in devices.iter_mut().filter(|device| device.enabled) {
-        for bridge in bridges.iter().filter(|bridge| bridge.enabled) {
-            let cubes = device.streams.iter().filter_map(|stream| {
+        for bridge in bridges.iter_mut().filter(|bridge| bridge.enabled) {
+            let mut cubes = device.streams.iter().filter_map(|stream| {
                 let (id, mask) = (u32::try_from(stream.id.0).ok()?, u32::try_from(stream.mask.0).ok()?);
                 Some((&stream.smmu, Cube::new(id, mask)))
             });
-            let mut shared = cubes.flat_map(|(smmu, cube)| {
-                bridge.reached.iter().filter(move |run| run.smmu == *smmu).filter_map(move |run| run.meets(cube))
+            let shared = cubes.find_map(|(smmu, cube)| {
+                let mut runs = bridge.reached.iter().filter(|run| run.smmu == *smmu);
+                Some((smmu.clone(), runs.find_map(|run| run.meets(cube))?))
             });
-            let Some(stream) = shared.next() else { continue };
-            drop(shared);
+            let Some((smmu, stream)) = shared else { continue };
+            bridge.assign.with.push(device.name.clone());
             let functions = bridge.behind();
-            let tie = Tie { one: device.name.clone(), other: functions.clone(), by: format!("stream {stream:#x}") };
+            let by = format!("stream {stream:#x} at {}", names.name(&smmu));
+            let tie = Tie { one: device.name.clone(), other: functions.clone(), by };
             device.assign.with.push(functions.clone());
             match groups.iter_mut().find(|group| group.number == device.group) {
                 Some(group) => {
@@ -245,6 +248,31 @@ pub(crate) fn tie_to_bridges(devices: &mut [Device], groups: &mut Vec<Group>, br
                 }),
             }
         }
+    }
+}
+
+/// `first`: the number of the first group of host bridges; devices have those below.
+fn tie_bridges(first: usize, groups: &mut Vec<Group>, bridges: &mut [Bridge], names: &Names) {
+    let mut ties: Vec<(usize, usize, String)> = Vec::new();
+    for (index, one) in bridges.iter().enumerate().filter(|(_, bridge)| bridge.enabled) {
+        for (at, other) in bridges.iter().enumerate().skip(index.saturating_add(1)).filter(|(_, bridge)| bridge.enabled)
+        {
+            if let Some((smmu, stream)) = bridges::shared(one, other) {
+                ties.push((index, at, format!("stream {stream:#x} at {}", names.name(&smmu))));
+            }
+        }
+    }
+    for (one, other, by) in ties {
+        let behind = |index: usize| bridges.get(index).map(Bridge::behind).unwrap_or_default();
+        let (name, with) = (behind(one), behind(other));
+        for (index, mate) in [(one, &with), (other, &name)] {
+            if let Some(bridge) = bridges.get_mut(index) {
+                bridge.assign.with.push(mate.clone());
+            }
+        }
+        let members = vec![name.clone(), with.clone()];
+        let number = first.saturating_add(groups.len());
+        groups.push(Group { number, members, ties: vec![Tie { one: name, other: with, by }] });
     }
 }
 

@@ -116,8 +116,8 @@ impl Inspection {
         let board = read(blob, name)?;
         let names = Names::of(&board);
         let (mut devices, mut groups) = devices::read(&board, &names);
-        let bridges = bridges::read(&board, &names);
-        devices::tie_to_bridges(&mut devices, &mut groups, &bridges);
+        let mut bridges = bridges::read(&board, &names);
+        devices::tie_to_bridges(&mut devices, &mut groups, &mut bridges, &names);
         let smmus = smmus::read(&board, &names, &bridges);
         let refusals = |malformed| {
             let wanted = board.refusals().iter().filter(|refusal| refusal.is_malformed() == malformed);
@@ -207,7 +207,9 @@ impl Inspection {
         let (yes, marked, no) = (may("yes"), may("if marked"), may("no"));
         let cannot = no.saturating_sub(self.devices.len().saturating_sub(enabled));
         let marks = self.devices.iter().any(|device| device.marked) || self.bridges.iter().any(|bridge| bridge.marked);
-        let mut first = if marks {
+        let mut first = if enabled == 0 {
+            vec!["No enabled device has streams of its own".to_owned()]
+        } else if marks {
             let more = (marked > 0).then(|| format!("{marked} more if they were marked"));
             let yes = format!("{yes} of {} may be assigned", many(enabled, "enabled device"));
             [yes].into_iter().chain(more).collect()
@@ -231,8 +233,9 @@ impl Inspection {
             .map(|smmu| smmu.name.as_str())
             .collect();
         let second = match self.groups.len() {
-            0 => "No devices are tied together".to_owned(),
-            groups => format!("{tied} devices are tied in {}", many(groups, "group")),
+            0 => "No group ties devices together".to_owned(),
+            1 => format!("1 group ties {tied} devices or host bridges"),
+            groups => format!("{groups} groups tie {tied} devices or host bridges"),
         };
         let second = match coupling[..] {
             [] => format!("{second}; no interrupt line couples domains."),

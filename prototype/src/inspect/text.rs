@@ -50,8 +50,8 @@ fn devices(page: &mut Page, inspection: &Inspection) {
         table.row([bridge.behind(), assign.assignable.to_owned(), because(assign)]);
     }
     table.print(page, 2);
-    if devices.is_empty() {
-        page.line("  none with streams of its own");
+    if devices.is_empty() && inspection.bridges.is_empty() {
+        page.line("  none");
     }
     page.gap();
     page.text(
