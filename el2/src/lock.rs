@@ -6,8 +6,5 @@
 use iommu_assign::sync::{Daif, InterruptSaving};
 use spin::mutex::SpinMutex;
 
-/// The lock itself, for the library too.
-pub(crate) type RawLock = InterruptSaving<SpinMutex<()>, Daif>;
-
 /// A value behind it.
-pub(crate) type Lock<T> = lock_api::Mutex<RawLock, T>;
+pub(crate) type Lock<T> = lock_api::Mutex<InterruptSaving<SpinMutex<()>, Daif>, T>;

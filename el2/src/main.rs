@@ -32,6 +32,7 @@ use iommu_assign::sync::Micros;
 use boot::{MAX_CPUS, mmu};
 use iommu::overlay;
 use machine::{console, cpus, gic, interrupts, power, tree};
+use scenario::Plan;
 use scenario::world::World;
 
 /// How long the scenario goes on, where the command line does not say.
@@ -85,7 +86,8 @@ fn boot_up(blob: &'static [u8], tree: &Tree<'_>) -> Result<u8, String> {
     world.print();
     let number = |name| tree::argument(tree, name).and_then(|value| value.parse::<u64>().ok());
     let seconds = number("minutes").map(|minutes| minutes * 60).or(number("seconds")).unwrap_or(SECONDS);
-    Ok(scenario::play(world, Micros::from_millis(seconds * 1000)))
+    let counts_instructions = number("instructions") == Some(1);
+    Ok(scenario::play(world, Plan { span: Micros::from_millis(seconds * 1000), counts_instructions }))
 }
 
 /// The tree that the loader left at `address`, as long as it says that it is.

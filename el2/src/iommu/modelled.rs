@@ -17,7 +17,7 @@ use smmu_model::{Config, Memory, Outcome, Smmu, Transaction};
 
 use crate::lock::Lock;
 use crate::machine::gic;
-use crate::scenario::foreign;
+use crate::scenario::measure::{access, foreign};
 
 /// The memory that all modelled SMMUs walk, and into which their masters write: what guests' tables hold is copied to the same
 /// addresses in it.
@@ -51,7 +51,8 @@ impl Modelled {
     /// One write of a word by a master.
     pub(crate) fn dma(&self, stream: StreamId, address: u64) -> Reached {
         let Ok(stream) = u16::try_from(stream.value()) else { return Reached::Fault };
-        let outcome = self.with(|smmu, memory| smmu.dma(memory, Transaction::write(stream, address, &[0x5a; 8])));
+        let write = || Transaction::write(stream, address, &[0x5a; 8]);
+        let outcome = foreign(|| self.with(|smmu, memory| smmu.dma(memory, write())));
         match outcome {
             Outcome::Completed { physical, path, .. } if path.is_untranslated() => Reached::Untranslated(physical),
             Outcome::Completed { physical, .. } => Reached::Memory(physical),
@@ -87,7 +88,7 @@ impl Modelled {
     }
 
     fn write(&self, act: impl FnOnce(&mut Smmu)) {
-        foreign(|| {
+        access(|| {
             act(&mut self.smmu.lock());
             self.raise();
         });
@@ -96,7 +97,7 @@ impl Modelled {
 
 impl Registers for Modelled {
     fn read32(&self, offset: u32) -> u32 {
-        foreign(|| self.smmu.lock().read32(offset as usize))
+        access(|| self.smmu.lock().read32(offset as usize))
     }
 
     fn write32(&self, offset: u32, value: u32) {
@@ -104,7 +105,7 @@ impl Registers for Modelled {
     }
 
     fn read64(&self, offset: u32) -> u64 {
-        foreign(|| self.smmu.lock().read64(offset as usize))
+        access(|| self.smmu.lock().read64(offset as usize))
     }
 
     fn write64(&self, offset: u32, value: u64) {

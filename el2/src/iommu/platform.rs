@@ -1,11 +1,15 @@
-//! The hypervisor under the library: a lock that masks interrupts, the architectural counter as its clock, and a wait that sleeps.
+//! The hypervisor under the library: a lock that masks interrupts, the architectural counter as its clock, and a wait that
+//! sleeps.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use iommu_assign::sync::{Daif, InterruptSafe, ManyCpus, Micros, Platform, SpinIrq, TimedOut, Waiter};
+use iommu_assign::sync::{
+    Daif, InterruptSafe, InterruptSaving, Interrupts, ManyCpus, Micros, Platform, Spin, TimedOut, Waiter,
+};
+use spin::mutex::SpinMutex;
 
-use crate::lock::RawLock;
 use crate::machine::time;
+use crate::scenario::measure;
 
 /// The platform.
 #[derive(Debug)]
@@ -18,15 +22,41 @@ pub(crate) type Domain = iommu_assign::assign::Domain<Hypervisor>;
 /// The queue in front of the service.
 pub(crate) type RequestQueue = iommu_assign::assign::RequestQueue<Hypervisor>;
 
+/// The CPU's interrupt masks, watched: how long are they on?
+#[derive(Debug)]
+pub(crate) enum Watched {}
+
+/// PSTATE.I, as DAIF has it.
+const IRQ: u64 = 1 << 7;
+
+impl Interrupts for Watched {
+    type State = u64;
+
+    fn save_and_mask() -> u64 {
+        let state = Daif::save_and_mask();
+        if state & IRQ == 0 {
+            measure::masked();
+        }
+        state
+    }
+
+    fn restore(state: u64) {
+        if state & IRQ == 0 {
+            measure::unmasked();
+        }
+        Daif::restore(state);
+    }
+}
+
 /// How often somebody was woken.
 static WAKES: AtomicU64 = AtomicU64::new(0);
 
 impl Platform for Hypervisor {
-    type Lock = RawLock;
+    type Lock = InterruptSaving<SpinMutex<()>, Watched>;
     type Sharing = ManyCpus;
 
     fn barrier() {
-        SpinIrq::<Daif>::barrier();
+        Spin::barrier();
     }
 
     fn now() -> Option<Micros> {

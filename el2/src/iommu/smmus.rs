@@ -251,6 +251,11 @@ impl Unit {
         }
     }
 
+    /// Takes in what faulted on any line, in another interrupt's handler.
+    pub(crate) fn look(&self) {
+        self.interrupts.keys().for_each(|number| self.interrupted(*number));
+    }
+
     /// What the handler does first of all.
     pub(crate) fn take_faults(&self, line: FaultLine) -> FaultAnswer {
         self.handle.take_faults(line, &mut |_| ())

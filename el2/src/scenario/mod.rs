@@ -5,7 +5,7 @@
 //! | `score.rs` | operations, and violations: what was not as it must be |
 //! | `random.rs` | small random numbers, each CPU's own |
 //! | `world.rs` | what all CPUs share: service, guests, SMMUs, host bridges |
-//! | `stack.rs` | how much stack and heap each operation takes, before the other CPUs join in |
+//! | `measure.rs` | what each operation takes, before the other CPUs join in |
 //! | `life.rs` | one CPU's devices: added, assigned, moved, unmapped under, taken back, removed |
 //! | `ticks.rs` | timer interrupts: flushes, requests for the worker |
 //! | `hotplug.rs` | functions that are plugged in and out, or pulled |
@@ -17,8 +17,8 @@ pub(crate) mod score;
 mod ending;
 mod hotplug;
 mod life;
+pub(crate) mod measure;
 mod random;
-mod stack;
 mod storm;
 mod ticks;
 pub(crate) mod world;
@@ -28,8 +28,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use iommu_assign::sync::Micros;
 use spin::Once;
 
+use crate::iommu::smmus;
 use crate::machine::{gic, interrupts, time};
-pub(crate) use stack::foreign;
 pub(crate) use ticks::tick;
 
 use hotplug::HotPlug;
@@ -41,11 +41,23 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 static STOPPED: AtomicBool = AtomicBool::new(false);
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
 
+/// How it is played.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// For how long.
+    pub(crate) span: Micros,
+    /// The machine's clock counts instructions.
+    pub(crate) counts_instructions: bool,
+}
+
 /// The boot CPU's way through it all. Returns the status to end with.
-pub(crate) fn play(world: World, span: Micros) -> u8 {
+pub(crate) fn play(world: World, plan: Plan) -> u8 {
     let world = WORLD.call_once(|| world);
-    stack::measure(world);
+    let span = plan.span;
+    // Nothing can interrupt yet.
     interrupts::unmask();
+    measure::measure(world, plan.counts_instructions);
+    smmus::listen(&world.units, &world.service);
     start_ticking();
     STARTED.store(true, Ordering::Release);
 

@@ -1,4 +1,4 @@
-//! Timer interrupts: each flushes a guest's page, and submits a request for the worker.
+//! Timer interrupts: each flushes a guest's page, submits a request for the worker, and now and then takes faults in.
 //!
 //! The requests are about one device of this CPU's own, so that their order, and with it each answer, is known: assign,
 //! reassign, deassign, and again.
@@ -53,6 +53,10 @@ pub(crate) fn tick() {
     match world.service.in_interrupts().flush_range(&guest.domain, &Guest::range(count)) {
         Ok(()) => score::count(&FLUSHES),
         Err(_) => score::count(&IMPATIENT),
+    }
+    // Faults are taken in wherever one looks for them: here too, in turn with the SMMUs' own interrupts.
+    if let Some(unit) = world.units.get(count as usize % (8 * world.units.len())) {
+        unit.look();
     }
     let mut stage = ticks.stage.lock();
     *stage = match core::mem::replace(&mut *stage, Stage::None) {

@@ -89,7 +89,6 @@ impl World {
         }
         world.add(masters);
         world.cast();
-        smmus::listen(&world.units, &world.service);
         Ok(world)
     }
 
