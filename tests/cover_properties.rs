@@ -92,8 +92,13 @@ fn pieces(ids: &[Cube]) -> usize {
     all.len()
 }
 
+/// `cargo xtask search` asks for more.
+fn cases() -> u32 {
+    std::env::var("COVER_CASES").map_or(64, |cases| cases.parse().unwrap())
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn five_bit_sets_are_least(set in any::<u32>()) {

@@ -17,17 +17,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use iommu_assign::dt::{Board, DtError, MsiControllerKind, MsiMap, Node};
 use iommu_assign::pci::{Provider, RequesterId};
 
-/// Corruptions of each board of our own; real boards, which are longer, get a tenth.
-const ROUNDS: u64 = 3000;
+/// Corruptions of each board of our own; real boards, which are longer, get a tenth. `cargo xtask search` asks for more.
+fn rounds() -> u64 {
+    std::env::var("CORRUPTIONS").map_or(3000, |rounds| rounds.parse().unwrap())
+}
 
 #[test]
 fn a8_corrupted_boards_never_panic() {
     let mut outcomes = BTreeMap::new();
     for (name, blob) in files::OWN {
-        corrupt(name, blob, ROUNDS, &mut outcomes);
+        corrupt(name, blob, rounds(), &mut outcomes);
     }
     for (name, blob) in files::real_boards("a8_corrupted_boards_never_panic") {
-        corrupt(&name, &blob, ROUNDS / 10, &mut outcomes);
+        corrupt(&name, &blob, rounds() / 10, &mut outcomes);
     }
     // Were all of one kind, the corruptions would not be worth much.
     assert!(outcomes["read"] > 500 && outcomes["blob"] > 500 && outcomes["node"] > 500, "{outcomes:?}");

@@ -7,11 +7,18 @@ use iommu_assign::smmu::{Architecture, Geometry};
 
 use crate::inspect;
 use crate::report::{Page, Set, Table, WIDTH, broken, printable, width, wrapped};
+use crate::stage::many;
 use crate::world::{State, Subject, World};
 
 /// Prints all of it.
 pub(crate) fn print(page: &mut Page, world: &World) {
     page.text(0, &format!("prototype {} on {}", env!("CARGO_PKG_VERSION"), world.title));
+    let (unit_count, device_count) = (many(world.units.len(), "SMMU"), many(world.subjects.len(), "device"));
+    page.text(
+        0,
+        &format!("Shown: {unit_count}, modelled register by register; {device_count}; guests that get them and lose them again."),
+    );
+    page.text(0, "A line is `ok` where what came out must come out. Its last numbers: registers read and written.");
     smmus(page, world);
     bridges(page, world);
     devices(page, world);

@@ -13,6 +13,8 @@ pub(crate) struct Recorder {
     failed: Vec<String>,
     /// Lines about DMA and faults are counted here instead of shown, where they say what was shown before.
     untold: Option<usize>,
+    /// What came out, in a line each, before the score.
+    conclusions: Vec<String>,
 }
 
 /// One line: an operation, what came of it, and whether that was expected.
@@ -30,7 +32,7 @@ pub(crate) struct Line<'a> {
 impl Recorder {
     /// A score of nothing, written below what `page` has.
     pub(crate) const fn new(page: Page) -> Self {
-        Self { page, steps: 0, held: 0, failed: Vec::new(), untold: None }
+        Self { page, steps: 0, held: 0, failed: Vec::new(), untold: None, conclusions: Vec::new() }
     }
 
     /// Begins a step.
@@ -58,6 +60,16 @@ impl Recorder {
             let more = if untold == 1 { "expectation" } else { "expectations" };
             self.note(&format!("In their hooks all of them did DMA, as above: {untold} more {more} held."));
         }
+    }
+
+    /// How many steps there were.
+    pub(crate) const fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Says what came out of it all, at the end.
+    pub(crate) fn conclude(&mut self, text: String) {
+        self.conclusions.push(text);
     }
 
     /// Says something about the step.
@@ -94,6 +106,9 @@ impl Recorder {
     pub(crate) fn finish(mut self) -> (String, u8) {
         let all = self.held.saturating_add(self.failed.len());
         self.page.gap();
+        for text in std::mem::take(&mut self.conclusions) {
+            self.page.text(0, &text);
+        }
         if self.failed.is_empty() && self.held > 0 {
             self.page.line(format!("All {all} expectations held."));
             return (self.page.into_text(), 0);

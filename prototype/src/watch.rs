@@ -74,13 +74,21 @@ impl Stage<'_> {
     /// Says what was seen.
     pub(crate) fn verdicts(&mut self) {
         let verdicts: Vec<_> = self.watch.0.iter().map(|(unit, oracle)| (*unit, oracle.verdict())).collect();
+        let (mut all_writes, mut all_violations) = (0_usize, 0_usize);
         for (unit, (writes, violations)) in verdicts {
             let writes = usize::try_from(writes).unwrap_or(usize::MAX);
             let line = self.recorder.line("isolated", format!("{unit}, {}", many(writes, "register write")));
             let line = line.result(many(violations.len(), "violation"));
             let line = violations.iter().fold(line, |line, seen| line.detail(seen.clone()));
             line.expect(violations.is_empty() && writes > 0, "no stream to reach what is not its own, at any write");
+            all_writes = all_writes.saturating_add(writes);
+            all_violations = all_violations.saturating_add(violations.len());
         }
+        let (devices, units) = (many(self.world.subjects.len(), "device"), many(self.watch.0.len(), "SMMU"));
+        self.recorder.conclude(format!("Came out: {} with {devices} at {units}.", many(self.recorder.steps(), "step")));
+        let (writes, violations) = (many(all_writes, "register write"), many(all_violations, "violation"));
+        self.recorder
+            .conclude(format!("After each of {writes} all streams were looked at: {violations} of isolation."));
     }
 
     fn may_reach(&self, subject: &Subject) -> BTreeSet<u64> {

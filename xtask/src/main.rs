@@ -1,6 +1,7 @@
 //! What the project does to itself.
 //!
 //! `cargo xtask schedules`: explores the interleavings of operations, with builds of their own beside the ordinary one.
+//! `cargo xtask search`: the long searches, which `cargo test` does a little of.
 //! `cargo xtask instructions`: what each operation costs, against Xen's and the bounds.
 //! `cargo xtask rooms`: checks the rules of the house: what uses what, what writes which register.
 //! `cargo xtask el2`: boots the bare-metal image under QEMU, with functions plugged in and out.
@@ -8,6 +9,7 @@
 mod el2;
 mod instructions;
 mod rooms;
+mod search;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -71,6 +73,12 @@ Four threads of random operations (shuttle), then every pair of operations, trip
   --list-broken    names the broken variants
   FILTER           explores only the pairs whose line contains it
 
+       cargo xtask search [--times N]
+
+The long searches of the tests: operations against the specification, the driver alone, covers, corrupted and damaged blobs.
+
+  --times N        N times as long as usual
+
        cargo xtask instructions [--markdown]
 
 What each operation costs, in instructions (counted by valgrind's callgrind) and heap, beside Xen's figures. Fails past the
@@ -111,6 +119,14 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(message) => refuse(&message),
         },
+        ["search", rest @ ..] if matches!(rest, [] | ["--times", _]) => {
+            let times = rest.get(1).map_or(Ok(1), |times| times.parse::<u32>());
+            match times.map_err(|_| format!("--times wants a number\n\n{HELP}")).and_then(search::run) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(message) => refuse(&message),
+            }
+        }
         ["instructions", rest @ ..] if matches!(rest, [] | ["--markdown"]) => {
             match instructions::table(!rest.is_empty()) {
                 Ok(true) => ExitCode::SUCCESS,
