@@ -150,7 +150,10 @@ impl<P: Platform<Sharing = ManyCpus>> Universe for World<P> {
                 }
                 answer(flushed)
             }
-            Op::Fault => answer(self.service.handle_fault(IOMMU, FaultLine::Global, &mut |_| ()).map(drop)),
+            Op::Fault => {
+                let handled = self.service.handle_fault(IOMMU, FaultLine::Global, &mut |_| ());
+                answer(handled.map(drop).map_err(|error| error.cause))
+            }
             Op::UnregisterIommu => answer(self.service.unregister_iommu(IOMMU).map_err(|error| error.cause)),
         }
     }
