@@ -132,15 +132,13 @@ fn smmus(inspection: &Inspection) -> Markup {
                 code(&smmu.name),
                 code(smmu.compatible.first().map_or("", String::as_str)),
                 plain(if smmu.enabled { "yes" } else { "no" }),
-                plain(&format!("{} → {}", smmu.entries.per_specifier, smmu.entries.merged)),
-                plain(&smmu.typical.entries.to_string()),
-                plain(&smmu.banks.to_string()),
-                plain(&smmu.typical.banks.to_string()),
+                plain(&format!("{} → {} of {}", smmu.entries.per_specifier, smmu.entries.merged, smmu.typical.entries)),
+                plain(&format!("{} of {}", smmu.banks, smmu.typical.banks)),
                 plain(&format!("{}{couples}", smmu.lines.what)),
             ]
         })
         .collect();
-    let columns = ["name", "compatible", "on", "entries", "of", "banks", "of", "context interrupt lines"];
+    let columns = ["name", "compatible", "on", "entries", "banks", "context interrupt lines"];
     let note = "entries: needed, one for each specifier → merged. banks: needed, one for each group or host bridge. of: what \
                 a part sold under that name has; what this one has only its ID registers say.";
     table("SMMUs", &columns, &rows, note)
