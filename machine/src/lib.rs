@@ -11,6 +11,7 @@
 
 pub mod op;
 pub mod oracle;
+mod parts;
 mod registers;
 pub mod specification;
 mod tables;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iommu_assign::assign::{IommuKey, StreamId};
 use smmu_model::{Config, Counters, Memory, Outcome, Smmu, Transaction};
 
+pub use parts::part_of;
 pub use registers::{ModelRegisters, Observer};
 pub use tables::Stage2Tables;
 

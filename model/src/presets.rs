@@ -94,9 +94,10 @@ impl Config {
         Self { extended_ids: true, vmid16: true, smr_id: 0xffff, smr_mask: 0xffff, groups: 64, ..Self::generic_v2() }
     }
 
-    /// MMU-400: SMMUv1, stage 2 only, 32 groups, 8 banks, one context interrupt.
+    /// MMU-400: SMMUv1, stage 2 only, 32 groups, 8 banks, one context interrupt, in 64 KiB of registers.
     pub fn mmu400() -> Self {
         Self {
+            num_page_index_bits: 2,
             stage1: false,
             nested: false,
             stage2_banks: 8,
@@ -242,5 +243,16 @@ impl Config {
     /// An MMU-400 as Calxeda wired it: accesses arrive as Secure.
     pub fn calxeda() -> Self {
         Self::mmu400().quirks(Quirks { secure_accesses: true, ..Quirks::NONE })
+    }
+
+    /// The same part with as many register pages as `region` bytes hold, and no bank beyond: of 64 KiB where 8 MiB and more
+    /// are given, as boards have it.
+    pub fn fit(mut self, region: u64) -> Self {
+        self.page_size = if region >= 0x80_0000 { PageSize::Large } else { PageSize::Small };
+        let fits = |bits: &u8| u64::from(self.page_bytes()) << 2 << bits <= region;
+        self.num_page_index_bits = (0..=7).rev().find(fits).unwrap_or(0);
+        self.banks = self.banks.min(u8::try_from(self.pages()).unwrap_or(u8::MAX));
+        self.stage2_banks = self.stage2_banks.min(self.banks);
+        self
     }
 }

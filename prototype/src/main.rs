@@ -3,7 +3,7 @@
 //! Without an argument it takes a board of its own; see [`args`] for the rest. It ends with status 0 when all that it
 //! expected was so, 1 when something was not, and 2 with one line of error when it could not begin.
 //!
-//! The way of a board through it: [`input`] reads the blob, [`world`] makes a machine of it ([`presets`] chooses the
+//! The way of a board through it: [`input`] reads the blob, [`world`] makes a machine of it ([`machine::part_of`] chooses the
 //! parts, [`pci_world`] plugs cards in), [`cast`] chooses who plays which part, [`scenario`] plays, [`stage`] and [`dma`]
 //! carry out each step and compare it with what it [`must`] come to, [`watch`] looks at each register write, [`recorder`] keeps the score and [`report`] sets
 //! the lines. [`inspect`] needs no machine.

@@ -150,7 +150,7 @@ impl World {
 
     fn probe(&self, node: &SmmuNode<'_>, masters: &Arc<Masters<Spin>>) -> State {
         let before = self.machine.all_counters();
-        let part = presets::part(node);
+        let part = machine::part_of(node);
         let started = node
             .map(|region| Ok(self.machine.add_smmu(IommuKey::new(region.base()), part.clone())))
             .and_then(|registers| self.start(node, registers, masters));

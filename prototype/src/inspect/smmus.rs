@@ -10,7 +10,6 @@ use super::Hex;
 use super::bridges::Bridge;
 use super::devices::Groups;
 use crate::names::Names;
-use crate::presets;
 
 /// An SMMUv1/v2.
 #[derive(Debug, Serialize)]
@@ -92,7 +91,7 @@ impl Smmu {
         let behind =
             bridges.iter().filter(|bridge| bridge.enabled && bridge.reached.iter().any(|run| run.smmu == smmu.path));
         let users = unions.len().saturating_add(behind.count());
-        let part = presets::part(smmu);
+        let part = machine::part_of(smmu);
         let usable = part.quirks.hidden_banks_from.unwrap_or(part.banks).min(part.banks);
         Self {
             path: smmu.path.clone(),
