@@ -89,6 +89,43 @@ fn each_blob_is_what_the_compiler_makes_of_its_source() {
 }
 
 #[test]
+fn each_blob_of_the_bare_metal_image_is_what_the_compiler_makes_of_its_source() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("el2");
+    for (source, blob) in [("modelled.dtso", "modelled.dtbo"), ("zynqmp.dts", "zynqmp.dtb")] {
+        let compiler = Command::new("dtc").args(["-q", "-I", "dts", "-O", "dtb"]).arg(folder.join(source)).output();
+        let Ok(output) = compiler else {
+            files::skipped("each_blob_of_the_bare_metal_image: skipped: dtc is not installed");
+            return;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found = fs::read(folder.join(blob)).unwrap();
+        assert!(output.stdout == found, "el2/{blob} is not what dtc makes of el2/{source}: its head says how");
+    }
+}
+
+#[test]
+fn a_board_of_the_bare_metal_image_has_its_masters_behind_one_smmu() {
+    const SMMU: u64 = 0xfd80_0000;
+    let blob = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("el2/zynqmp.dtb")).unwrap();
+    let board = Board::read(&blob).unwrap();
+    let unit = smmu(&board, SMMU);
+    assert_eq!((unit.enabled, unit.context_irqs, unit.context_lines), (false, 16, 1));
+    assert_eq!(board.devices().len(), 16);
+    assert_eq!(device(&board, "/axi/dma-controller@fd500000").streams, [stream(SMMU, 0x14e8, 0)]);
+    assert!(board.devices().iter().all(|device| device.enabled && device.on_disabled_smmu));
+
+    let tree = board.tree();
+    let regions = |path: &str| tree.find(path).unwrap().regions().unwrap();
+    let bases = |path: &str| regions(path).iter().map(|region| region.base()).collect::<Vec<_>>();
+    assert_eq!(bases("/memory@0"), [0]);
+    assert_eq!(bases("/axi/interrupt-controller@f9010000"), [0xf901_0000, 0xf902_0000]);
+    assert_eq!(bases("/chosen"), []);
+    let uart = tree.find("/axi/serial@ff000000").unwrap();
+    assert!(uart.strings("compatible").unwrap().eq(["xlnx,zynqmp-uart", "cdns,uart-r1p12"]));
+    assert_eq!(uart.u32("#clock-cells").unwrap(), None);
+}
+
+#[test]
 fn the_showcase_shows_what_it_is_for() {
     const MEDIA: u64 = 0x1200_0000;
     const IO: u64 = 0x1400_0000;

@@ -29,8 +29,8 @@ const DONE: u32 = 1 << 10;
 const ERRORS: u32 = 0b1111 << 6;
 const ALL: u32 = 0xfff;
 
-/// How long a copy of a page may take.
-const PATIENCE: Micros = Micros::from_millis(20);
+/// How long a copy of a page may take, on an emulator whose CPU stands still now and then.
+const PATIENCE: Micros = Micros::from_millis(200);
 
 /// The machine's channels that work, by node. To be called before any SMMU is driven: each copies a page as it is.
 pub(crate) fn channels(tree: &Tree<'_>) -> BTreeMap<NodeId, Arc<Channel>> {

@@ -18,7 +18,8 @@ use iommu_assign::assign::{
     FaultAnswer, FaultLine, IommuHandle, IommuKey, PhysicalAddress, Quarantine, RawFault, Storm,
 };
 use iommu_assign::dt::{Board, SmmuNode};
-use iommu_assign::smmu::{EmptyRoot, Masters, Mmio, Registers, Smmu};
+use iommu_assign::smmu::{EmptyRoot, Masters, Mmio, Registers, Smmu, SmmuConfig};
+use iommu_assign::sync::Micros;
 use smmu_model::{Config, SyncDelay};
 
 use super::guests;
@@ -114,6 +115,10 @@ fn empty_root() -> EmptyRoot {
 fn silence() -> Quarantine {
     Quarantine::Silence(guests::stage2(PhysicalAddress::new(EMPTY.0.get().addr() as u64)))
 }
+
+/// How long an SMMU is waited for. Hardware that takes a second is stuck; on a loaded emulator the CPU that polls may have stood
+/// still for as long.
+const PATIENCE: Micros = Micros::from_millis(10_000);
 
 /// Probes and registers all SMMUs of the board. From the probe on each of their streams faults.
 ///

@@ -167,10 +167,9 @@ impl World {
         let count: usize = self.groups.iter().map(Vec::len).sum();
         let engines = self.groups.iter().flatten().filter(|master| master.has_engine()).count();
         log::info!(
-            "{count} devices in {} groups to be assigned, {engines} of them with DMA that is compared, {} bridges; {}",
+            "{count} devices in {} groups to be assigned, {engines} of them with DMA that is compared; {} more that stay in fault",
             self.groups.len(),
-            self.others.len(),
-            score::line(self.cpus)
+            self.others.len()
         );
     }
 }
