@@ -132,8 +132,8 @@ pub(crate) fn bring_up(board: &Board<'_>, service: &Service, memory: &SharedMemo
     for node in board.smmus().iter().filter(|node| node.enabled) {
         let interrupts = lines(node);
         let (access, model) = open(node, &interrupts, memory)?;
-        let smmu =
-            Smmu::probe(node.config(empty_root()), access, masters.clone()).map_err(|error| format!("{error}"))?;
+        let config = SmmuConfig { timeout: PATIENCE, ..node.config(empty_root()) };
+        let smmu = Smmu::probe(config, access, masters.clone()).map_err(|error| format!("{error}"))?;
         let geometry = *smmu.geometry();
         log::info!(
             "{}: {}, {} entries, {} context banks, {} interrupts{}",

@@ -59,7 +59,8 @@ fn text<'a>(node: &Node<'_, 'a>, property: &str) -> Option<&'a str> {
 
 /// RAM, without what the tree wants unmapped.
 pub(crate) fn memory(tree: &Tree<'_>) -> Vec<Range<usize>> {
-    let is_memory = |node: &Node<'_, '_>| text(node, "device_type") == Some("memory");
+    // What is the Secure side's alone is there too, disabled.
+    let is_memory = |node: &Node<'_, '_>| node.is_enabled() && text(node, "device_type") == Some("memory");
     let regions = tree.nodes().filter(is_memory).filter_map(|node| node.regions().ok()).flatten();
     let mut memory: Vec<Range<usize>> = regions.filter_map(range).filter(|range| !range.is_empty()).collect();
     let reserved = tree.find("/reserved-memory");

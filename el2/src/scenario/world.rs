@@ -11,7 +11,6 @@ use iommu_assign::dt::{self, Board};
 use iommu_assign::pci::{Bus, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
 use smmu_model::Memory;
 
-use super::score;
 use crate::iommu::gdma;
 use crate::iommu::guests::Guest;
 use crate::iommu::masters::{self, Master, Rules};
