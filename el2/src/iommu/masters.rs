@@ -140,7 +140,8 @@ pub(crate) fn of_function(
         let next = numbers.len() as u64;
         *numbers.entry(group).or_insert(next)
     });
-    spec.passthrough = function.kind == FunctionKind::Endpoint;
+    // The host bridge shows itself as a function, of class 06.00, and stays the host's.
+    spec.passthrough = function.kind == FunctionKind::Endpoint && function.class >> 8 != 0x0600;
     spec.hooks = Arc::new(FunctionHooks::new(space, function).ok_or("its ATS, PRI or PASID stays on")?);
     Ok(Master { spec, engine: model.map_or(Engine::None, Engine::Modelled) })
 }
