@@ -1,7 +1,8 @@
 //! The isolation oracle: after every single register write it asks, for every watched stream, what it could reach now.
 //!
 //! It watches one page of guest addresses that each guest maps to memory of its own, so that where a stream arrives
-//! tells whose tables led it there. What the TLB and the walk cache still hold, and transactions in flight, count.
+//! tells whose tables led it there. What the TLB and the walk cache still hold, and transactions in flight, count. So does
+//! what no register reports: a sync over the one in flight, a bank that firmware hides, an access outside.
 //!
 //! # Locking
 //!
@@ -12,7 +13,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use iommu_assign::assign::{IommuKey, Label};
-use smmu_model::{Access, Memory, Smmu, Source, Verdict};
+use smmu_model::{Access, Hazard, Memory, Smmu, Source, Verdict};
 
 use super::{Machine, lock};
 
@@ -112,7 +113,13 @@ impl fmt::Debug for Oracle {
 
 impl Allowed {
     fn judge(&self, smmu: &Smmu, memory: &Memory, page: u64) -> Vec<String> {
-        let mut found = Vec::new();
+        let wrong = |hazard: &&Hazard| !matches!(hazard, Hazard::Unmodelled(_) | Hazard::PoweredOff);
+        let mut found: Vec<String> = smmu
+            .hazards()
+            .iter()
+            .filter(wrong)
+            .map(|hazard| format!("a register was used wrongly: {hazard:?}"))
+            .collect();
         let mut reached: BTreeMap<&Label, BTreeSet<u64>> = BTreeMap::new();
         for &stream in &self.watched {
             let owners: Vec<(&Label, &Place)> =
