@@ -13,12 +13,11 @@ use core::iter;
 use smallvec::SmallVec;
 
 use super::joining::owner_of_joined;
-use super::on_all_iommus::Power;
+use super::on_all_iommus::{Power, no_place};
 use super::removal::{self, Outcome};
 use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
-    Instance, IommuError, IommuKey, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, Streams,
-    nodes_of,
+    Instance, IommuError, Left, Member, Nodes, Obstacle, Operation, Registry, Service, Stream, Streams, nodes_of,
 };
 use crate::few;
 use crate::sync::Platform;
@@ -361,15 +360,6 @@ fn was_removed(outcome: Outcome, device: &Device) -> Error {
         error.left = Left::Unchanged;
     }
     error
-}
-
-/// Why an instance that was registered has no place for a device.
-fn no_place(instance: &Instance, error: IommuError) -> Cause {
-    let iommu: IommuKey = instance.key;
-    match instance.refusal() {
-        Some(cause) if error == IommuError::ProviderGone => cause,
-        _ => Cause::Iommu { iommu, error },
-    }
 }
 
 impl<P: Platform> Registry<P> {

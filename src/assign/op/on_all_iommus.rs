@@ -94,6 +94,14 @@ pub(super) fn refusal(claim: &Claim<'_>, instance: &Instance, error: IommuError)
     Cause::busy(running)
 }
 
+/// Why an instance that was registered has no place for a device.
+pub(super) fn no_place(instance: &Instance, error: IommuError) -> Cause {
+    match instance.refusal() {
+        Some(cause) if error == IommuError::ProviderGone => cause,
+        _ => Cause::Iommu { iommu: instance.key, error },
+    }
+}
+
 /// Reserves on all IOMMUs, or on none.
 pub(super) fn plan(
     held: &mut Held<'_, Unlocked>,
