@@ -114,7 +114,7 @@ impl Drop for Machine {
 fn boot(image: &Path, options: &Options) -> Result<bool, String> {
     let mut machine = Machine::start(image, options)?;
     let mut qmp = Qmp::connect(&machine.folder.join("qmp"))?;
-    let deadline = Instant::now() + Duration::from_secs(options.seconds) + OVERHEAD;
+    let deadline = after(Duration::from_secs(options.seconds).saturating_add(OVERHEAD));
     let plugged = machine.until(deadline, &|line| line.starts_with("el2: ") && line.ends_with("empty slots"))?;
     if plugged {
         plug_and_unplug(&mut machine, &mut qmp, deadline)?;
@@ -135,8 +135,9 @@ impl Machine {
         command.args(["-smp", "4", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio", "-nic", "none"]);
         command.args(["-append", &format!("seconds={}", options.seconds), "-kernel"]).arg(image);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join("qmp").display()));
-        for number in 1..=FUNCTIONS.len() + EMPTY.len() {
-            command.args(["-device", &format!("pcie-root-port,id=port{number},chassis={number},addr={}", number + 1)]);
+        // Place 1 is left free for what the machine itself may put there.
+        for (number, place) in (1..=FUNCTIONS.len().saturating_add(EMPTY.len())).zip(2..) {
+            command.args(["-device", &format!("pcie-root-port,id=port{number},chassis={number},addr={place}")]);
         }
         FUNCTIONS.iter().for_each(|arguments| _ = command.args(*arguments));
         let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -169,7 +170,8 @@ impl Machine {
                 Ok(line) => {
                     // Nobody is left to be told when this cannot be written.
                     let _ = writeln!(std::io::stdout(), "{line}");
-                    if line.starts_with("el2: ") {
+                    // What comes after the sums says nothing new.
+                    if line.starts_with("el2: ") && !line.starts_with("el2: stopped") {
                         self.last.clone_from(&line);
                     }
                     if is_wanted(&line) {
@@ -188,16 +190,15 @@ fn plug_and_unplug(machine: &mut Machine, qmp: &mut Qmp, deadline: Instant) -> R
     let is_over = |line: &str| line.ends_with("violations");
     let is_about_slot = |line: &str| line.starts_with("el2: slot ");
     let next = |machine: &mut Machine| {
-        let until = deadline.min(Instant::now() + PATIENCE);
+        let until = deadline.min(after(PATIENCE));
         let wanted = |line: &str| is_about_slot(line) || (line.starts_with("el2: ") && is_over(line));
         machine.until(until, &wanted).map(|there| there && is_about_slot(&machine.last))
     };
-    for number in 0.. {
-        let (driver, places) = PLUGGED[number % PLUGGED.len()];
-        let port = EMPTY[number % EMPTY.len()];
+    let turns = PLUGGED.iter().cycle().zip(EMPTY.iter().cycle());
+    for (number, ((driver, places), port)) in (0_u32..).zip(turns) {
         let names: Vec<String> =
             places.iter().map(|place| format!("plugged{number}-{}", place.replace('.', "-"))).collect();
-        for (name, place) in names.iter().zip(places) {
+        for (name, place) in names.iter().zip(*places) {
             let several = if places.len() > 1 { "on" } else { "off" };
             if !qmp.plug(driver, name, port, place, several)? {
                 return Ok(());
@@ -236,4 +237,10 @@ fn judge(last: &str) -> Result<bool, String> {
         eprintln!("not everything happened");
     }
     Ok(all_there && violations == 0)
+}
+
+/// The moment that comes `span` from now.
+fn after(span: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(span).unwrap_or(now)
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::after;
+
 /// A connection.
 pub(crate) struct Qmp {
     stream: UnixStream,
@@ -32,7 +34,7 @@ impl Qmp {
         let lines = BufReader::new(stream.try_clone().map_err(|error| format!("QMP: {error}"))?);
         let mut qmp = Self { stream, lines, gone: 0 };
         // The greeting, then the one command that must come first.
-        qmp.read(Instant::now() + ANSWER)?;
+        qmp.read(after(ANSWER))?;
         qmp.command("qmp_capabilities", json!({}))?.ok_or("QMP: the emulator ended")?;
         Ok(qmp)
     }
@@ -57,7 +59,7 @@ impl Qmp {
 
     /// Waits until so many devices have gone. `false`: the emulator has ended.
     pub(crate) fn until_gone(&mut self, count: usize, patience: Duration) -> Result<bool, String> {
-        let deadline = Instant::now() + patience;
+        let deadline = after(patience);
         while self.gone < count {
             if self.read(deadline)?.is_none() {
                 return Ok(false);
@@ -72,7 +74,7 @@ impl Qmp {
         if writeln!(self.stream, "{line}").is_err() {
             return Ok(None);
         }
-        let deadline = Instant::now() + ANSWER;
+        let deadline = after(ANSWER);
         loop {
             let Some(answer) = self.read(deadline)? else { return Ok(None) };
             if let Some(error) = answer.get("error") {

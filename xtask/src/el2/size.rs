@@ -90,8 +90,15 @@ fn print_code(code: &Code) -> bool {
     main <= CODE
 }
 
-/// What the image says of each operation: the operation, then its numbers by name.
-fn costs(image: &Path) -> Result<Vec<(String, BTreeMap<String, u64>)>, String> {
+/// What the image says of an operation.
+#[derive(Debug)]
+struct Cost {
+    operation: String,
+    /// Its numbers, by name.
+    numbers: BTreeMap<String, u64>,
+}
+
+fn costs(image: &Path) -> Result<Vec<Cost>, String> {
     let output = Command::new(EMULATOR)
         .args(["-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a57", "-smp", "1", "-m", "512"])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-icount", "shift=0,sleep=off"])
@@ -106,20 +113,20 @@ fn costs(image: &Path) -> Result<Vec<(String, BTreeMap<String, u64>)>, String> {
 }
 
 /// `assign: stack 2128, heap 0, ...`
-fn cost(line: &str) -> Option<(String, BTreeMap<String, u64>)> {
+fn cost(line: &str) -> Option<Cost> {
     let (operation, numbers) = line.split_once(": ")?;
     let number = |part: &str| {
         let (name, value) = part.trim().rsplit_once(' ')?;
         // What gives memory back counts as nothing.
         Some((name.to_owned(), value.parse::<i64>().ok()?.max(0).unsigned_abs()))
     };
-    Some((operation.to_owned(), numbers.split(',').filter_map(number).collect()))
+    Some(Cost { operation: operation.to_owned(), numbers: numbers.split(',').filter_map(number).collect() })
 }
 
-fn print_costs(costs: &[(String, BTreeMap<String, u64>)]) -> Result<bool, String> {
+fn print_costs(costs: &[Cost]) -> Result<bool, String> {
     println!("operation                stack  bound    heap  accesses  instructions  masked: accesses  instructions");
     let mut within = true;
-    for (operation, numbers) in costs {
+    for Cost { operation, numbers } in costs {
         let number = |name: &str| numbers.get(name).copied().ok_or(format!("{operation}: no {name}"));
         let in_interrupts = operation.ends_with("-in-interrupts");
         let bound = if in_interrupts { STACK_IN_INTERRUPTS } else { STACK };
