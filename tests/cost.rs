@@ -48,7 +48,7 @@ fn probe_and_reset() {
         }
         bench.smmu_as(config, Config { sync_delay: SyncDelay::Polls(0), ..model });
         let counters = bench.machine.counters(SMMU);
-        let (reads, writes) = if registers == "mmu-500" { (13 + 2 * banks, 13 + banks) } else { (12, 12) };
+        let (reads, writes) = if registers == "mmu-500" { (14 + 2 * banks, 13 + banks) } else { (13, 12) };
         assert_eq!((counters.reads, counters.writes), (reads, writes + 2 * groups + 2 * banks), "{registers}");
     }
 }

@@ -300,4 +300,19 @@ mod found {
     fn c8_a_removal_without_power_at_one_iommu_is_not_begun_at_the_other() {
         run(Board::Mmu401, &[Add(Both), CutPower(B), Dma(Both, 2), Remove(Both), HandleGlobal(A)]);
     }
+
+    /// Who shared an entry whose drain was not confirmed was removed as if nothing were in flight.
+    #[test]
+    fn a_mate_of_an_entry_that_owes_its_drain_is_going_too() {
+        run(
+            Board::Mmu401,
+            &[Create(Red), Add(Companion), Add(Usb), Assign(Companion, Red), Stick(A), Remove(Companion), Remove(Usb)],
+        );
+    }
+
+    /// A probe that gave up left its sync in flight, and the next one started its own over it.
+    #[test]
+    fn a_probe_after_one_that_gave_up_waits_for_its_sync() {
+        run(Board::Small, &[Create(Red), Unregister(A), Stick(A), Register(A)]);
+    }
 }

@@ -22,7 +22,7 @@ use iommu_assign::assign::{
 use iommu_assign::smmu::{Masters, ProbeError, Smmu, SmmuConfig};
 use iommu_assign::sync::{Micros, Platform, Spin, Waited};
 use machine::{Machine, Stage2Tables};
-use smmu_model::{Config, Injection, SyncDelay, SyncRegister};
+use smmu_model::{Config, Hazard, Injection, SyncDelay, SyncRegister};
 
 thread_local! {
     /// What the clock shows, and by how much it goes on with each look.
@@ -162,4 +162,18 @@ fn c14_a7_a_probe_waits_no_longer_either() {
     let refused = Smmu::probe(config(&model), registers, Arc::new(Masters::<Clocked>::new())).map(|_| ()).unwrap_err();
     let waited = Waited { polls: 2, time: Some(Micros::new(1000)) };
     assert_eq!(refused, ProbeError::SyncTimeout { iommu: SMMU, waited });
+}
+
+#[test]
+fn c14_a_probe_waits_for_the_sync_that_an_earlier_one_left_in_flight() {
+    let (machine, model) = (Machine::new(), Config::generic_v2());
+    let masters = Arc::new(Masters::<Spin>::new());
+    let registers = machine.add_smmu(SMMU, model.clone());
+    machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
+    let refused = Smmu::probe(described(SMMU, &model), registers.clone(), masters.clone()).map(|_| ());
+    assert!(matches!(refused, Err(ProbeError::SyncTimeout { .. })), "{refused:?}");
+    machine.smmu(SMMU, smmu_model::Smmu::clear_injections);
+    Smmu::probe(described(SMMU, &model), registers, masters).unwrap();
+    let hazards = machine.smmu(SMMU, |smmu| smmu.hazards().to_vec()).unwrap();
+    assert!(!hazards.contains(&Hazard::SyncOverlap), "{hazards:?}");
 }

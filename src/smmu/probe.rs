@@ -88,6 +88,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let streams = || setup.reserved.iter().flat_map(|reserved| &reserved.streams);
         let mut reserved: Vec<Stream> = room(streams().count(), iommu)?;
         reserved.extend(streams().copied());
+        tlb.meet_what_is_in_flight(&part.registers);
         let found = reset::reset(held, &part, &tlb, &reserved)?;
         (part.widths, part.spelling, part.geometry.entries) = (found.widths, found.spelling, found.entries);
         entries.truncate(found.entries);

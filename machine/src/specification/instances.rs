@@ -73,8 +73,10 @@ pub(super) fn unregister(state: &Specification, side: Side) -> Steps {
     if !here.registered {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
-    if state.devices.keys().any(|slot| state.is_at(*slot, side)) {
-        return refuse(state, BTreeSet::from([Refusal::InUse]));
+    let mut devices = state.devices.keys().filter(|slot| state.is_at(**slot, side)).peekable();
+    if devices.peek().is_some() {
+        let are_leaving = devices.all(|slot| state.marked.contains(slot));
+        return refuse(state, BTreeSet::from([if are_leaving { Refusal::Busy } else { Refusal::InUse }]));
     }
     if here.leaving {
         // It was forced, and that has not come to its end: it does now, or is as it was.

@@ -356,7 +356,9 @@ fn drain_at(before: &Specification, way: Blocked, slots: &Slots, side: Side) -> 
         let left: BTreeSet<Guest> = before.live_banks(side).difference(&live).copied().collect();
         let (kept, retired): (BTreeSet<Guest>, BTreeSet<Guest>) =
             left.iter().partition(|guest| claims::is_promised(&state, side, **guest));
-        let drained: Slots = here.iter().copied().filter(|slot| !before.used(*slot, side).is_disjoint(&cut)).collect();
+        // Whoever shared such an entry reached its guest too, assigned or not (contract I-6).
+        let users = before.devices.keys().copied();
+        let drained: Slots = users.filter(|slot| !before.used(*slot, side).is_disjoint(&cut)).collect();
         let at = state.side_mut(side);
         at.kept.extend(kept);
         let is_drained = at.sync();

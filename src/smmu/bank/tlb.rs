@@ -63,6 +63,9 @@ struct State {
     banks: Vec<(DomainId, BankIndex)>,
 }
 
+/// Of a status register: a sync is in flight.
+const ACTIVE: u32 = 1;
+
 impl<P: Platform> Tlb<P> {
     /// The global sync of an instance with so many banks. `None` when memory could not be reserved.
     pub(in crate::smmu) fn global(banks: u8) -> Option<Self> {
@@ -113,6 +116,14 @@ impl<P: Platform> Tlb<P> {
         P::barrier();
         let state = self.state.lock(held);
         banks_of(&state.banks, domain).collect()
+    }
+
+    /// Before the first sync of this driver: one may be in flight that firmware started, or a probe that gave up. It is waited
+    /// for like one of the driver's own, since one sync register has one sync in flight (contract C-14).
+    pub(in crate::smmu) fn meet_what_is_in_flight<R: Registers>(&self, registers: &Access<R>) {
+        if registers.status(self.status) & ACTIVE != 0 {
+            self.issued.store(1, Ordering::Release);
+        }
     }
 
     // --- posting ---
@@ -195,7 +206,6 @@ impl<P: Platform> Tlb<P> {
         held: &mut Held<'_, H>,
         registers: &Access<R>,
     ) {
-        const ACTIVE: u32 = 1;
         // A sync that was posted before the light went is not confirmed by what cannot be read.
         if registers.is_dark() {
             return;
