@@ -5,8 +5,6 @@
 //! `StreamMap`; `Masters` around it where a device is lazy, or shares entries with a space of the service's own. None while a
 //! status is polled (contract C-14).
 
-use core::ops::ControlFlow;
-
 use super::drain::Drain;
 use super::enrol::written;
 use crate::assign::{AddressSpace, DeviceId, IommuError, Resource, own_space};
@@ -18,7 +16,6 @@ use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::instance::{Shadow, Smmu};
 use crate::smmu::stream::map::Entries;
 use crate::smmu::stream::number_set::{BankSet, Set};
-use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Members, StreamUser, Users};
 use crate::sync::Platform;
 use crate::sync::levels;
@@ -156,30 +153,28 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
     }
 
-    /// Puts those of the devices in fault that are in a space of the service's own; where there is none, other devices that keep
-    /// an entry of theirs in one: a reserved stream ends where a device that has it is assigned.
+    /// Puts those of the devices in fault that are in a space of the service's own, and other devices that keep an entry of
+    /// theirs in one: a reserved stream ends where a device that has it is assigned.
     #[cold]
     fn leave_own_spaces(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
-        let (ticket, drain) = self.placing(held, |placing, banks, held| {
-            let mut drain = Drain::default();
-            let users = placing.users;
-            for user in users.all_of(devices) {
+        let mut drain = Drain::default();
+        let ticket = {
+            let mut guard = self.shadow.lock(held);
+            let (Shadow { entries, users, banks }, held) = guard.split();
+            let live = users.all_of(devices).entries() & entries.live;
+            let next = users.all_of(devices).next().and_then(|user| user.planned.get());
+            let shares = |user: &StreamUser| user.bank.get() != next && !(user.entries.get() & live).is_empty();
+            for user in users.each().filter(|user| devices.contains(&user.device) || shares(user)) {
                 if user.bank.get().is_some_and(|bank| banks.at(bank).is_own()) {
-                    self.detach(placing.entries, banks, user, &mut drain);
+                    self.detach(entries, banks, user, &mut drain);
                 }
-            }
-            if !drain.banks.is_empty() {
-                return Ok((self.post_drain(held, placing.entries, banks, &mut drain), drain));
-            }
-            while let Some(other) = own_sharer(placing, banks, devices) {
-                self.detach(placing.entries, banks, other, &mut drain);
             }
             if drain.banks.is_empty() {
                 // Another call has just done so.
                 return Err(IommuError::Busy);
             }
-            Ok((self.post_drain(held, placing.entries, banks, &mut drain), drain))
-        })?;
+            self.post_drain(held, entries, banks, &mut drain)
+        };
         self.drain(held, drain, ticket, devices).0
     }
 
@@ -328,21 +323,4 @@ fn in_own_space(entries: &Entries, banks: &Banks, user: &StreamUser) -> bool {
     let leaves = |bank: BankIndex| banks.at(bank).is_own() && user.planned.get() != Some(bank);
     user.bank.get().is_some_and(|bank| banks.at(bank).is_own())
         || (user.entries.get() & entries.live).each().any(|number| entries.bank_of(number).is_some_and(leaves))
-}
-
-/// A device that uses an entry of `devices` and is in a space of the service's own that they are to leave.
-fn own_sharer<'a>(placing: &Placing<'a>, banks: &Banks, devices: &[DeviceId]) -> Option<&'a StreamUser> {
-    let Placing { tree, iommu, entries, users } = placing;
-    users.all_of(devices).find_map(|user| {
-        let leaves = |bank: BankIndex| banks.at(bank).is_own() && user.planned.get() != Some(bank);
-        (user.entries.get() & entries.live).each().find_map(|number| {
-            let found = tree.each_overlap(*iommu, entries.cube(number)?, |other, _| {
-                match users.find(other).filter(|other| other.bank.get().is_some_and(leaves)) {
-                    Some(other) => ControlFlow::Break(other),
-                    None => ControlFlow::Continue(()),
-                }
-            });
-            found.break_value()
-        })
-    })
 }

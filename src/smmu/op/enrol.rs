@@ -7,7 +7,6 @@
 
 use alloc::boxed::Box;
 use core::any::Any;
-use core::ops::ControlFlow;
 
 use crate::assign::{DeviceId, DomainId, IommuError, Resource, Stream, StreamId, Streams};
 use crate::few;
@@ -16,7 +15,7 @@ use crate::smmu::gate::Purpose;
 use crate::smmu::hardware::Registers;
 use crate::smmu::instance::{Shadow, Smmu};
 use crate::smmu::stream::cover::{CoverError, CoverOptions, Cube, least_cover};
-use crate::smmu::stream::masters::{FIRST_RESERVED, Tree, is_reserved};
+use crate::smmu::stream::masters::{Tree, is_reserved};
 use crate::smmu::stream::number_set::Set;
 use crate::smmu::stream::placing::Placing;
 use crate::smmu::stream::user::{Cubes, StreamUser};
@@ -128,27 +127,24 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(in crate::smmu) fn next_overlapping(&self, device: DeviceId, after: Option<DeviceId>) -> Option<DeviceId> {
         self.placing(&mut Held::enter(), |Placing { tree, iommu, entries, users }, _, _| {
             let user = users.find(device)?;
-            let least = after.map_or(0, |after| after.number().saturating_add(1));
-            let mut found = FIRST_RESERVED;
+            let mut found: Option<DeviceId> = None;
             let mut look = |wanted: Cube| {
-                let _ = tree.each_overlap(*iommu, wanted, |other, _| {
-                    if (least..found).contains(&other.number()) && other != device {
-                        found = other.number();
+                tree.each_overlap(*iommu, wanted, &mut |other| {
+                    let follows = Some(other) > after && other != device && !is_reserved(other);
+                    if follows && found.is_none_or(|found| other < found) {
+                        found = Some(other);
                     }
-                    ControlFlow::<()>::Continue(())
+                    true
                 });
             };
-            user.streams.iter().for_each(|stream| look(*stream));
-            // What an entry captures beyond the streams belongs to others.
             let around = user.entries.get() | entries.surplus;
-            if around.is_empty() {
-                return (found < FIRST_RESERVED).then_some(DeviceId::new(found));
-            }
             for stream in &user.streams {
+                look(*stream);
+                // What an entry captures beyond the stream belongs to others.
                 let beyond = entries.overlapping(around, *stream).filter(|(_, cube)| !stream.contains(*cube));
                 beyond.for_each(|(_, cube)| look(cube));
             }
-            (found < FIRST_RESERVED).then_some(DeviceId::new(found))
+            found
         })
     }
 
@@ -259,12 +255,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             };
             let wanted = |user: &StreamUser| domain.is_none() || domain_of(user) == domain;
             let mut owner: Option<DeviceId> = None;
-            let _ = tree.each_overlap(*iommu, Cube::point(id), |device, _| {
+            tree.each_overlap(*iommu, Cube::point(id), &mut |device| {
                 let known = !is_reserved(device) && users.find(device).is_some_and(wanted);
                 if known && owner.is_none_or(|owner| device < owner) {
                     owner = Some(device);
                 }
-                ControlFlow::<()>::Continue(())
+                true
             });
             owner
         })

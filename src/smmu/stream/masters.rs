@@ -13,7 +13,6 @@
 
 use alloc::boxed::Box;
 use core::fmt;
-use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use intrusive_collections::rbtree::Cursor;
@@ -31,7 +30,7 @@ use crate::sync::lock::Lock;
 const MOST_LOOKS: u32 = 8;
 
 /// The last device numbers stand for streams that firmware reserved: devices of the driver's own.
-pub(in crate::smmu) const FIRST_RESERVED: u64 = u64::MAX - 0xffff;
+const FIRST_RESERVED: u64 = u64::MAX - 0xffff;
 
 /// The driver's own devices, in the order in which reserved streams are given.
 pub(in crate::smmu) fn reserved_devices() -> impl Iterator<Item = DeviceId> {
@@ -175,28 +174,40 @@ impl Tree {
         nodes
     }
 
-    /// Calls `visit` for each stream on `iommu` that has an ID in common with `wanted`, until it breaks.
-    pub(in crate::smmu) fn each_overlap<B>(
+    /// Calls `visit` with the device of each stream on `iommu` that has an ID in common with `wanted`, as long as it says so.
+    pub(in crate::smmu) fn each_overlap(
         &self,
         iommu: IommuKey,
         wanted: Cube,
-        mut visit: impl FnMut(DeviceId, Cube) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        let mut class = Some(0);
-        while let Some(mask) = class {
-            self.each_in_class(iommu, mask, wanted, &mut visit)?;
-            class = self.next_class(iommu, mask);
-        }
-        ControlFlow::Continue(())
+        visit: &mut dyn FnMut(DeviceId) -> bool,
+    ) -> bool {
+        self.each_overlap_inlined(iommu, wanted, visit)
     }
 
-    fn each_in_class<B>(
+    /// The same, compiled for its one caller in the way of every add.
+    pub(super) fn each_overlap_inlined(
+        &self,
+        iommu: IommuKey,
+        wanted: Cube,
+        visit: &mut (impl FnMut(DeviceId) -> bool + ?Sized),
+    ) -> bool {
+        let mut class = Some(0);
+        while let Some(mask) = class {
+            if !self.each_in_class(iommu, mask, wanted, visit) {
+                return false;
+            }
+            class = self.next_class(iommu, mask);
+        }
+        true
+    }
+
+    fn each_in_class(
         &self,
         iommu: IommuKey,
         mask: u32,
         wanted: Cube,
-        visit: &mut impl FnMut(DeviceId, Cube) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+        visit: &mut (impl FnMut(DeviceId) -> bool + ?Sized),
+    ) -> bool {
         // An overlapping stream of this mask agrees with `wanted` in all bits but these, in which it may be anything.
         let open = wanted.mask() & !mask;
         let lowest = wanted.id() & !mask;
@@ -205,26 +216,27 @@ impl Tree {
             let mut cursor = self.from(place(iommu, mask, lowest));
             let inside = |node: &&Node| node.place <= last;
             while let Some(node) = cursor.get().filter(inside) {
-                if node.cube().meets(wanted) {
-                    visit(node.device, node.cube())?;
+                if node.cube().meets(wanted) && !visit(node.device) {
+                    return false;
                 }
                 cursor.move_next();
             }
-            return ControlFlow::Continue(());
+            return true;
         }
         let mut bits = 0_u32;
         loop {
-            let cube = Cube::new(lowest | bits, mask);
             let here = place(iommu, mask, lowest | bits);
             let mut cursor = self.from(here);
             while let Some(node) = cursor.get().filter(|node| node.place == here) {
-                visit(node.device, cube)?;
+                if !visit(node.device) {
+                    return false;
+                }
                 cursor.move_next();
             }
             // The next subset of the open bits, in ascending order.
             bits = bits.wrapping_sub(open) & open;
             if bits == 0 {
-                return ControlFlow::Continue(());
+                return true;
             }
         }
     }
@@ -253,11 +265,12 @@ mod tests {
 
     fn found(tree: &Tree, wanted: Cube) -> Vec<u64> {
         let mut found = Vec::new();
-        let _ = tree.each_overlap(A, wanted, |device, cube| {
-            assert!(cube.meets(wanted));
+        let all = tree.each_overlap(A, wanted, &mut |device| {
             found.push(device.number());
-            ControlFlow::<()>::Continue(())
+            true
         });
+        assert!(all);
+        assert_eq!(tree.each_overlap(A, wanted, &mut |_| false), found.is_empty());
         found.sort_unstable();
         found
     }

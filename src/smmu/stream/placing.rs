@@ -7,7 +7,7 @@
 //!
 //! The caller holds `Masters` and `StreamMap`.
 
-use core::ops::ControlFlow;
+use core::cell::Cell;
 
 use smallvec::SmallVec;
 
@@ -32,12 +32,9 @@ pub(in crate::smmu) struct Placing<'a> {
 }
 
 impl Placing<'_> {
-    /// Calls `visit` for each joined user that has a stream in `wanted`, once for each such stream, until it breaks.
-    fn each_user<B>(&self, wanted: Cube, mut visit: impl FnMut(&StreamUser) -> ControlFlow<B>) -> ControlFlow<B> {
-        self.tree.each_overlap(self.iommu, wanted, |device, _| match self.users.joined(device) {
-            Some(user) => visit(user),
-            None => ControlFlow::Continue(()),
-        })
+    /// Calls `visit` for each joined user that has a stream in `wanted`, once for each such stream, as long as it says so.
+    fn each_user(&self, wanted: Cube, visit: &mut dyn FnMut(&StreamUser) -> bool) -> bool {
+        self.tree.each_overlap(self.iommu, wanted, &mut |device| self.users.joined(device).is_none_or(&mut *visit))
     }
 
     /// Lets a device share the entries that overlap its streams and takes free ones for the rest of them; a lazy one only
@@ -95,52 +92,49 @@ impl Placing<'_> {
     ///
     /// This is the judge of who shares entries: it runs in the hold that takes them (contract I-11).
     fn judge(&self, user: &StreamUser, is_claimed: &dyn Fn(DeviceId) -> bool) -> Result<(Set, bool), IommuError> {
-        let all = |flow: ControlFlow<IommuError>| flow.break_value().map_or(Ok(()), Err);
+        let foreign = Cell::new(None);
         let check = |device: DeviceId| {
             let may_share = device == user.device || is_reserved(device) || is_claimed(device);
-            if may_share || broken!("reserve_without_judge") {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(IommuError::Foreign(device))
+            if !may_share && !broken!("reserve_without_judge") {
+                foreign.set(foreign.get().or(Some(device)));
             }
+            foreign.get().is_none()
         };
         let (mut around, mut near, mut alone) = (self.entries.surplus | user.entries.get(), Set::EMPTY, true);
         for stream in &user.streams {
-            all(self.tree.each_overlap(self.iommu, *stream, |device, _| {
+            self.tree.each_overlap_inlined(self.iommu, *stream, &mut |device| {
                 match self.users.find(device) {
                     // It has not reserved yet, and will ask about this one.
-                    Some(other) if device == user.device || !other.joined.get() => return ControlFlow::Continue(()),
+                    Some(other) if device == user.device || !other.joined.get() => return true,
                     Some(other) => around |= other.entries.get(),
                     // A user of an instance of this name that has gone: it uses no entry here.
                     None => {}
                 }
                 alone = false;
                 check(device)
-            }))?;
+            });
         }
         for stream in user.streams.iter().filter(|_| !around.is_empty()) {
             for (number, cube) in self.entries.overlapping(around, *stream) {
                 near.put(number, true);
                 // Where the entry captures no more than this stream, all of its users were asked about above.
                 if !stream.contains(cube) {
-                    all(self.each_user(cube, |other| {
-                        if other.entries.has(number) { check(other.device) } else { ControlFlow::Continue(()) }
-                    }))?;
+                    self.each_user(cube, &mut |other| !other.entries.has(number) || check(other.device));
                 }
             }
         }
-        Ok((near, alone))
+        foreign.get().map_or(Ok((near, alone)), |device| Err(IommuError::Foreign(device)))
     }
 
     /// Takes an entry for IDs that no entry captures, with all joined users whose streams overlap them.
     fn place(&mut self, piece: Cube) -> Option<EntryIndex> {
         let number = self.entries.take(piece)?;
         // A user with several streams in it is met several times, and counted with all of them once.
-        let _ = self.tree.each_overlap(self.iommu, piece, |device, _| {
+        self.tree.each_overlap(self.iommu, piece, &mut |device| {
             if let Some(user) = self.users.joined(device).filter(|user| !user.entries.has(number)) {
                 self.entries.join(number, user);
             }
-            ControlFlow::<()>::Continue(())
+            true
         });
         Some(number)
     }
@@ -182,16 +176,13 @@ impl Placing<'_> {
         let Some(cube) = self.entries.cube(number) else { return Set::EMPTY };
         let mut pieces = Pieces::new();
         let mut fits = true;
-        let whole = self.each_user(cube, |user| {
-            if user.cover.iter().any(|own| own.contains(cube)) {
-                return ControlFlow::Break(());
-            }
+        let in_parts = self.each_user(cube, &mut |user| {
             for part in user.cover.iter().filter_map(|own| own.intersection(cube)) {
                 uncovered(&mut pieces, part, &lowest, &mut |pieces, piece| fits &= put(pieces, piece));
             }
-            ControlFlow::Continue(())
+            !user.cover.iter().any(|own| own.contains(cube))
         });
-        if whole.is_break() {
+        if !in_parts {
             self.entries.surplus.put(number, false);
         } else if self.entries.live.has(number) {
             // It is fitted when it goes to fault.
@@ -210,9 +201,9 @@ impl Placing<'_> {
         let owed = self.entries.owed(gone);
         for number in gone.each() {
             let Some(cube) = self.entries.cube(number) else { continue };
-            let _ = self.each_user(cube, |user| {
+            self.each_user(cube, &mut |user| {
                 user.use_entry(number, false);
-                ControlFlow::<()>::Continue(())
+                true
             });
             self.entries.release(number);
         }
@@ -227,13 +218,11 @@ impl Placing<'_> {
 
     /// Gives back the unwritten entries of a device that is at rest, where all their users are lazy and at rest too.
     pub(in crate::smmu) fn unplace(&mut self, user: &StreamUser) {
-        let needs = |user: &StreamUser| {
-            if user.lazy && user.is_at_rest() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        for number in (user.entries.get() & self.entries.stale).each().filter(|_| needs(user).is_continue()) {
+        let needs_none = |user: &StreamUser| user.lazy && user.is_at_rest();
+        for number in (user.entries.get() & self.entries.stale).each().filter(|_| needs_none(user)) {
             let entry = self.entries.at(number);
             let unwritten = entry.cube.filter(|_| entry.written.is_none());
-            if unwritten.is_some_and(|cube| self.each_user(cube, needs).is_continue()) {
+            if unwritten.is_some_and(|cube| self.each_user(cube, &mut |user| needs_none(user))) {
                 self.replace(Set::one(number), &[]);
             }
         }
