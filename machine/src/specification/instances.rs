@@ -174,13 +174,13 @@ pub(super) fn overtaken(state: &Specification, op: Op) -> Steps {
         }
         Op::Flush(guest) if state.is_running(guest) => {
             let gone = sides().filter(is_out).map(Refusal::ProviderGone);
-            refuse(state, gone.chain(sides().map(Refusal::IommuBusy)).collect())
+            failures(state, gone.chain(sides().map(Refusal::IommuBusy)).collect(), After::Stale)
         }
         Op::ForceUnregister(side) if state.side(side).registered => {
             // Whoever else is at it keeps this one out; or calls inside do, and nothing that acquires gets in any more.
             let mut closed = state.clone();
             (closed.side_mut(side).leaving, closed.side_mut(side).silenced) = (true, true);
-            let busy = Outcome::refused(Refusal::IommuBusy(side));
+            let busy = Outcome::Failed(Refusal::IommuBusy(side), After::Closing);
             // Or it began what another one ends.
             vec![(busy.clone(), state.clone()), (busy, closed.clone()), (Outcome::refused(Refusal::NotFound), closed)]
         }
