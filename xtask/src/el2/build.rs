@@ -41,6 +41,8 @@ pub(crate) fn image(root: &Path, profile: Profile) -> Result<Built, String> {
         "-Clink-arg=-pie".to_owned(),
         "-Clink-arg=--no-dynamic-linker".to_owned(),
         "-Clink-arg=-znoexecstack".to_owned(),
+        // Constants are relocated too: by the image itself, before anything is read-only.
+        "-Clink-arg=-znotext".to_owned(),
         format!("-Clink-arg=-T{}", source.join("image.ld").display()),
     ];
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
