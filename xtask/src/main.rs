@@ -90,13 +90,14 @@ bounds. The same each time with the same compiler.
 
 The rules of the house, checked from the source; prints each place where one does not hold.
 
-       cargo xtask el2 [--minutes N | --seconds N] [--gic 2|3] [--size | --image]
+       cargo xtask el2 [--minutes N | --seconds N] [--gic 2|3 | --zynqmp] [--size | --image]
 
 Builds the bare-metal image (el2/), boots it at EL2 under qemu-system-aarch64 with four CPUs, plugs functions in and out over
 QMP, and fails unless its last line says that there was no violation.
 
   --minutes N      how long the scenario goes on, 40 seconds without it
   --gic N          the version of the interrupt controller, 3 without it
+  --zynqmp         on QEMU's xlnx-zcu102 instead, without hot-plug
   --size           instead: how large the library is in an image built for size, against its bounds
   --image          instead: builds the image and prints where it is";
 

@@ -28,29 +28,32 @@ const DONE: u32 = 1 << 10;
 /// AXI errors of data and descriptors.
 const ERRORS: u32 = 0b1111 << 6;
 const ALL: u32 = 0xfff;
+/// Any address.
+const PROBE: u32 = 0x5a5a_5a40;
 
 /// How long a copy of a page may take, on an emulator whose CPU stands still now and then.
 const PATIENCE: Micros = Micros::from_millis(200);
 
-/// The machine's channels that work, by node. To be called before any SMMU is driven: each copies a page as it is.
+/// The machine's channels, by node: those whose registers are there. To be called before any SMMU is driven: each copies a page as
+/// it is, where firmware has left the way open.
 pub(crate) fn channels(tree: &Tree<'_>) -> BTreeMap<NodeId, Arc<Channel>> {
     let mut channels = BTreeMap::new();
-    let (mut from, mut to) = (Page([0xa5; 4096]), Page([0; 4096]));
+    let (mut from, mut to, mut copies) = (Page([0xa5; 4096]), Page([0; 4096]), 0);
     for node in tree::all_compatible(tree, &["xlnx,zynqmp-dma-1.0"]) {
         let region = node.regions().ok().and_then(|regions| regions.first().copied());
-        let Some(channel) = region.and_then(Channel::open) else { continue };
+        let Some(channel) = region.and_then(Channel::open) else {
+            log::warn!("{}: no DMA channel is there", node.name());
+            continue;
+        };
         to.0.fill(0);
         let (source, target) = (from.address(), to.address());
         let copied = channel.copy(source as u64, target as u64, 4096);
         mmu::clean_and_invalidate(target..target + 4096);
-        if copied && from.0 == to.0 {
-            channels.insert(node.id(), Arc::new(channel));
-        } else {
-            log::warn!("{}: does not copy, and is not used", node.name());
-        }
+        copies += usize::from(copied && from.0 == to.0);
+        channels.insert(node.id(), Arc::new(channel));
     }
     if !channels.is_empty() {
-        log::info!("{} DMA channels copy memory, untranslated so far", channels.len());
+        log::info!("{} DMA channels, {copies} of them copy memory, untranslated so far", channels.len());
     }
     channels
 }
@@ -69,13 +72,14 @@ impl Page {
 }
 
 impl Channel {
-    /// The channel at `region`.
+    /// The channel at `region`, if its registers hold what is written.
     fn open(region: Region) -> Option<Self> {
         let base = mmu::map_device(region.base(), region.size())?;
         // SAFETY: mapped as device memory for ever; nobody else uses it.
         let registers = unsafe { Mmio::new(base, usize::try_from(region.size()).ok()?) }?;
         registers.write32(IDS, ALL);
-        Some(Self(Lock::new(registers)))
+        registers.write32(SOURCE, PROBE);
+        (registers.read32(SOURCE) == PROBE).then(|| Self(Lock::new(registers)))
     }
 
     /// Copies `size` bytes. `false` where the engine says that an access failed, or does not come to an end.
