@@ -1,7 +1,7 @@
 //! The lock of everything here that interrupt handlers share: a spinning lock with interrupts masked.
 //!
-//! It is not fair. On an emulator a CPU stands still now and then for as long as the host likes, and a fair lock would make
-//! all others wait for the one whose turn it is.
+//! It is not fair. A CPU of an emulator stands still while the host runs something else, and a fair lock would make all others
+//! wait for the CPU that is next.
 
 use iommu_assign::sync::{Daif, InterruptSaving};
 use spin::mutex::SpinMutex;

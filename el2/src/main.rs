@@ -41,7 +41,7 @@ const SECONDS: u64 = 30;
 /// The boot CPU, with MMU and caches on for the image and the blob at `blob`.
 fn run(blob: usize) -> ! {
     cpus::name_boot_cpu();
-    // SAFETY: the loader has put the tree there, and nobody writes it.
+    // SAFETY: the loader has put the tree there, and it is never written.
     let Some(blob) = (unsafe { device_tree(blob) }) else { power::end(2) };
     let Ok(tree) = Tree::read(blob) else { power::end(2) };
     mmu::enable(&tree::memory(&tree));
@@ -94,7 +94,7 @@ fn boot_up(blob: &'static [u8], tree: &Tree<'_>) -> Result<u8, String> {
 ///
 /// # Safety
 ///
-/// There is memory at `address`, mapped as long as a tree that lies there, and nobody writes it.
+/// There is memory at `address`, mapped as long as a tree that lies there, and it is never written.
 unsafe fn device_tree(address: usize) -> Option<&'static [u8]> {
     let header = core::ptr::with_exposed_provenance::<[u8; 8]>(address);
     // SAFETY: as the caller promises; a tree's header is longer than this.

@@ -134,7 +134,7 @@ impl Machine {
         let folder = std::env::temp_dir().join(format!("iommu-assign-el2-{}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let mut command = Command::new(EMULATOR);
-        // A display controller that nobody listens to.
+        // The display controller has sound, which is not wanted.
         command.env("QEMU_AUDIO_DRV", "none");
         command.args(["-smp", "4", "-nodefaults", "-display", "none", "-serial", "stdio", "-nic", "none"]);
         command.args(["-append", &format!("seconds={}", options.seconds), "-kernel"]).arg(image);
@@ -180,7 +180,7 @@ impl Machine {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) => {
-                    // Nobody is left to be told when this cannot be written.
+                    // A broken standard output cannot be reported.
                     let _ = writeln!(std::io::stdout(), "{line}");
                     // What comes after the sums says nothing new.
                     if line.starts_with("el2: ") && !line.starts_with("el2: stopped") {
@@ -255,4 +255,34 @@ fn judge(last: &str, has_slots: bool) -> Result<bool, String> {
 fn after(span: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(span).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_decides() {
+        let line = |events: u64, violations: u64| {
+            format!(
+                "el2: 12 operations on 4 CPUs, {events} hot-plug events, 3 faults by interrupt, {violations} violations"
+            )
+        };
+        assert_eq!(judge(&line(5, 0), true), Ok(true));
+        assert_eq!(judge(&line(5, 1), true), Ok(false));
+        assert_eq!(judge(&line(0, 0), true), Ok(false), "nothing was plugged in");
+        assert_eq!(judge(&line(0, 0), false), Ok(true), "a machine without slots");
+        assert!(judge("el2: slot 0000:00:07.0: 1 functions unplugged", true).is_err());
+        assert!(judge("", true).is_err());
+    }
+
+    #[test]
+    fn options_are_read() {
+        let options =
+            parse(&["--minutes", "2", "--gic", "2"]).map(|options| (options.seconds, options.gic, options.zynqmp));
+        assert_eq!(options, Ok((120, "2".to_owned(), false)));
+        assert!(parse(&["--minutes"]).is_err());
+        assert!(parse(&["--minutes", "many"]).is_err());
+        assert!(parse(&["--fast"]).is_err());
+    }
 }

@@ -68,7 +68,7 @@ pub(crate) fn image() -> Range<usize> {
 #[repr(C, align(4096))]
 struct EarlyTables(UnsafeCell<[[u64; 512]; 6]>);
 
-// SAFETY: the boot CPU writes them before any other CPU runs; afterwards nobody does.
+// SAFETY: the boot CPU writes them before any other CPU runs; afterwards they are only walked.
 unsafe impl Sync for EarlyTables {}
 
 static EARLY: EarlyTables = EarlyTables(UnsafeCell::new([[0; 512]; 6]));

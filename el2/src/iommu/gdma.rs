@@ -1,5 +1,5 @@
 //! ZynqMP's general-purpose DMA engine (GDMA in the full-power domain, ADMA in the low-power one): simple copies, as a master
-//! whose data is real. Registers: ZynqMP register reference, ZDMA.
+//! with real data. Registers: ZynqMP register reference, ZDMA.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -75,7 +75,7 @@ impl Channel {
     /// The channel at `region`, if its registers hold what is written.
     fn open(region: Region) -> Option<Self> {
         let base = mmu::map_device(region.base(), region.size())?;
-        // SAFETY: mapped as device memory for ever; nobody else uses it.
+        // SAFETY: mapped as device memory for ever; this is the only user.
         let registers = unsafe { Mmio::new(base, usize::try_from(region.size()).ok()?) }?;
         registers.write32(IDS, ALL);
         registers.write32(SOURCE, PROBE);

@@ -25,7 +25,7 @@ impl Latch {
             return None;
         }
         let registers = mmu::map_device(BASE, 0x1000)?;
-        // SAFETY: mapped as device memory for ever; nobody else uses it.
+        // SAFETY: mapped as device memory for ever; this is the only user.
         let latch = Self(unsafe { Mmio::new(registers, 0x1000) }?);
         latch.acknowledge();
         latch.0.write32(ENABLE, u32::MAX);

@@ -28,14 +28,14 @@ pub(crate) struct Master {
     engine: Engine,
 }
 
-/// Who does a device's DMA.
+/// What does a device's DMA.
 #[derive(Clone, Debug)]
 enum Engine {
     /// The model's own master, with every stream of the device.
     Modelled(Arc<Modelled>),
     /// A channel of ZynqMP's DMA engine.
     Gdma(Arc<Channel>),
-    /// Nobody here.
+    /// Nothing that the image could start.
     None,
 }
 
@@ -171,7 +171,7 @@ impl Master {
         self.has_engine() && self.spec.key.source() == Source::Dt
     }
 
-    /// One access of each stream to a guest's page, the result to nobody: for faults.
+    /// One access of each stream to a guest's page, for the faults that it raises: the result is not looked at.
     pub(crate) fn stray(&self) {
         match &self.engine {
             Engine::Modelled(model) => {

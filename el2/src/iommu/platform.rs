@@ -48,7 +48,7 @@ impl Interrupts for Watched {
     }
 }
 
-/// How often somebody was woken.
+/// Calls of `wake` so far.
 static WAKES: AtomicU64 = AtomicU64::new(0);
 
 impl Platform for Hypervisor {

@@ -99,7 +99,7 @@ struct Empty(UnsafeCell<[u8; EMPTY_SIZE]>);
 
 const EMPTY_SIZE: usize = 0x10_0000;
 
-// SAFETY: nobody writes it.
+// SAFETY: it is never written.
 unsafe impl Sync for Empty {}
 
 static EMPTY: Empty = Empty(UnsafeCell::new([0; EMPTY_SIZE]));
@@ -111,7 +111,7 @@ fn empty_root() -> EmptyRoot {
     EmptyRoot { address: PhysicalAddress::new(address as u64), size: EMPTY_SIZE as u64 }
 }
 
-/// Where the DMA of a device that storms ends: nowhere, and nobody hears of it.
+/// Where the DMA of a quarantined device ends after a storm: in an empty table, without fault reports.
 fn silence() -> Quarantine {
     Quarantine::Silence(guests::stage2(PhysicalAddress::new(EMPTY.0.get().addr() as u64)))
 }

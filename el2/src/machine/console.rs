@@ -26,7 +26,7 @@ unsafe impl Send for Port {}
 
 static PORT: Lock<Option<Port>> = Lock::new(None);
 
-/// Something cannot go on, maybe with the port locked: whoever says so writes past the lock.
+/// A CPU cannot go on, maybe with the port locked: its last words are written past the lock.
 static SEIZED: AtomicBool = AtomicBool::new(false);
 
 /// How many lines the library may log: a run makes it say much that was expected.
@@ -137,7 +137,7 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
     }
 }
 
-/// The caller cannot go on, and says so whoever is writing.
+/// The caller cannot go on: what it says is written even where another line is being written.
 pub(crate) fn seize() {
     SEIZED.store(true, Ordering::Relaxed);
 }

@@ -67,7 +67,7 @@ pub(crate) fn init(regions: GicRegions, cpus: usize) -> Option<()> {
             Gic::V3(Lock::new(driver))
         }
     };
-    // SAFETY: mapped as device memory for ever; the two registers are written whole, and nobody else writes them.
+    // SAFETY: mapped as device memory for ever; the two registers are written whole, and only here.
     let distributor = unsafe { Mmio::new(distributor, first.size() as usize) }?;
     CONTROLLER.call_once(|| Controller { gic, distributor });
     Some(())

@@ -1,4 +1,4 @@
-//! Who handles which interrupt.
+//! Which handler an interrupt has.
 //!
 //! Handlers are installed once, before the first shared interrupt is let through, and found without a lock.
 

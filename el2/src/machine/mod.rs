@@ -8,7 +8,7 @@
 //! | `power.rs` | PSCI: the end |
 //! | `cpus.rs` | PSCI: the other CPUs |
 //! | `gic.rs` | GICv2 and GICv3 |
-//! | `interrupts.rs` | who handles which interrupt |
+//! | `interrupts.rs` | which handler an interrupt has |
 
 pub(crate) mod console;
 pub(crate) mod cpus;

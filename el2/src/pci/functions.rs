@@ -14,7 +14,7 @@ use crate::machine::time;
 /// Function-level resets that came to their end.
 pub(crate) static RESETS: AtomicU64 = AtomicU64::new(0);
 
-/// The time after which a function must answer again (6.6.2), and before which nobody may ask.
+/// The time after which a function must answer again, and before which it may not be accessed (6.6.2).
 const RESET_TIME: Micros = Micros::from_millis(100);
 const STEP: Micros = Micros::from_millis(1);
 /// A second in all.

@@ -145,7 +145,7 @@ impl Place<'_> {
         self.pulled_at = None;
     }
 
-    /// Nobody is asked: the power goes while the functions are assigned.
+    /// A surprise removal: the power goes while the functions are assigned.
     fn pull(&mut self, world: &World) {
         self.pulled_at = None;
         self.slot.power_off(&self.bridge.space);

@@ -1,5 +1,5 @@
-//! One CPU's devices. No other CPU moves them, so that it is known at every instant whose memory each may reach, whatever
-//! happens to all other devices meanwhile.
+//! One CPU's devices. No other CPU moves them, so that it is known at every instant which guest's memory each may
+//! reach, whatever happens to all other devices meanwhile.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! A device that faults without end: its line is masked by the handler, the worker puts the device where nobody hears it and
+//! A device that faults without end: its line is masked by the handler, the worker quarantines the device without reports and
 //! unmasks the line, and the device can be given to a guest again afterwards.
 
 use core::sync::atomic::Ordering;
@@ -32,12 +32,12 @@ pub(crate) fn raise_and_end(world: &World) {
     if MASKED.load(Ordering::Relaxed) == before {
         crate::violation!("{} stormed, and no handler asked for its line to be masked", master.label());
     }
-    // It storms on, and nobody hears it: what is heard meanwhile is the other devices'.
+    // It storms on without reports: what is counted meanwhile is other devices' faults.
     let heard = FAULTS.load(Ordering::Relaxed);
     (0..1000).for_each(|_| master.stray());
     let heard = FAULTS.load(Ordering::Relaxed).saturating_sub(heard);
     if heard >= 1000 {
-        crate::violation!("{} is still heard after its storm was ended", master.label());
+        crate::violation!("faults of {} are still reported after its storm was ended", master.label());
     }
     let Some(info) = world.service.find(master.key()) else { return };
     let guest = &world.guests[0];

@@ -110,7 +110,7 @@ impl World {
     fn add(&mut self, masters: Vec<Master>) {
         let mut added = Vec::new();
         for mut master in masters {
-            // Who stands behind something that was not offered stands alone.
+            // A parent that was not offered is left out.
             master.spec.parent = master.spec.parent.filter(|parent| self.service.find(*parent).is_some());
             match self.service.add(master.spec.clone()) {
                 Ok(_) => added.push(master),
@@ -152,7 +152,7 @@ impl World {
                     log::info!("storm of {} faults ended: {} is quarantined", storm.faults, device.label())
                 }
                 Some(Err(error)) => log::info!("storm of {} faults goes on: {error}", storm.faults),
-                None => log::info!("storm of {} faults of nobody's stream: silenced {}", storm.faults, storm.silenced),
+                None => log::info!("storm of {} faults by unknown streams: silenced {}", storm.faults, storm.silenced),
             });
         }
     }

@@ -1,5 +1,5 @@
 //! `cargo xtask el2 --size`: how much of a hypervisor the library takes. Code, from the image's symbols; stack, instructions and
-//! masked interrupts of each operation, from a run of that image on one CPU whose clock is the number of instructions.
+//! masked interrupts of each operation, from a run of that image on one CPU with a clock that counts instructions.
 //!
 //! The image is built for size (`opt-level = "s"`, LTO over everything, panic = abort), with one kind of SMMU registers.
 
@@ -44,22 +44,22 @@ fn code(elf: &Path) -> Result<Code, String> {
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let name = symbol.name().map_err(|error| format!("{}: {error}", elf.display()))?;
         let name = format!("{:#}", rustc_demangle::demangle(name));
-        let size = match whose(&name) {
-            Whose::Floor(floor) => code.floors.entry(floor.to_owned()).or_default(),
-            Whose::Other(other) => code.others.entry(other).or_default(),
+        let size = match crate_of(&name) {
+            Crate::Floor(floor) => code.floors.entry(floor.to_owned()).or_default(),
+            Crate::Other(other) => code.others.entry(other).or_default(),
         };
         *size = size.saturating_add(symbol.size());
     }
     Ok(code)
 }
 
-/// Who a function is of: a generic one is of the crate that its path or its arguments name first.
-enum Whose<'a> {
+/// The crate of a function: for a generic one the crate that its path or its arguments name first.
+enum Crate<'a> {
     Floor(&'a str),
     Other(&'static str),
 }
 
-fn whose(name: &str) -> Whose<'_> {
+fn crate_of(name: &str) -> Crate<'_> {
     const LIBRARY: &str = "iommu_assign::";
     const OTHERS: [&str; 2] = ["el2::", "smmu_model::"];
     let library = name.find(LIBRARY);
@@ -67,11 +67,11 @@ fn whose(name: &str) -> Whose<'_> {
     match (library, other) {
         (Some(at), other) if other.is_none_or(|(first, _)| at < first) => {
             let rest = name.get(at.saturating_add(LIBRARY.len())..).unwrap_or_default();
-            Whose::Floor(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default())
+            Crate::Floor(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default())
         }
-        (_, Some((_, "el2::"))) => Whose::Other("the image itself"),
-        (_, Some(_)) => Whose::Other("the SMMU model"),
-        _ => Whose::Other("core, alloc and other crates"),
+        (_, Some((_, "el2::"))) => Crate::Other("the image itself"),
+        (_, Some(_)) => Crate::Other("the SMMU model"),
+        _ => Crate::Other("core, alloc and other crates"),
     }
 }
 
@@ -149,4 +149,33 @@ fn print_costs(costs: &[Cost]) -> Result<bool, String> {
 
 fn mark(value: u64, bound: u64) -> &'static str {
     if value > bound { "  EXCEEDED" } else { "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_floor(name: &str, wanted: &str) -> bool {
+        matches!(crate_of(name), Crate::Floor(floor) if floor == wanted)
+    }
+
+    #[test]
+    fn a_function_is_of_the_crate_that_is_named_first() {
+        assert!(is_floor("iommu_assign::dt::blob::walk", "dt"));
+        assert!(is_floor("<iommu_assign::assign::service::Service<el2::iommu::platform::Hypervisor>>::add", "assign"));
+        assert!(is_floor("core::ptr::drop_in_place::<iommu_assign::smmu::Smmu<el2::A, el2::B>>", "smmu"));
+        let hook = "<el2::iommu::masters::Stubborn as iommu_assign::assign::device::DeviceHooks>::reset";
+        assert!(matches!(crate_of(hook), Crate::Other("the image itself")));
+        assert!(matches!(crate_of("<smmu_model::smmu::Smmu>::write32"), Crate::Other("the SMMU model")));
+        assert!(matches!(crate_of("memcpy"), Crate::Other("core, alloc and other crates")));
+    }
+
+    #[test]
+    fn a_line_of_costs_is_read() {
+        let cost = cost("remove: stack 2320, heap -80, accesses 1, masked accesses 1");
+        let numbers = cost.map(|cost| (cost.operation, cost.numbers.into_iter().collect::<Vec<_>>()));
+        let expected = [("accesses", 1), ("heap", 0), ("masked accesses", 1), ("stack", 2320)];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        assert_eq!(numbers, Some(("remove".to_owned(), expected)));
+    }
 }
