@@ -32,7 +32,7 @@ const SECONDS: u64 = 40;
 /// Boot, start and end of a run together, on a loaded machine.
 const OVERHEAD: Duration = Duration::from_secs(120);
 /// How long the image may take with what was plugged in or unplugged.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two steps.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -17,6 +17,7 @@ use super::modelled::SharedMemory;
 use super::platform::{Domain, Service};
 use crate::boot::mmu;
 use crate::lock::Lock;
+use crate::scenario::measure::measured;
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 0x1000;
@@ -86,7 +87,9 @@ impl Guest {
         let root = PhysicalAddress::new(map.root_address().0 as u64);
         let tables = Tables(map);
         (0..PAGES).for_each(|page| tables.publish(MEMORY + page * PAGE, modelled));
-        let domain = service.create_domain(Label::from(name), stage2(root)).map_err(|error| format!("{error}"))?;
+        let (domain, cost) = measured(|| service.create_domain(Label::from(name), stage2(root)));
+        let domain = domain.map_err(|error| format!("{error}"))?;
+        crate::say!("heap of {name}: {} bytes", cost.heap);
         Ok(Self { domain, tables: Lock::new(tables), memory, modelled: modelled.clone() })
     }
 

@@ -30,6 +30,7 @@ use super::platform::{Hypervisor, Service};
 use crate::boot::mmu;
 use crate::lock::Lock;
 use crate::machine::{gic, interrupts, tree};
+use crate::scenario::measure::measured;
 
 /// An SMMU in service.
 #[derive(Debug)]
@@ -133,7 +134,8 @@ pub(crate) fn bring_up(board: &Board<'_>, service: &Service, memory: &SharedMemo
         let interrupts = lines(node);
         let (access, model) = open(node, &interrupts, memory)?;
         let config = SmmuConfig { timeout: PATIENCE, ..node.config(empty_root()) };
-        let smmu = Smmu::probe(config, access, masters.clone()).map_err(|error| format!("{error}"))?;
+        let (smmu, cost) = measured(|| Smmu::probe(config, access, masters.clone()));
+        let smmu = smmu.map_err(|error| format!("{error}"))?;
         let geometry = *smmu.geometry();
         log::info!(
             "{}: {}, {} entries, {} context banks, {} interrupts{}",
@@ -144,7 +146,9 @@ pub(crate) fn bring_up(board: &Board<'_>, service: &Service, memory: &SharedMemo
             interrupts.len(),
             if model.is_some() { ", modelled: real functions' DMA does not pass it" } else { "" }
         );
-        service.register_iommu(Arc::new(smmu)).map_err(|error| format!("{error}"))?;
+        let (registered, object) = measured(|| service.register_iommu(Arc::new(smmu)));
+        registered.map_err(|error| format!("{error}"))?;
+        crate::say!("heap of {}: {} bytes", node.key, cost.heap + object.heap);
         let handle = service.iommu(node.key).ok_or("an SMMU that was registered is not found")?;
         units.push(Arc::new(Unit {
             key: node.key,

@@ -3,10 +3,10 @@
 //!
 //! Stack: what is below the caller is painted, and looked at afterwards. Instructions: under an emulator whose clock is the
 //! number of instructions (`cargo xtask el2 --size`), to the 16 that a tick of its counter is; elsewhere the numbers mean nothing
-//! and are not printed. What a modelled SMMU does when a register is accessed is not the library's: it is left out of both
-//! ([`foreign`]). So is what a device's hooks do.
+//! and are not printed. What a modelled SMMU does when a register is accessed, and a device's DMA in hooks, is not the library's
+//! and is left out ([`foreign`]).
 
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use iommu_assign::assign::FaultLine;
@@ -30,6 +30,8 @@ static LOWEST: AtomicUsize = AtomicUsize::new(usize::MAX);
 static BOTTOM: AtomicUsize = AtomicUsize::new(0);
 /// Ticks that were not the library's.
 static FOREIGN: AtomicU64 = AtomicU64::new(0);
+/// Bytes of heap that are not the library's.
+static FOREIGN_HEAP: AtomicIsize = AtomicIsize::new(0);
 /// Register accesses.
 static ACCESSES: AtomicU64 = AtomicU64::new(0);
 /// When interrupts were masked last, and the register accesses until then.
@@ -41,9 +43,10 @@ static MOST: AtomicU64 = AtomicU64::new(0);
 
 /// What something took.
 #[derive(Clone, Copy, Debug)]
-struct Cost {
+pub(crate) struct Cost {
     stack: usize,
-    heap: isize,
+    /// Bytes that it keeps.
+    pub(crate) heap: isize,
     accesses: u64,
     instructions: u64,
     masked_accesses: u64,
@@ -96,7 +99,9 @@ pub(crate) fn foreign<T>(act: impl FnOnce() -> T) -> T {
     let start = CNTPCT_EL0.get();
     let (bottom, top) = (BOTTOM.load(Ordering::Relaxed), (pointer() - OWN) & !15);
     LOWEST.fetch_min(lowest(bottom, top), Ordering::Relaxed);
+    let heap = heap::used() as isize;
     let done = act();
+    FOREIGN_HEAP.fetch_add(heap::used() as isize - heap, Ordering::Relaxed);
     paint(bottom, top);
     FOREIGN.fetch_add(CNTPCT_EL0.get().wrapping_sub(start), Ordering::Relaxed);
     done
@@ -121,7 +126,7 @@ pub(crate) fn unmasked() {
 
 /// Runs `act` and says what it took.
 #[inline(never)]
-fn measured<T>(act: impl FnOnce() -> T) -> (T, Cost) {
+pub(crate) fn measured<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     let start = (pointer() - OWN) & !15;
     let bottom = start - DEPTH;
     paint(bottom, start);
@@ -130,7 +135,8 @@ fn measured<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     for counter in [&FOREIGN, &ACCESSES, &LONGEST, &MOST] {
         counter.store(0, Ordering::Relaxed);
     }
-    let heap = heap::used();
+    FOREIGN_HEAP.store(0, Ordering::Relaxed);
+    let heap = heap::used() as isize;
     MEASURING.store(true, Ordering::Relaxed);
     let begin = ticks();
     let done = act();
@@ -138,7 +144,7 @@ fn measured<T>(act: impl FnOnce() -> T) -> (T, Cost) {
     MEASURING.store(false, Ordering::Relaxed);
     let cost = Cost {
         stack: start + OWN - lowest(bottom, start).min(LOWEST.load(Ordering::Relaxed)),
-        heap: heap::used() as isize - heap as isize,
+        heap: heap::used() as isize - heap - FOREIGN_HEAP.load(Ordering::Relaxed),
         accesses: ACCESSES.load(Ordering::Relaxed),
         instructions: end.saturating_sub(begin) * INSTRUCTIONS,
         masked_accesses: MOST.load(Ordering::Relaxed),
