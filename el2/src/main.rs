@@ -67,7 +67,7 @@ fn boot_up(blob: &'static [u8], tree: &Tree<'_>) -> Result<u8, String> {
     gic::init(regions, affinities.len()).ok_or("the GIC cannot be set up")?;
     interrupts::install_timer(tree::timer(tree).ok_or("no timer")?, scenario::tick);
     let cpus = cpus::start(&affinities[..affinities.len().min(MAX_CPUS)], MPIDR_EL1.get() & 0xff_00ff_ffff);
-    log::info!("{cpus} CPUs at EL2, {regions:x?}");
+    log::info!("{cpus} CPUs at EL2, {regions}");
 
     // Every node that can be followed is; what cannot is said.
     let own;

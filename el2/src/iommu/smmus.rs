@@ -211,7 +211,8 @@ fn open(
 
 /// Installs the handlers of all units and lets faults raise interrupts, on this CPU.
 pub(crate) fn listen(units: &[Arc<Unit>], service: &Service) {
-    let mut handlers: BTreeMap<u32, interrupts::Handler> = BTreeMap::new();
+    // SMMUs may share an interrupt.
+    let mut sharers: BTreeMap<u32, Vec<Arc<Unit>>> = BTreeMap::new();
     for unit in units {
         for &number in unit.interrupts.keys() {
             // Set pending by software, a modelled one is an edge.
@@ -220,11 +221,14 @@ pub(crate) fn listen(units: &[Arc<Unit>], service: &Service) {
                 log::warn!("interrupt {number} of {} cannot be routed", unit.key);
             }
             unit.masked.lock().insert(number, false);
-            let unit = unit.clone();
-            handlers.insert(number, Box::new(move || unit.interrupted(number)));
+            sharers.entry(number).or_default().push(unit.clone());
         }
     }
-    interrupts::install(handlers);
+    let handler = |(number, units): (u32, Vec<Arc<Unit>>)| {
+        let handler: interrupts::Handler = Box::new(move || units.iter().for_each(|unit| unit.interrupted(number)));
+        (number, handler)
+    };
+    interrupts::install(sharers.into_iter().map(handler).collect());
     for unit in units {
         for &number in unit.interrupts.keys() {
             gic::enable(number, true);

@@ -1,5 +1,6 @@
 //! What is read from the machine's tree beside SMMUs, host bridges and their masters.
 
+use core::fmt;
 use core::ops::Range;
 
 use alloc::vec::Vec;
@@ -21,6 +22,16 @@ pub(crate) enum GicRegions {
     V2(Region, Region),
     /// Distributor and redistributors.
     V3(Region, Region),
+}
+
+impl fmt::Display for GicRegions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (version, distributor, other) = match self {
+            Self::V2(distributor, interface) => (2, distributor, interface),
+            Self::V3(distributor, redistributors) => (3, distributor, redistributors),
+        };
+        write!(f, "GICv{version} at {:#x} and {:#x}", distributor.base(), other.base())
+    }
 }
 
 /// The console that `/chosen` names.

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use iommu_assign::assign::FaultRecord;
+
 use super::score::{self, ACCESSES, FLUSHES, IMPATIENT, REQUESTS, SURPRISES, expect};
 use super::world::World;
 use crate::boot::heap;
@@ -31,15 +33,8 @@ pub(crate) fn end(world: &World) -> u8 {
         if hazards > 0 {
             crate::violation!("{}: the model has seen {hazards} hazards", unit.key);
         }
-        for fault in unit.recent().iter().take(3) {
-            log::info!(
-                "{}: one of the last faults: {:?} {} of {:?} at {:x?}",
-                unit.key,
-                fault.stream,
-                fault.cause,
-                fault.access,
-                fault.address
-            );
+        for raw in unit.recent().into_iter().take(3) {
+            log::info!("one of the last faults: {}", FaultRecord { raw, device: world.name_of(&raw), domain: None });
         }
     }
     if let Err(cause) = world.service.shutdown() {

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_assign::assign::DeviceKey;
+use iommu_assign::assign::{DeviceKey, Label, RawFault, Stream, StreamMask};
 use iommu_assign::dt::{self, Board};
 use iommu_assign::pci::{Bus, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
 use smmu_model::Memory;
@@ -144,6 +144,14 @@ impl World {
         }
     }
 
+    /// The device whose stream faulted: for faults that are told when it may have been removed.
+    pub(crate) fn name_of(&self, fault: &RawFault) -> Option<Label> {
+        let stream = Stream::new(fault.iommu, fault.stream?, StreamMask::NONE);
+        let masters = self.groups.iter().flatten().chain(&self.requested).chain(&self.storming);
+        let mut faulted = masters.filter(|master| master.spec.streams.iter().any(|own| own.overlaps(stream)));
+        faulted.next().map(|master| master.label().clone())
+    }
+
     /// The worker's part of fault handling.
     pub(crate) fn tend(&self) {
         for unit in &self.units {
@@ -194,13 +202,12 @@ impl Bridge {
 }
 
 fn describe(function: &Function) -> String {
-    let kind = match (function.class >> 8, function.kind) {
-        (0x0108, _) => "NVMe",
-        (0x0200, _) => "Ethernet",
-        (0x0600, _) => "host bridge",
-        (0x0604, _) => "PCI bridge",
-        (0x0100, _) => "SCSI",
-        (0x00ff | 0x0780, _) => "other",
+    let kind = match function.class >> 8 {
+        0x0108 => "NVMe",
+        0x0200 => "Ethernet",
+        0x0600 => "host bridge",
+        0x0604 => "PCI bridge",
+        0x0c03 => "USB",
         _ => "function",
     };
     let below = match function.kind {
