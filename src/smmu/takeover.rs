@@ -117,7 +117,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let (tree, held) = guard.split();
             let shadow = self.shadow.lock(held);
             let Some(user) = shadow.users.find(device) else { break };
-            user.nodes.set(tree.take(self.part.key(), device, &user.streams));
+            user.nodes.set(tree.take(self.part.key(), device, user.streams()));
         }
     }
 }

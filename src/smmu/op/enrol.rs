@@ -31,15 +31,17 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         streams: &[Stream],
         lazy: bool,
     ) -> Result<Box<StreamUser>, IommuError> {
-        let streams = self.admit(streams)?;
-        let cover = self.cover(&streams)?;
-        Ok(StreamUser::new(self.part.key(), device, streams, cover, lazy))
+        let mut cubes = self.admit(streams)?;
+        let count = cubes.len();
+        self.cover(&mut cubes)?;
+        Ok(StreamUser::new(self.part.key(), device, cubes, count, lazy))
     }
 
     /// The streams as the hardware would hold them, or the one that it cannot hold (contract A-6).
     fn admit(&self, streams: &[Stream]) -> Result<Cubes, IommuError> {
         let mut cubes = Cubes::new();
-        cubes.try_reserve_exact(streams.len()).map_err(|_| IommuError::OutOfMemory)?;
+        // Their cover goes behind them.
+        cubes.try_reserve_exact(streams.len().saturating_mul(2)).map_err(|_| IommuError::OutOfMemory)?;
         let (id_bits, mask_bits) = (self.part.widths.id_bits, self.part.widths.mask_bits);
         for &stream in streams {
             let (id, mask) = (stream.id().value(), stream.mask().value());
@@ -57,11 +59,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(cubes)
     }
 
-    /// The fewest entries that capture exactly these streams.
-    fn cover(&self, streams: &Cubes) -> Result<Cubes, IommuError> {
+    /// Appends the fewest entries that capture exactly these streams.
+    fn cover(&self, streams: &mut Cubes) -> Result<(), IommuError> {
         let widths = &self.part.widths;
         if let Some(cube) = one_cube(streams).filter(|cube| cube.mask() & !widths.mask_bits == 0) {
-            return Ok(Cubes::from_slice(&[cube]));
+            // There is room for as many as there are streams.
+            streams.push(cube);
+            return Ok(());
         }
         let total = usize::from(self.part.geometry.entries);
         let too_many = |count: usize| {
@@ -77,10 +81,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if cubes.len() > total {
             return Err(too_many(cubes.len()));
         }
-        let mut cover = Cubes::new();
-        cover.try_reserve_exact(cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
-        cover.extend_from_slice(&cubes);
-        Ok(cover)
+        streams.try_reserve_exact(cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
+        streams.extend_from_slice(&cubes);
+        Ok(())
     }
 
     /// Puts a device into the tree and into the map. It shares no entry yet.
@@ -138,7 +141,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 });
             };
             let around = user.entries.get() | entries.surplus;
-            for stream in &user.streams {
+            for stream in user.streams() {
                 look(*stream);
                 // What an entry captures beyond the stream belongs to others.
                 let beyond = entries.overlapping(around, *stream).filter(|(_, cube)| !stream.contains(*cube));
@@ -222,7 +225,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 return Err(IommuError::Busy);
             }
             let user = found.remove().ok_or(IommuError::Unknown)?;
-            user.nodes.set(tree.take(user.iommu, device, &user.streams));
+            user.nodes.set(tree.take(user.iommu, device, user.streams()));
             let used = user.entries.get();
             let mut changed = Placing { tree, iommu: user.iommu, entries: &mut *entries, users }.part(&user);
             if user.repacked.get() {

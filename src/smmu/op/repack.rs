@@ -37,7 +37,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             streams.try_reserve_exact(room).map_err(|_| IommuError::OutOfMemory)?;
             let shadow = self.shadow.lock(held);
             let Some(gone) = group_of(&shadow.entries, &shadow.users, newcomers, is_claimed) else { return Ok(false) };
-            let all = || members(&shadow.users, newcomers, is_claimed).flat_map(|user| user.streams.iter().copied());
+            let all = || members(&shadow.users, newcomers, is_claimed).flat_map(|user| user.streams().iter().copied());
             room = all().count();
             if room <= streams.capacity() {
                 streams.extend(all());
@@ -87,7 +87,7 @@ fn group_of(
     for user in members(users, newcomers, is_claimed) {
         gone |= user.entries.get();
         // What overlaps is not necessarily used yet, and is in the way of the new cover all the same.
-        for stream in &user.streams {
+        for stream in user.streams() {
             entries.overlapping(!entries.free, *stream).for_each(|(number, _)| gone.put(number, true));
         }
     }

@@ -22,6 +22,7 @@ use intrusive_collections::{
 
 use super::cover::Cube;
 use crate::assign::{DeviceId, IommuKey};
+use crate::smmu::hardware::access::halves;
 use crate::sync::Platform;
 use crate::sync::levels;
 use crate::sync::lock::Lock;
@@ -47,18 +48,24 @@ pub(in crate::smmu) struct Node {
     link: RBTreeLink,
     /// While it is not in the tree.
     chain: SinglyLinkedListLink,
-    place: Place,
+    /// Its [`Place`], in two words.
+    iommu: IommuKey,
+    mask_and_id: u64,
     device: DeviceId,
 }
 
 impl Node {
-    const fn key(&self) -> (Place, DeviceId) {
-        (self.place, self.device)
+    const fn place(&self) -> Place {
+        (self.iommu.base() as u128) << 64 | self.mask_and_id as u128
     }
 
     const fn cube(&self) -> Cube {
-        let [a, b, c, d, e, f, g, h, ..] = self.place.to_le_bytes();
-        Cube::new(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+        let [id, mask] = halves(self.mask_and_id);
+        Cube::new(id, mask)
+    }
+
+    const fn key(&self) -> (Place, DeviceId) {
+        (self.place(), self.device)
     }
 }
 
@@ -88,8 +95,8 @@ pub(in crate::smmu) fn nodes_of(iommu: IommuKey, device: DeviceId, streams: &[Cu
     let mut nodes = Nodes::new(Chained::NEW);
     for &cube in streams.iter().rev() {
         let (link, chain) = (RBTreeLink::new(), SinglyLinkedListLink::new());
-        let place = place(iommu, cube.mask(), cube.id());
-        nodes.push_front(Box::new(Node { link, chain, place, device }));
+        let mask_and_id = u64::from(cube.mask()) << 32 | u64::from(cube.id());
+        nodes.push_front(Box::new(Node { link, chain, iommu, mask_and_id, device }));
     }
     nodes
 }
@@ -214,7 +221,7 @@ impl Tree {
         if open != 0 && open.count_ones() > MOST_LOOKS.ilog2() {
             let last = place(iommu, mask, lowest | open);
             let mut cursor = self.from(place(iommu, mask, lowest));
-            let inside = |node: &&Node| node.place <= last;
+            let inside = |node: &&Node| node.place() <= last;
             while let Some(node) = cursor.get().filter(inside) {
                 if node.cube().meets(wanted) && !visit(node.device) {
                     return false;
@@ -227,7 +234,7 @@ impl Tree {
         loop {
             let here = place(iommu, mask, lowest | bits);
             let mut cursor = self.from(here);
-            while let Some(node) = cursor.get().filter(|node| node.place == here) {
+            while let Some(node) = cursor.get().filter(|node| node.place() == here) {
                 if !visit(node.device) {
                     return false;
                 }
@@ -245,7 +252,7 @@ impl Tree {
     fn next_class(&self, iommu: IommuKey, mask: u32) -> Option<u32> {
         let next = mask.checked_add(1).filter(|next| *next <= self.masks)?;
         let node = self.from(place(iommu, next, 0)).get()?;
-        (node.place >> 64 == u128::from(iommu.base())).then(|| node.cube().mask())
+        (node.iommu == iommu).then(|| node.cube().mask())
     }
 
     /// The first node at or behind a place.

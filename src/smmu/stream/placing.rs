@@ -49,7 +49,7 @@ impl Placing<'_> {
             return Err(IommuError::Busy);
         }
         let (near, alone) = self.judge(user, is_claimed)?;
-        let cover = if own || !user.lazy { user.cover.as_slice() } else { &[] };
+        let cover = if own || !user.lazy { user.cover() } else { &[] };
         let mut needed = 0_usize;
         cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
         let free = self.entries.free.each().take(needed).count();
@@ -101,7 +101,7 @@ impl Placing<'_> {
             foreign.get().is_none()
         };
         let (mut around, mut near, mut alone) = (self.entries.surplus | user.entries.get(), Set::EMPTY, true);
-        for stream in &user.streams {
+        for stream in user.streams() {
             self.tree.each_overlap_inlined(self.iommu, *stream, &mut |device| {
                 match self.users.find(device) {
                     // It has not reserved yet, and will ask about this one.
@@ -114,7 +114,7 @@ impl Placing<'_> {
                 check(device)
             });
         }
-        for stream in user.streams.iter().filter(|_| !around.is_empty()) {
+        for stream in user.streams().iter().filter(|_| !around.is_empty()) {
             for (number, cube) in self.entries.overlapping(around, *stream) {
                 near.put(number, true);
                 // Where the entry captures no more than this stream, all of its users were asked about above.
@@ -177,10 +177,10 @@ impl Placing<'_> {
         let mut pieces = Pieces::new();
         let mut fits = true;
         let in_parts = self.each_user(cube, &mut |user| {
-            for part in user.cover.iter().filter_map(|own| own.intersection(cube)) {
+            for part in user.cover().iter().filter_map(|own| own.intersection(cube)) {
                 uncovered(&mut pieces, part, &lowest, &mut |pieces, piece| fits &= put(pieces, piece));
             }
-            !user.cover.iter().any(|own| own.contains(cube))
+            !user.cover().iter().any(|own| own.contains(cube))
         });
         if !in_parts {
             self.entries.surplus.put(number, false);

@@ -34,10 +34,9 @@ pub(in crate::smmu) struct StreamUser {
     /// The instance that it was made for.
     pub(in crate::smmu) iommu: IommuKey,
     pub(in crate::smmu) device: DeviceId,
-    /// In canonical order, each once.
-    pub(in crate::smmu) streams: Cubes,
-    /// Their least cover.
-    pub(in crate::smmu) cover: Cubes,
+    /// Its streams in canonical order, each once, and behind them their least cover.
+    cubes: Cubes,
+    streams: usize,
     /// It takes entries of its own only when it is first assigned.
     pub(in crate::smmu) lazy: bool,
     /// It uses entries, or will: its reservation was granted.
@@ -55,17 +54,17 @@ impl StreamUser {
     pub(in crate::smmu) fn new(
         iommu: IommuKey,
         device: DeviceId,
-        streams: Cubes,
-        cover: Cubes,
+        cubes: Cubes,
+        streams: usize,
         lazy: bool,
     ) -> Box<Self> {
-        let nodes = Cell::new(nodes_of(iommu, device, &streams));
+        let nodes = Cell::new(nodes_of(iommu, device, cubes.get(..streams).unwrap_or_default()));
         Box::new(Self {
             link: RBTreeLink::new(),
             iommu,
             device,
+            cubes,
             streams,
-            cover,
             lazy,
             joined: Cell::new(false),
             repacked: Cell::new(false),
@@ -76,6 +75,14 @@ impl StreamUser {
         })
     }
 
+    pub(in crate::smmu) fn streams(&self) -> &[Cube] {
+        self.cubes.get(..self.streams).unwrap_or_default()
+    }
+
+    pub(in crate::smmu) fn cover(&self) -> &[Cube] {
+        self.cubes.get(self.streams..).unwrap_or_default()
+    }
+
     /// How many of the device's streams overlap what an entry is to match.
     pub(in crate::smmu) fn pairs_in(&self, entry: &StreamEntry) -> u32 {
         entry.cube.map_or(0, |cube| self.pairs_with(cube))
@@ -83,7 +90,7 @@ impl StreamUser {
 
     /// How many of the device's streams overlap `cube`.
     pub(in crate::smmu) fn pairs_with(&self, cube: Cube) -> u32 {
-        match self.streams.as_slice() {
+        match self.streams() {
             [only] => only.meets(cube).into(),
             // The sum cannot wrap, and without a check the loop is vectorised.
             all => all.iter().map(|stream| u32::from(stream.meets(cube))).fold(0, u32::wrapping_add),
