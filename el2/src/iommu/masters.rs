@@ -90,9 +90,9 @@ pub(crate) fn of_tree(
     units: &[Arc<Unit>],
     channels: &BTreeMap<NodeId, Arc<Channel>>,
 ) -> Vec<Master> {
-    let usable = board.devices().iter().filter(|device| device.enabled && !device.on_disabled_smmu);
     let mut masters = Vec::new();
-    for node in usable.filter(|device| device.foreign_iommus.is_empty()) {
+    for node in board.devices() {
+        let Ok(mut spec) = node.spec() else { continue };
         let model = node.streams.first().and_then(|stream| model_of(units, stream.iommu()));
         let channel = channels.get(&node.node).cloned();
         let is_gdma = channel.is_some();
@@ -101,14 +101,8 @@ pub(crate) fn of_tree(
             (None, Some(channel)) => Engine::Gdma(channel),
             (None, None) => Engine::None,
         };
-        let key = DeviceKey::new(Source::Dt, node.key.into());
-        let mut spec = DeviceSpec::new(key, Label::from(node.path.as_str()), node.streams.clone());
-        spec.parent = node
-            .parent
-            .and_then(|parent| board.device(parent))
-            .map(|parent| DeviceKey::new(Source::Dt, parent.key.into()));
         // DMA engines have no other use here than to be given to guests.
-        spec.passthrough = node.passthrough || is_gdma;
+        spec.passthrough |= is_gdma;
         spec.hooks = Arc::new(Stubborn(model));
         masters.push(Master { spec, engine });
     }

@@ -185,12 +185,7 @@ impl Bridge {
     fn open(node: &dt::HostBridge, number: u16) -> Result<Self, String> {
         let first = Bus(*node.buses.start());
         let space = node.ecam.and_then(|region| Ecam::map(region, first)).ok_or("no ECAM that can be mapped")?;
-        let host = HostBridge {
-            number: HostBridgeNumber(number),
-            segment: Segment(node.segment.unwrap_or(number)),
-            buses: first..=Bus(*node.buses.end()),
-            map: node.requesters.clone(),
-        };
+        let host = node.pci(HostBridgeNumber(number), Segment(number)).map_err(|reason| reason.to_string())?;
         buses::number(&space, &host);
         let before = enumerate(&space, &host).map_err(|error| error.to_string())?;
         for function in before.functions.iter().filter(|function| function.capabilities.sr_iov.is_some()) {
