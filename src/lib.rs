@@ -7,8 +7,8 @@
 //!
 //! # From boot to the end
 //!
-//! The README has the code of 1 to 4, for a device tree. What an error says, and what to do about it, stands in
-//! `docs/errors.md`.
+//! `docs/porting.md` has the code of each step, and a section for each thing that a hypervisor supplies. What an error says,
+//! and what to do about it, stands in `docs/errors.md`.
 //!
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`map`](dt::SmmuNode::map), [`probe`](smmu::Smmu::probe),
@@ -98,3 +98,8 @@ pub mod sync;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+/// So does the guide's.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/porting.md")]
+mod porting {}
