@@ -1,6 +1,6 @@
 //! One thing explored after the other, and a line for each.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +35,9 @@ pub(crate) struct Explorer {
     first: bool,
     wanted: Option<String>,
     stopped: bool,
+    /// How many lines there will be, and when the first began; until then they are counted.
+    total: u64,
+    begun: Option<Instant>,
     pairs: u64,
     /// Of these, how many were explored without a bound, to the end.
     complete: u64,
@@ -52,10 +55,26 @@ impl Explorer {
             first: has("--first"),
             wanted: wanted.cloned(),
             stopped: false,
+            total: 0,
+            begun: None,
             pairs: 0,
             complete: 0,
             schedules: 0,
             violations: 0,
+        }
+    }
+
+    /// The lines are counted: from now on they are explored.
+    pub(crate) fn begin(&mut self) {
+        self.begun = Some(Instant::now());
+    }
+
+    /// How far it is, and about how long it will take still, where somebody looks on.
+    fn print_progress(&self, begun: Instant) {
+        if std::io::stdout().is_terminal() {
+            let left = self.total.saturating_sub(self.pairs);
+            let seconds = begun.elapsed().as_secs().saturating_mul(left).checked_div(self.pairs).unwrap_or(0);
+            print!("[{:>4} of {}, {seconds:>4} s left] ", self.pairs.saturating_add(1), self.total);
         }
     }
 
@@ -85,7 +104,12 @@ impl Explorer {
         if self.stopped || self.wanted.as_ref().is_some_and(|wanted| !name.contains(wanted.as_str())) {
             return;
         }
+        let Some(all_begun) = self.begun else {
+            self.total = self.total.saturating_add(1);
+            return;
+        };
         let begun = Instant::now();
+        self.print_progress(all_begun);
         // A deadlock aborts: the line says by then where.
         print!("{name:<74} ");
         let _ = std::io::stdout().flush();

@@ -31,21 +31,29 @@ mod world;
 
 use std::process::ExitCode;
 
+#[cfg(loom)]
+fn everything(explorer: &mut explorer::Explorer) {
+    door::explore(explorer);
+    stage::explore(explorer, "waiting", waiting::CASES);
+    stage::explore(explorer, "nested", nested::CASES);
+    pairs::explore::<world::World>(explorer);
+    pairs::explore::<driver::Driver>(explorer);
+    pairs::explore_triples::<world::World>(explorer);
+    let scenes = queue::SCENES.iter().map(|scene| ("queue  ", scene));
+    for (suite, (name, run)) in scenes.chain(driver_scenes::SCENES.iter().map(|scene| ("driver ", scene))) {
+        explorer.explore(&format!("{suite} {name}"), explorer::Reach::Bounded, *run, || None);
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     #[cfg(loom)]
     {
         let mut explorer = explorer::Explorer::new(&arguments);
-        door::explore(&mut explorer);
-        stage::explore(&mut explorer, "waiting", waiting::CASES);
-        stage::explore(&mut explorer, "nested", nested::CASES);
-        pairs::explore::<world::World>(&mut explorer);
-        pairs::explore::<driver::Driver>(&mut explorer);
-        pairs::explore_triples::<world::World>(&mut explorer);
-        let scenes = queue::SCENES.iter().map(|scene| ("queue  ", scene));
-        for (suite, (name, run)) in scenes.chain(driver_scenes::SCENES.iter().map(|scene| ("driver ", scene))) {
-            explorer.explore(&format!("{suite} {name}"), explorer::Reach::Bounded, *run, || None);
-        }
+        // Once to count the lines, and once to explore them.
+        everything(&mut explorer);
+        explorer.begin();
+        everything(&mut explorer);
         return explorer.finish();
     }
     #[cfg(all(shuttle, not(loom)))]

@@ -10,6 +10,7 @@ mod history;
 mod run;
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,8 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner};
 
 const THREADS: usize = 4;
+/// After how many schedules it is said how far it is, where somebody looks on.
+const PROGRESS: u64 = 500;
 const FIXED_SEED: u64 = 0x1d0_4a55;
 /// Of PCT: how many preemptions a bug may need.
 const DEPTH: usize = 3;
@@ -171,14 +174,15 @@ pub(crate) fn explore(arguments: &[String]) -> ExitCode {
 }
 
 fn explore_with(
-    kind: &str,
-    name: &str,
+    kind: &'static str,
+    name: &'static str,
     seed: u64,
     schedules: usize,
     scheduler: impl Scheduler + Send + 'static,
 ) -> u64 {
     let begun = Instant::now();
     let count = Arc::new(Mutex::new(seed));
+    let (watched, first) = (std::io::stderr().is_terminal(), seed);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         Runner::new(scheduler, Config::new()).run(move || {
             let seed = {
@@ -187,8 +191,15 @@ fn explore_with(
                 *count
             };
             schedule(seed);
+            let done = seed.wrapping_sub(first);
+            if watched && done.is_multiple_of(PROGRESS) {
+                eprint!("\r{kind} {name}: {done} of {schedules} schedules ");
+            }
         });
     }));
+    if watched {
+        eprint!("\r{:60}\r", "");
+    }
     let verdict = if result.is_ok() { "ok" } else { "VIOLATION" };
     println!(
         "{kind:<7} {name} seed {seed:<12} {schedules:>8} schedules {:>6.2} s  {verdict}",
