@@ -18,6 +18,7 @@ use alloc::boxed::Box;
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem;
+use core::num::NonZeroU16;
 
 use super::lending::{Lent, give_back_to, take_lent};
 use super::{
@@ -120,9 +121,14 @@ impl<'a> Claim<'a> {
         self.group.iter().any(|group| group.contains(id)) || self.others.iter().any(|group| group.contains(id))
     }
 
+    /// Where this operation takes a group.
+    pub(super) fn target(&self, domain: DomainId) -> Option<(DomainId, NonZeroU16)> {
+        NonZeroU16::new(self.level).map(|level| (domain, level))
+    }
+
     /// Says where the group goes, before the first callback: what is nested goes nowhere else.
     pub(super) fn set_target(&mut self, domain: DomainId) {
-        let target = Some((domain, self.level));
+        let target = self.target(domain);
         if let Some(group) = &mut self.group {
             group.target = group.target.or(target);
         }
@@ -161,7 +167,7 @@ impl<P: Platform> Registry<P> {
     /// Writes into the records what a group says, each member's leader and state, and gives it back; keeps it where a member was
     /// asked to go and may.
     fn settle(&self, mut group: Box<Group>, above: CallChain<'_>, kept: &mut Groups) {
-        if !broken!("unnamed_leader") || self.device(group.leader).is_some() {
+        if !broken!("unnamed_leader") || self.by_id(group.leader).is_some() {
             group.name_leader();
         }
         let acts = self.marks.get() > 0 && (group.lenders == 0 || broken!("mark_acted_on_in_a_frame"));
@@ -173,7 +179,7 @@ impl<P: Platform> Registry<P> {
             }
             self.set_state(record, member.state.get());
             record.going.set(member.going.get());
-            if member.device.key() == group.leader {
+            if member.device.id() == group.leader {
                 leader = Some(record);
             }
             if acts && doomed.is_none() && record.may_go() {
@@ -322,7 +328,7 @@ impl<P: Platform> Service<P> {
 
 /// The operation of this level is about none of the members any more, and takes them nowhere.
 fn release(group: &mut Group, level: u16) {
-    group.target = group.target.filter(|(_, by)| *by != level);
+    group.target = group.target.filter(|(_, by)| by.get() != level);
     for member in group.members.iter().filter(|member| member.work.get() == level) {
         member.work.set(0);
         member.along.set(false);

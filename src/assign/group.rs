@@ -11,6 +11,7 @@
 use alloc::boxed::Box;
 use core::cell::Cell;
 use core::fmt;
+use core::num::NonZeroU16;
 
 use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
 
@@ -107,11 +108,9 @@ intrusive_adapter!(pub(super) Members = Box<Member>: Member { link => LinkedList
 /// A group.
 pub(super) struct Group {
     pub(super) members: LinkedList<Members>,
-    pub(super) target: Option<(DomainId, u16)>,
+    pub(super) target: Option<(DomainId, NonZeroU16)>,
     /// The member in whose record it stands when it is not claimed.
-    pub(super) leader: DeviceKey,
-    /// Its leader's depth: first part of its place in the order of claims (contract C-5).
-    pub(super) depth: u16,
+    pub(super) leader: DeviceId,
     /// A member has left since it was last split: the others may not belong together any more.
     pub(super) loose: bool,
     /// The frames that it was taken from, bit n for level n: it goes back to the innermost, and from none to the registry.
@@ -148,14 +147,13 @@ impl Member {
 impl Group {
     /// The group of one device.
     pub(super) fn of(member: Box<Member>) -> Box<Self> {
-        let leader = member.device.key();
+        let leader = member.device.id();
         let mut members = LinkedList::new(Members::new());
         members.push_back(member);
         Box::new(Self {
             members,
             target: None,
             leader,
-            depth: 0,
             loose: false,
             lenders: 0,
             doomed: None,
@@ -214,13 +212,20 @@ impl Group {
         None
     }
 
-    /// The key and depth of the member that leads: the one that did, while it is there, else the first.
+    /// The member that leads: the one that did, while it is there, else the first.
+    fn leading(&self) -> Option<&Device> {
+        let lead = self.member(self.leader).or_else(|| self.members.front().get());
+        lead.map(|member| &member.device)
+    }
+
+    /// Names the member that leads.
     pub(super) fn name_leader(&mut self) {
-        let front = self.members.front();
-        let lead = self.members.iter().find(|member| member.device.key() == self.leader).or_else(|| front.get());
-        if let Some((key, depth)) = lead.map(|member| (member.device.key(), member.device.depth())) {
-            (self.leader, self.depth) = (key, depth);
-        }
+        self.leader = self.leading().map_or(self.leader, Device::id);
+    }
+
+    /// Its place in the order of claims (contract C-5): that of its leader.
+    pub(super) fn position(&self) -> Option<(u16, DeviceKey)> {
+        self.leading().map(|device| (device.depth(), device.key()))
     }
 
     /// Splits a group that is in fault throughout into what still belongs together: what overlaps, shares a bus, or shares a

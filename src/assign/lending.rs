@@ -63,8 +63,8 @@ impl<P: Platform> Registry<P> {
             group.lenders = 0;
             return Ok(group);
         }
-        let key = leader.device.key();
-        take_lent(above, |group| group.leader == key).ok_or_else(|| self.busy(leader, above))
+        let id = leader.device.id();
+        take_lent(above, |group| group.leader == id).ok_or_else(|| self.busy(leader, above))
     }
 
     /// What a call gets that comes to a claimed group. From inside a callback it waits only for a group that comes after all
@@ -73,8 +73,8 @@ impl<P: Platform> Registry<P> {
         let (running, wanted) = (leader.running.get(), (leader.device.depth(), leader.device.key()));
         above.meet(Obstacle::Group(wanted.1));
         let before = |group: &Group| {
-            let position = (group.depth, group.leader);
-            position < wanted || (broken!("swapped_claim_order") && position != wanted)
+            let position = group.position();
+            position < Some(wanted) || (broken!("swapped_claim_order") && position != Some(wanted))
         };
         let after_all = above.frames().all(|frame| {
             let Some(lent) = frame.lent.downcast_ref::<Lent>() else { return true };
@@ -88,7 +88,7 @@ impl<P: Platform> Registry<P> {
 
     /// Puts a group where it was taken from: into a frame, or into its leader's record.
     pub(super) fn give_back(&self, group: Box<Group>, above: CallChain<'_>) {
-        let leader = self.device(group.leader);
+        let leader = self.by_id(group.leader);
         give_back_to(leader, group, above);
     }
 }

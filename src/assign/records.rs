@@ -25,7 +25,7 @@ pub(super) struct DeviceRecord {
     pub(super) device: Device,
     /// A copy of the member's, as of the last put-back.
     pub(super) state: Cell<DeviceState>,
-    pub(super) leader: Cell<DeviceKey>,
+    pub(super) leader: Cell<DeviceId>,
     /// Of a leader: the group, unless it is claimed.
     group: Cell<Option<Box<Group>>>,
     /// Of a leader: the operation that has the group, while it is claimed.
@@ -34,7 +34,7 @@ pub(super) struct DeviceRecord {
     pub(super) marked: Cell<bool>,
     /// A removal has begun and was not complete.
     pub(super) going: Cell<bool>,
-    pub(super) children: Cell<usize>,
+    pub(super) children: Cell<u32>,
 }
 
 /// A further place of a device in the registry.
@@ -154,13 +154,13 @@ impl SourceRecord {
 impl DeviceRecord {
     /// A device that is being added, whose group the adding operation owns from the start.
     pub(super) fn adding(device: Device) -> Box<Self> {
-        let key = device.key();
+        let leader = device.id();
         Box::new(Self {
             link: RBTreeLink::new(),
             gone: LinkedListLink::new(),
             device,
             state: Cell::new(DeviceState::Adding),
-            leader: Cell::new(key),
+            leader: Cell::new(leader),
             group: Cell::new(None),
             running: Cell::new(Operation::Add),
             marked: Cell::new(false),

@@ -112,7 +112,7 @@ impl<P: Platform> Registry<P> {
     /// The record of the leader of `record`'s group.
     pub(super) fn leader_of<'a>(&'a self, record: &'a DeviceRecord) -> &'a DeviceRecord {
         let leader = record.leader.get();
-        if leader == record.device.key() { record } else { self.device(leader).unwrap_or(record) }
+        if leader == record.device.id() { record } else { self.by_id(leader).unwrap_or(record) }
     }
 
     /// The device with the highest number below `below` whose source object has gone.
@@ -181,12 +181,12 @@ impl<P: Platform> Registry<P> {
     }
 
     /// Counts a device at its parent and its IOMMUs.
-    fn count(&self, device: &Device, by: isize) {
+    fn count(&self, device: &Device, by: i8) {
         if let Some(parent) = device.parent().and_then(|key| self.device(key)) {
-            parent.children.set(parent.children.get().saturating_add_signed(by));
+            parent.children.set(parent.children.get().saturating_add_signed(by.into()));
         }
         for attachment in device.attachments() {
-            attachment.instance.count(by);
+            attachment.instance.count(by.into());
         }
     }
 
@@ -243,7 +243,7 @@ impl<P: Platform> Registry<P> {
     fn info(&self, record: &DeviceRecord) -> DeviceInfo {
         let state = if record.going.get() { DeviceState::Going } else { record.state.get() };
         let domain = state.owner().and_then(|id| self.domain(id)).map(|record| record.domain.label().clone());
-        DeviceInfo { device: record.device.clone(), state, group: record.leader.get(), domain }
+        DeviceInfo { device: record.device.clone(), state, group: self.leader_of(record).device.key(), domain }
     }
 
     /// Brings a record's copy of the state, and the domains' counts, to what the member says.

@@ -177,7 +177,7 @@ impl<P: Platform> Service<P> {
         device: &Device,
         record: Box<DeviceRecord>,
         nodes: Nodes,
-        mut group: Box<Group>,
+        group: Box<Group>,
     ) -> Result<Claim<'a>, Cause> {
         let mut registry = self.registry.lock(held);
         let checked = registry.check_key(device, above).and_then(|()| {
@@ -207,7 +207,6 @@ impl<P: Platform> Service<P> {
         }
         let unused = registry.unused();
         device.set_depth(depth);
-        group.depth = depth;
         registry.insert_device(record, nodes);
         drop(registry);
         drop(unused);

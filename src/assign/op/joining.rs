@@ -49,7 +49,7 @@ impl<P: Platform> Service<P> {
         };
         let Some((iommu, with, now)) = shared else { return Ok(()) };
         claim.set_target(owner);
-        let target = Some((owner, claim.level));
+        let target = claim.target(owner);
         claim.others.iter_mut(|group| {
             if why_joined(held, device, group).is_some() {
                 group.target = group.target.or(target);

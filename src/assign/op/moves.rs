@@ -297,7 +297,7 @@ pub(super) fn choose_movers<P: Platform>(
     let target = claim.group().and_then(|group| group.target).filter(|(target, _)| *target != wanted);
     if let Some((_, level)) = target {
         // An add above has no member in the group yet: any member stands for the owner that the new one was let in for.
-        let bound = claim.members().find(|member| member.work.get() == level);
+        let bound = claim.members().find(|member| member.work.get() == level.get());
         if let Some(mate) = bound.or_else(|| claim.members().next()) {
             return conflict(mate);
         }
