@@ -7,8 +7,8 @@
 //!
 //! # From boot to the end
 //!
-//! `docs/porting.md` has the code of each step, and a section for each thing that a hypervisor supplies. What an error says,
-//! and what to do about it, stands in `docs/errors.md`.
+//! [The guide](porting) has the code of each step, a section for each thing that a hypervisor supplies, and a table for those
+//! who come from another one. What an error says, and what to do about it, stands in `docs/errors.md`.
 //!
 //! 1. Read what firmware says: [`dt::Board::read`].
 //! 2. For each SMMU: [`config`](dt::SmmuNode::config), [`map`](dt::SmmuNode::map), [`probe`](smmu::Smmu::probe),
@@ -99,7 +99,6 @@ pub mod sync;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
-/// So does the guide's.
-#[cfg(doctest)]
+#[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/porting.md")]
-mod porting {}
+pub mod porting {}
