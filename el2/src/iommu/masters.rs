@@ -2,7 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -10,13 +10,12 @@ use iommu_assign::assign::{
     Device, DeviceHooks, DeviceKey, DeviceSpec, HookContext, HookError, Label, Policy, PolicyRequest, Source, Why,
 };
 use iommu_assign::dt::{Board, NodeId};
-use iommu_assign::pci::{Function, FunctionKind, HostBridge, PciKey};
+use iommu_assign::pci::{Enumeration, Function, FunctionKind, HostBridge};
 
 use super::gdma::Channel;
 use super::guests::{self, Guest};
 use super::modelled::{Modelled, Reached};
 use super::smmus::Unit;
-use crate::lock::Lock;
 use crate::pci::ecam::Ecam;
 use crate::pci::functions::FunctionHooks;
 
@@ -109,10 +108,7 @@ pub(crate) fn of_tree(
     masters
 }
 
-/// Numbers of isolation groups, as the service wants them, by the key that names each.
-static ISOLATION: Lock<BTreeMap<PciKey, u64>> = Lock::new(BTreeMap::new());
-
-/// A PCI function.
+/// A PCI function, behind the host bridge `host`, where `found` is all that was found.
 ///
 /// # Errors
 ///
@@ -120,20 +116,12 @@ static ISOLATION: Lock<BTreeMap<PciKey, u64>> = Lock::new(BTreeMap::new());
 pub(crate) fn of_function(
     function: &Function,
     host: &HostBridge,
+    found: &Enumeration,
     space: &Arc<Ecam>,
     units: &[Arc<Unit>],
 ) -> Result<Master, String> {
-    let streams = host.streams(function).map_err(|error| format!("{error}"))?;
-    let model = streams.first().and_then(|stream| model_of(units, stream.iommu()));
-    let label = Label::from(function.sbdf.to_string().as_str());
-    let mut spec = DeviceSpec::new(function.key.into(), label, streams);
-    spec.parent = function.key.parent().map(DeviceKey::from);
-    let group = function.isolation.group;
-    spec.isolation = Some({
-        let mut numbers = ISOLATION.lock();
-        let next = numbers.len() as u64;
-        *numbers.entry(group).or_insert(next)
-    });
+    let mut spec = function.spec(host, found).map_err(|error| format!("{error}"))?;
+    let model = spec.streams.first().and_then(|stream| model_of(units, stream.iommu()));
     // The host bridge shows itself as a function, of class 06.00, and stays the host's.
     spec.passthrough = function.kind == FunctionKind::Endpoint && function.class >> 8 != 0x0600;
     spec.hooks = Arc::new(FunctionHooks::new(space, function).ok_or("its ATS, PRI or PASID stays on")?);

@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use iommu_assign::pci::{Function, FunctionKind, PciKey, enumerate};
+use iommu_assign::pci::{Enumeration, Function, FunctionKind, PciKey, enumerate};
 use iommu_assign::sync::Micros;
 
 use super::life::deadline;
@@ -91,17 +91,19 @@ impl<'w> HotPlug<'w> {
 impl Place<'_> {
     fn plug_in(&mut self, world: &World, number: usize) {
         self.slot.power_on(&self.bridge.space);
+        let slot = self.slot.key;
+        let is_below = |function: &&Function| slot.is_above(function.key);
         let mut found = self.look();
         for _ in 0..START_UP {
-            if !found.is_empty() {
+            if found.functions.iter().any(|function| is_below(&function)) {
                 break;
             }
             time::pass(Micros::from_millis(1));
             found = self.look();
         }
         let guest = &world.guests[number % world.guests.len()];
-        for function in &found {
-            let Some(master) = world.master(self.bridge, function) else { continue };
+        for function in found.functions.iter().filter(is_below) {
+            let Some(master) = world.master(self.bridge, &found, function) else { continue };
             let Some(device) = expect(world.service.wait(deadline(), |service| service.add(master.spec.clone())))
             else {
                 continue;
@@ -129,10 +131,9 @@ impl Place<'_> {
         );
     }
 
-    fn look(&self) -> Vec<Function> {
+    fn look(&self) -> Enumeration {
         buses::number(&self.bridge.space, &self.bridge.host);
-        let found = enumerate(&*self.bridge.space, &self.bridge.host).map(|found| found.functions).unwrap_or_default();
-        found.into_iter().filter(|function| self.slot.key.is_above(function.key)).collect()
+        enumerate(&*self.bridge.space, &self.bridge.host).unwrap_or_default()
     }
 
     /// The button was pressed.

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use iommu_assign::assign::{DeviceKey, Label, RawFault, Stream, StreamMask};
 use iommu_assign::dt::{self, Board};
-use iommu_assign::pci::{Bus, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
+use iommu_assign::pci::{Bus, Enumeration, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
 use smmu_model::Memory;
 
 use crate::iommu::gdma;
@@ -95,13 +95,13 @@ impl World {
     fn look_behind(&self, bridge: &Bridge) -> Result<Vec<Master>, String> {
         let found = enumerate(&*bridge.space, &bridge.host).map_err(|error| format!("{error}"))?;
         found.problems.iter().for_each(|problem| log::warn!("{problem}"));
-        Ok(found.functions.iter().filter_map(|function| self.master(bridge, function)).collect())
+        Ok(found.functions.iter().filter_map(|function| self.master(bridge, &found, function)).collect())
     }
 
     /// A function as a device; says what it is.
-    pub(crate) fn master(&self, bridge: &Bridge, function: &Function) -> Option<Master> {
+    pub(crate) fn master(&self, bridge: &Bridge, found: &Enumeration, function: &Function) -> Option<Master> {
         log::info!("{}: {}", function.sbdf, describe(function));
-        masters::of_function(function, &bridge.host, &bridge.space, &self.units)
+        masters::of_function(function, &bridge.host, found, &bridge.space, &self.units)
             .inspect_err(|why| log::warn!("{}: not offered: {why}", function.sbdf))
             .ok()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use iommu_assign::assign::Stream;
-use iommu_assign::dt::{Board, DtDevice, HostBridge, NodeId};
+use iommu_assign::dt::{Board, DtDevice, HostBridge, NodeId, NotOffered};
 use iommu_assign::smmu::cover::Cube;
 use serde::Serialize;
 
@@ -114,12 +114,15 @@ impl Assign {
     fn of_device(device: &DtDevice, board: &Board<'_>, names: &Names, any_marked: bool) -> Self {
         let keys = device.streams.iter().map(|stream| stream.iommu());
         let too_wide = device.streams.iter().find(|stream| (stream.id().value() | stream.mask().value()) > 0xffff);
-        let why_not = disabled(board, device.node, names)
-            .or_else(|| device.on_disabled_smmu.then(|| behind_disabled(board, keys, names)))
-            .or_else(|| device.foreign_iommus.first().map(|iommu| foreign(board, *iommu, names)))
-            .or_else(|| {
-                too_wide.map(|stream| format!("stream {} has more than 16 bits: no SMMU holds it", stream.id()))
-            });
+        let why_not = device.not_offered().map(|reason| match reason {
+            NotOffered::Disabled => disabled(board, device.node, names).unwrap_or_default(),
+            NotOffered::OnDisabledSmmu => behind_disabled(board, keys, names),
+            NotOffered::ForeignIommu { iommu } => foreign(board, iommu, names),
+            reason => reason.to_string(),
+        });
+        let why_not = why_not.or_else(|| {
+            too_wide.map(|stream| format!("stream {} has more than 16 bits: no SMMU holds it", stream.id()))
+        });
         Self::judged(why_not, device.passthrough, any_marked)
     }
 
