@@ -132,7 +132,7 @@ fn i14_a_quarantined_mate_is_reset_too_before_an_assign_opens_the_entry_that_it_
 
 fn powered(bench: &Bench) -> Arc<Supply> {
     let (supply, part) = (Arc::new(Supply::default()), named("generic v2"));
-    let setup = Setup { power: supply.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(supply.clone()), ..Setup::default() };
     bench.smmu_through(part.config, setup, part.model, |registers| registers);
     supply
 }

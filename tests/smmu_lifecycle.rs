@@ -65,7 +65,7 @@ impl Counted {
 fn q21_s5_every_access_lies_between_get_and_put() {
     let mut bench = Bench::new();
     let power = Arc::new(Counted::default());
-    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
     let part = named("mmu-500 ZynqMP");
     let supply = power.clone();
     let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
@@ -101,7 +101,7 @@ fn q21_s5_every_access_lies_between_get_and_put() {
 /// A bench whose power fails when the test says so.
 fn failing_power() -> (Bench, Arc<Counted>) {
     let (bench, power, part) = (Bench::new(), Arc::new(Counted::default()), named("generic v2"));
-    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
     bench.smmu_through(part.config, setup, part.model, |registers| registers);
     (bench, power)
 }
@@ -186,7 +186,7 @@ fn c8_i10_a_removal_without_power_forgets_nothing_that_translates_still() {
 fn q21_s5_s8_a_crash_touches_no_register_of_an_instance_without_power() {
     let mut bench = Bench::new();
     let power = Arc::new(Counted::default());
-    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
     let part = named("mmu-500 ZynqMP");
     let supply = power.clone();
     let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
@@ -210,7 +210,7 @@ fn s5_without_power_there_is_no_probe() {
     power.refuses.store(1, Ordering::SeqCst);
     let part = named("generic v2");
     let registers = bench.machine.add_smmu(SMMU, part.model);
-    let setup = Setup { power, ..Setup::default() };
+    let setup = Setup { power: Some(power), ..Setup::default() };
     let refused = Smmu::probe_with(part.config, setup, registers, bench.masters.clone()).unwrap_err();
     assert_eq!(refused, ProbeError::NoPower { iommu: SMMU, reason: "the supply is broken" });
 }
@@ -578,7 +578,7 @@ fn i8_a_domain_ends_though_a_drain_is_not_confirmed_and_its_tables_are_held() {
 fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost() {
     let mut bench = Bench::new();
     let power = Arc::new(Counted::default());
-    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
     let part = named("generic v2");
     let smmu = bench.smmu_through(part.config, setup, Config { banks: 1, ..part.model }, |registers| registers);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
@@ -612,7 +612,7 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
 
 fn driver_with_power() -> (Driver, Arc<Counted>) {
     let power = Arc::new(Counted::default());
-    let (part, setup) = (named("generic v2"), Setup { power: power.clone(), ..Setup::default() });
+    let (part, setup) = (named("generic v2"), Setup { power: Some(power.clone()), ..Setup::default() });
     (Driver::with(part.config, setup, part.model), power)
 }
 
@@ -655,7 +655,7 @@ fn s5_each_gives_back_the_power_that_it_holds_and_no_other() {
 #[test]
 fn q21_s5_what_cannot_wait_has_the_power_itself_for_as_long_as_it_touches_registers() {
     let power = Arc::new(Counted::default());
-    let setup = Setup { power: power.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
     let part = named("generic v2");
     let (supply, leaves) = (power.clone(), Arc::new(AtomicBool::new(false)));
     let other = leaves.clone();
@@ -709,7 +709,7 @@ fn s8_a_crash_puts_a_suspended_unit_in_fault_or_says_that_it_has_no_power() {
         for part in parts() {
             let (name, model) = (part.name, part.model.clone());
             let power = Arc::new(Counted::default());
-            let setup = Setup { power: power.clone(), ..Setup::default() };
+            let setup = Setup { power: Some(power.clone()), ..Setup::default() };
             let driver = Driver::with(part.config, setup, part.model);
             driver.add(1, &[0x10]);
             driver.assign(&[1], 0).unwrap();

@@ -106,7 +106,7 @@ fn i2_a_resume_that_failed_at_a_bank_does_not_lose_it() {
 #[test]
 fn i7_an_idle_bank_that_an_entry_may_name_is_drained_too() {
     let (part, supply) = (named("generic v2"), Arc::new(Supply::default()));
-    let setup = Setup { power: supply.clone(), ..Setup::default() };
+    let setup = Setup { power: Some(supply.clone()), ..Setup::default() };
     let driver = Driver::with(SmmuConfig { read_back: true, ..part.config }, setup, part.model);
     driver.add(1, &[0x10]);
     driver.add(2, &[0x20]);

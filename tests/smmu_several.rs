@@ -42,7 +42,7 @@ impl Spread {
         let mut supplies = Vec::new();
         for n in 0..count {
             let supply = Arc::new(Supply::default());
-            let setup = Setup { power: supply.clone(), ..Setup::default() };
+            let setup = Setup { power: Some(supply.clone()), ..Setup::default() };
             let model = Config::generic_v2();
             let config = SmmuConfig { read_back: true, ..described(key(n), &model) };
             bench.smmu_through(config, setup, model, |registers| registers);

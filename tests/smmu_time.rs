@@ -101,17 +101,18 @@ fn waited(cause: &Cause) -> Waited {
 fn c14_with_a_clock_a_wait_ends_after_its_time_and_not_after_its_polls() {
     let setup = setup();
     stick(&setup, SyncRegister::Global);
-    for (step, polls) in [(100, 10), (1_000_000, 1), (1, 1000), (999, 2)] {
+    // The clock is read when the first look has found the sync active.
+    for (step, times) in [(100, 10), (1_000_000, 1), (1, 1000), (999, 2)] {
         clock_goes_by(step);
         let error = setup.service.flush(&setup.domain).unwrap_err();
-        let time = Some(Micros::new(step * u64::from(polls)));
-        assert_eq!(waited(&error.cause), Waited { polls, time });
+        let time = Some(Micros::new(step * u64::from(times)));
+        assert_eq!(waited(&error.cause), Waited { polls: 1 + times, time });
     }
     clock_goes_by(100);
     let error = setup.service.deassign(&setup.device).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "deassign dma: iommu@50000000: it did not confirm an invalidation within 10 polls in 1000 us; the device is \
+        "deassign dma: iommu@50000000: it did not confirm an invalidation within 11 polls in 1000 us; the device is \
          quarantined"
     );
 }
@@ -140,9 +141,9 @@ fn c10_c14_atomic_context_has_a_time_of_its_own() {
     let range = FlushRange { start: PAGE, size: 0x1000, leaf: 0x1000, changed: Changed::Leaf };
     clock_goes_by(10);
     let error = setup.service.flush_range_atomic(&setup.domain, &range).unwrap_err();
-    assert_eq!(waited(&error.cause), Waited { polls: 5, time: Some(Micros::new(50)) });
+    assert_eq!(waited(&error.cause), Waited { polls: 6, time: Some(Micros::new(50)) });
     let error = setup.service.flush_range(&setup.domain, &range).unwrap_err();
-    assert_eq!(waited(&error.cause), Waited { polls: 100, time: Some(Micros::new(1000)) });
+    assert_eq!(waited(&error.cause), Waited { polls: 101, time: Some(Micros::new(1000)) });
     clock_goes_by(0);
     let error = setup.service.flush_range_atomic(&setup.domain, &range).unwrap_err();
     assert_eq!(waited(&error.cause), Waited { polls: 70, time: Some(Micros::new(0)) });
@@ -160,7 +161,7 @@ fn c14_a7_a_probe_waits_no_longer_either() {
     machine.smmu(SMMU, |smmu| smmu.inject(Injection::StatusNeverClears(SyncRegister::Global)));
     clock_goes_by(500);
     let refused = Smmu::probe(config(&model), registers, Arc::new(Masters::<Clocked>::new())).map(|_| ()).unwrap_err();
-    let waited = Waited { polls: 2, time: Some(Micros::new(1000)) };
+    let waited = Waited { polls: 3, time: Some(Micros::new(1000)) };
     assert_eq!(refused, ProbeError::SyncTimeout { iommu: SMMU, waited });
 }
 

@@ -9,9 +9,10 @@ use core::fmt;
 use iommu_assign::assign::{
     DeviceHooks, Event, EventSink, FirmwareMarks, HookContext, HookError, NoHooks, Policy, PolicyRequest, Why,
 };
-use iommu_assign::smmu::{AlwaysOn, Power, PowerError};
+use iommu_assign::smmu::{Power, PowerError};
 
 use crate::border::{Context, Text, reason};
+use crate::error::Failure;
 use crate::told::{iommu_fault, name};
 use crate::values::{iommu_chain, iommu_device};
 
@@ -297,14 +298,14 @@ struct Supply {
 }
 
 impl iommu_power {
-    /// `None` where some of the functions are there, and some are not.
-    pub(crate) fn read(&self) -> Option<Arc<dyn Power>> {
+    /// `None` where all of the functions are NULL: it is always on. An error where only some are.
+    pub(crate) fn read(&self) -> Result<Option<Arc<dyn Power>>, Failure> {
         match *self {
             Self { context, get: Some(get), get_if_on: Some(get_if_on), put: Some(put) } => {
-                Some(Arc::new(Supply { context: Context(context), get, get_if_on, put }))
+                Ok(Some(Arc::new(Supply { context: Context(context), get, get_if_on, put })))
             }
-            Self { get: None, get_if_on: None, put: None, .. } => Some(Arc::new(AlwaysOn)),
-            _ => None,
+            Self { get: None, get_if_on: None, put: None, .. } => Ok(None),
+            _ => Err(Failure::Argument("some of the power functions are NULL")),
         }
     }
 }

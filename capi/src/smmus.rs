@@ -93,9 +93,7 @@ pub extern "C" fn iommu_register(
         let (service, config, setup) = (need(service)?, need(config)?.read()?, need(setup)?);
         let registers = registers::read(border::slice(setup.registers, setup.register_count)?)?;
         let reserved = reserved_of(border::slice(setup.reserved, setup.reserved_count)?)?;
-        let always = iommu_power { context: core::ptr::null_mut(), get: None, get_if_on: None, put: None };
-        let power = setup.power.unwrap_or(&always).read();
-        let power = power.ok_or(Failure::Argument("some of the power functions are NULL"))?;
+        let power = setup.power.map_or(Ok(None), iommu_power::read)?;
         if service.service.iommu(config.key).is_some() {
             // To probe it would reset what is live.
             return Err(Failure::Of(iommu_status::AlreadyRegistered));

@@ -392,7 +392,7 @@ impl<'s> World<'s> {
         let smmu = match self.smmu_mut(side).clone() {
             Some(smmu) => smmu,
             None => {
-                let setup = Setup { power: self.power(side).clone(), ..Setup::default() };
+                let setup = Setup { power: Some(self.power(side).clone()), ..Setup::default() };
                 let masters = self.masters.clone();
                 match Smmu::probe_with(self.board.config(side), setup, self.registers(side), masters) {
                     Ok(smmu) => Arc::new(smmu),

@@ -101,7 +101,7 @@ impl Part {
         let registers = machine.add_smmu(KEY, model);
         let registers = Timely { registers, machine: machine.clone(), reads: AtomicU32::new(0) };
         let power = Arc::new(Counted::default());
-        let setup = Setup { power: power.clone(), ..Setup::default() };
+        let setup = Setup { power: Some(power.clone()), ..Setup::default() };
         let smmu = Smmu::probe_with(config, setup, registers, Arc::new(Masters::new()));
         let smmu = smmu.unwrap_or_else(|error| panic!("the universe cannot be made: {error}"));
         let oracle = Oracle::default();

@@ -63,6 +63,6 @@ pub use hardware::{
     ProbeError, Quirk, Registers, Remedy, SmmuConfig, quirks, quirks_of,
 };
 pub use instance::{Notes, Smmu};
-pub use setup::{AlwaysOn, Power, PowerError, Reserved, Setup};
+pub use setup::{Power, PowerError, Reserved, Setup};
 pub use stream::cover;
 pub use stream::masters::Masters;

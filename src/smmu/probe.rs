@@ -52,11 +52,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         registers: R,
         masters: Arc<Masters<P>>,
     ) -> Result<Self, ProbeError> {
-        let iommu = config.key;
-        setup.power.get().map_err(|error| ProbeError::NoPower { iommu, reason: error.0 })?;
-        let power = setup.power.clone();
-        let probed = Self::probe_powered(&mut Held::enter(), config, setup, registers, masters);
-        power.put();
+        let (iommu, held) = (config.key, &mut Held::enter());
+        let power = Supply::new(setup.power.clone());
+        power.take(held).map_err(|error| ProbeError::NoPower { iommu, reason: error.0 })?;
+        let probed = Self::probe_powered(held, config, setup, registers, masters);
+        power.give(held);
         if let Ok(smmu) = &probed {
             smmu.log_notes();
         }

@@ -196,7 +196,7 @@ pub(super) fn invalidate_all<P: Platform, R: Registers>(
         registers.write32(gr0::TLBIALLNSNH, ANY_VALUE);
         registers.write32(gr0::TLBIALLH, ANY_VALUE);
     });
-    tlb.wait(held, &part.registers, ticket, part.config.bound(Patience::Waiting))
+    tlb.wait(held, &part.registers, ticket, || part.config.bound(Patience::Waiting))
 }
 
 /// Switches off a bank that nothing is steered to.

@@ -34,22 +34,6 @@ pub trait Power: Send + Sync + fmt::Debug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PowerError(pub &'static str);
 
-/// An instance that always has power.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AlwaysOn;
-
-impl Power for AlwaysOn {
-    fn get(&self) -> Result<(), PowerError> {
-        Ok(())
-    }
-
-    fn get_if_on(&self) -> bool {
-        true
-    }
-
-    fn put(&self) {}
-}
-
 /// Streams that firmware set up and that must go on: a display that shows a boot picture, for instance (quirk Q17). Where
 /// a device tree says which, [`Board::reserved`](crate::dt::Board::reserved) offers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,16 +45,10 @@ pub struct Reserved {
 }
 
 /// What an instance is given beside its [`SmmuConfig`](super::SmmuConfig).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Setup {
-    /// Its power.
-    pub power: Arc<dyn Power>,
+    /// Its power; `None` where it is always on.
+    pub power: Option<Arc<dyn Power>>,
     /// Streams that keep a restricted translation until a device that owns them is assigned.
     pub reserved: Vec<Reserved>,
-}
-
-impl Default for Setup {
-    fn default() -> Self {
-        Self { power: Arc::new(AlwaysOn), reserved: Vec::new() }
-    }
 }

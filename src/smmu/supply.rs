@@ -19,13 +19,14 @@ use crate::sync::outside::Outside;
 ///    fail where others have the power already.
 #[derive(Debug)]
 pub(super) struct Supply {
-    hook: Outside<Arc<dyn Power>>,
+    /// `None`: it is always on, and nobody counts.
+    hook: Option<Outside<Arc<dyn Power>>>,
     users: AtomicU32,
 }
 
 impl Supply {
-    pub(super) const fn new(hook: Arc<dyn Power>) -> Self {
-        Self { hook: Outside::new(hook), users: AtomicU32::new(0) }
+    pub(super) fn new(hook: Option<Arc<dyn Power>>) -> Self {
+        Self { hook: hook.map(Outside::new), users: AtomicU32::new(0) }
     }
 
     /// Has power until [`give`](Self::give). Waiting context.
@@ -43,11 +44,12 @@ impl Supply {
         held: &mut Held<'_, Unlocked>,
         get: impl FnOnce(&dyn Power) -> Result<(), E>,
     ) -> Result<(), E> {
+        let Some(hook) = &self.hook else { return Ok(()) };
         let join = |users: u32| if users == 0 { None } else { users.checked_add(1) };
         if self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).is_ok() {
             return Ok(());
         }
-        let hook = self.hook.call(held);
+        let hook = hook.call(held);
         get(&**hook)?;
         if self.users.fetch_add(1, Ordering::AcqRel) != 0 {
             // Another has got it meanwhile: theirs is enough.
@@ -58,9 +60,10 @@ impl Supply {
 
     /// Gives back what was taken once. Any context.
     pub(super) fn give(&self, held: &mut Held<'_, Unlocked>) {
+        let Some(hook) = &self.hook else { return };
         let leave = |users: u32| users.checked_sub(1);
         if self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave) == Ok(1) {
-            self.hook.call(held).put();
+            hook.call(held).put();
         }
     }
 }
@@ -99,7 +102,7 @@ mod tests {
     #[test]
     fn s5_who_comes_while_it_is_had_asks_for_nothing_and_the_last_gives_it_back() {
         let (hook, held) = (Arc::new(Once::default()), &mut Held::enter());
-        let supply = Supply::new(hook.clone());
+        let supply = Supply::new(Some(hook.clone()));
         assert!(!supply.take_if_on(held));
         assert_eq!((supply.take(held), supply.take(held)), (Ok(()), Ok(())));
         assert!(supply.take_if_on(held));

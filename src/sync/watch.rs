@@ -45,7 +45,12 @@ pub(crate) struct Watch<P> {
 
 impl<P: Platform> Watch<P> {
     pub(crate) fn start(bound: Bound) -> Self {
-        Self { bound, started: P::now(), waited: Waited { polls: 0, time: None }, platform: PhantomData }
+        Self::resume(bound, 0)
+    }
+
+    /// A wait that has looked so often already.
+    pub(crate) fn resume(bound: Bound, polls: u32) -> Self {
+        Self { bound, started: P::now(), waited: Waited { polls, time: None }, platform: PhantomData }
     }
 
     /// Counts a poll that is about to be made, and says whether it is the last one. Asked before the poll, so that

@@ -255,7 +255,7 @@ impl Run<'_> {
         let mut config = described(key, &model);
         config.fault_limits = FaultLimits { records: 2, storm: 3, ..config.fault_limits };
         let registers = Polled::new(self.machine.add_smmu(key, model.clone()), &model);
-        let setup = Setup { power: Arc::new(Supply), ..Setup::default() };
+        let setup = Setup { power: Some(Arc::new(Supply)), ..Setup::default() };
         let masters = self.masters.clone();
         let mut probed = None;
         self.op("probe", |_| probed = Some(Smmu::probe_with(config, setup, registers, masters).unwrap()));

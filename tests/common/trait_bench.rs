@@ -152,7 +152,7 @@ impl Bench {
         config.polls = 50;
         config.atomic_polls = 20;
         let power = Arc::new(Switch(AtomicBool::new(true)));
-        let setup = Setup { power: power.clone(), reserved: Vec::new() };
+        let setup = Setup { power: Some(power.clone()), reserved: Vec::new() };
         let smmu = Smmu::probe_with(config, setup, wired.clone(), Arc::new(Masters::new())).expect("probed");
         let ipa_bits = smmu.limits().ipa_bits.min(40);
         Self { smmu, wired, power, ipa_bits }

@@ -232,26 +232,47 @@ impl<P: Platform> Tlb<P> {
         held: &mut Held<'_, H>,
         registers: &Access<R>,
         ticket: Ticket,
-        bound: Bound,
+        bound: impl FnOnce() -> Bound,
     ) -> Result<(), SyncTimeout> {
-        let mut watch = Watch::<P>::start(bound);
-        let mut was_last = false;
-        while !self.is_complete(ticket) {
-            if was_last {
-                return Err(SyncTimeout(watch.waited()));
-            }
-            was_last = watch.is_last();
+        if !self.is_complete(ticket) {
+            // Mostly one look is enough.
             self.look(held, registers);
-            core::hint::spin_loop();
+            if !self.is_complete(ticket) {
+                return self.wait_longer(held, registers, ticket, Watch::resume(bound(), 1));
+            }
         }
         Ok(())
+    }
+
+    /// [`wait`](Self::wait), after the first look.
+    #[cold]
+    fn wait_longer<H: Before<TlbSync>, R: Registers>(
+        &self,
+        held: &mut Held<'_, H>,
+        registers: &Access<R>,
+        ticket: Ticket,
+        mut watch: Watch<P>,
+    ) -> Result<(), SyncTimeout> {
+        loop {
+            // Asked before the look, so that there is one after the time is over.
+            let is_last = watch.is_last();
+            core::hint::spin_loop();
+            self.look(held, registers);
+            if self.is_complete(ticket) {
+                return Ok(());
+            }
+            if is_last {
+                return Err(SyncTimeout(watch.waited()));
+            }
+        }
     }
 }
 
 /// The banks that the table names for `domain`.
 fn banks_of(banks: &[(DomainId, BankIndex)], domain: DomainId) -> impl Iterator<Item = BankIndex> {
     let first = banks.partition_point(|(theirs, _)| *theirs < domain);
-    banks.iter().skip(first).take_while(move |(theirs, _)| *theirs == domain).map(|(_, bank)| *bank)
+    let behind = banks.get(first..).unwrap_or_default();
+    behind.iter().take_while(move |(theirs, _)| *theirs == domain).map(|(_, bank)| *bank)
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl Bench {
     }
 
     fn wait(&mut self, ticket: Ticket) -> bool {
-        self.tlb.wait(&mut self.held, &self.registers, ticket, BOUND).is_ok()
+        self.tlb.wait(&mut self.held, &self.registers, ticket, || BOUND).is_ok()
     }
 
     fn look(&mut self) {
@@ -181,7 +181,7 @@ fn c14_threads_that_give_up_at_random_never_overlap_syncs() {
                 for round in 0..500_u32 {
                     let ticket = tlb.post(&mut held, registers, |_| ());
                     let polls = (round * 7 + thread) % 5;
-                    let _ = tlb.wait(&mut held, registers, ticket, Bound { polls, time: Micros::new(0) });
+                    let _ = tlb.wait(&mut held, registers, ticket, || Bound { polls, time: Micros::new(0) });
                 }
             });
         }

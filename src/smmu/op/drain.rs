@@ -103,7 +103,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if broken!("bank_freed_before_sync") {
             return Ok(());
         }
-        let bound = self.part.config.bound(Patience::Waiting);
+        let bound = || self.part.config.bound(Patience::Waiting);
         let waited = self.tlb.wait(held, &self.part.registers, ticket, bound);
         waited.map_err(|timeout| (ticket, timeout))
     }

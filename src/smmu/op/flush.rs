@@ -31,7 +31,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         range: Option<&FlushRange>,
         patience: Patience,
     ) -> Result<(), IommuError> {
-        let bound = self.part.config.bound(patience);
+        let bound = || self.part.config.bound(patience);
         let registers = &self.part.registers;
         let Some((range, pages)) = range.and_then(|range| Some((range, self.pages(range)?))) else {
             let vmid_of = |bank| self.part.vmid(bank);
