@@ -1,12 +1,18 @@
 //! Access to configuration space, and the header that all functions have.
 
+use alloc::sync::Arc;
+
 use super::{Bus, Sbdf};
 
 /// Configuration space as the hypervisor reaches it: ECAM, or an index and a data register.
 ///
-/// This is not `pci_types::ConfigRegionAccess`: its methods are `unsafe`, while a wrong address here is answered with
-/// all ones, so that nothing in this crate has to promise anything to read a register. Whoever implements that trait
-/// implements this one in ten lines, `Sbdf` converts to `pci_types::PciAddress`.
+/// | ready here | for |
+/// |---|---|
+/// | [`Ecam`](super::Ecam) | configuration space that is mapped into memory |
+/// | [`RegionAccess`](super::RegionAccess) | a `pci_types::ConfigRegionAccess` that the hypervisor has already |
+///
+/// It is not that trait itself, whose methods are `unsafe`: a wrong address here is answered with all ones, so that
+/// nothing in this crate has to promise anything to read a register.
 ///
 /// # Contract for implementers
 ///
@@ -23,17 +29,54 @@ pub trait ConfigSpace {
 
     /// Writes the 32 bits at `offset`.
     fn write(&self, function: Sbdf, offset: u16, value: u32);
-}
 
-impl<C: ConfigSpace + ?Sized> ConfigSpace for &C {
-    fn read(&self, function: Sbdf, offset: u16) -> u32 {
-        (**self).read(function, offset)
+    /// Writes the 16 bits at `offset`, here a multiple of 2. Used for what a guest writes to registers whose meaning is not
+    /// known, and nowhere else.
+    ///
+    /// As provided it reads 32 bits and writes them back: a bit of the other half that a 1 clears is cleared. Whoever can
+    /// access 16 bits overrides it.
+    fn write_u16(&self, function: Sbdf, offset: u16, value: u16) {
+        write_part(self, function, offset & !1, 0xffff, value.into());
     }
 
-    fn write(&self, function: Sbdf, offset: u16, value: u32) {
-        (**self).write(function, offset, value);
+    /// The same for the 8 bits at any `offset`.
+    fn write_u8(&self, function: Sbdf, offset: u16, value: u8) {
+        write_part(self, function, offset, 0xff, value.into());
     }
 }
+
+fn write_part<C: ConfigSpace + ?Sized>(space: &C, function: Sbdf, offset: u16, mask: u32, value: u32) {
+    let shift = u32::from(offset & 3).wrapping_mul(8);
+    let whole = space.read(function, offset & !3);
+    // What is gone is not written to.
+    if whole != u32::MAX {
+        space.write(function, offset & !3, whole & !(mask << shift) | value << shift);
+    }
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<C: ConfigSpace + ?Sized> ConfigSpace for $pointer {
+            fn read(&self, function: Sbdf, offset: u16) -> u32 {
+                (**self).read(function, offset)
+            }
+
+            fn write(&self, function: Sbdf, offset: u16, value: u32) {
+                (**self).write(function, offset, value);
+            }
+
+            fn write_u16(&self, function: Sbdf, offset: u16, value: u16) {
+                (**self).write_u16(function, offset, value);
+            }
+
+            fn write_u8(&self, function: Sbdf, offset: u16, value: u8) {
+                (**self).write_u8(function, offset, value);
+            }
+        }
+    )*};
+}
+
+forward!(&C, Arc<C>);
 
 /// What is wrong with a function's configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -157,10 +200,18 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     /// Changes 16 bits at an even `offset`: the bits of `clear` off, those of `set` on.
     ///
     /// The other half of the 32 bits is written as `other_half`, since it may hold bits that a 1 clears.
+    /// Nothing is written where the function has gone: all ones that were read from it would reach what comes in its place.
     pub(super) fn change_u16(&self, offset: u16, clear: u16, set: u16, other_half: OtherHalf) {
-        let value = self.read_u16(offset) & !clear | set;
+        let whole = self.read(offset);
+        if whole == u32::MAX && self.still_present().is_err() {
+            return;
+        }
+        let [low, second, third, high] = whole.to_le_bytes();
+        let (low, high) = (u16::from_le_bytes([low, second]), u16::from_le_bytes([third, high]));
+        let (value, rest) = if offset & 2 == 0 { (low, high) } else { (high, low) };
+        let value = value & !clear | set;
         let other = match other_half {
-            OtherHalf::Keep => self.read_u16(offset ^ 2),
+            OtherHalf::Keep => rest,
             OtherHalf::Zero => 0,
         };
         let (low, high) = if offset & 2 == 0 { (value, other) } else { (other, value) };

@@ -14,6 +14,8 @@
 //! |---|---|
 //! | `address.rs` | where a function is: segment, bus, device, function |
 //! | `config.rs` | access to configuration space, and the header |
+//! | `ecam.rs` | configuration space that is mapped into memory |
+//! | `region_access.rs` | to and from the trait of the crate `pci_types` |
 //! | `capability/` | bounded walks of the capability lists |
 //! | `key.rs` | where a function is plugged: its stable identity |
 //! | `id_range.rs` | what `iommu-map` and `msi-map` have in common |
@@ -33,6 +35,8 @@
 
 mod address;
 mod config;
+mod ecam;
+mod region_access;
 mod capability;
 mod key;
 pub(crate) mod id_range;
@@ -53,11 +57,13 @@ pub use capability::{
     ResizableBars, SrIov,
 };
 pub use config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
+pub use ecam::{ConfigLayout, Ecam};
 pub use enumeration::{Enumeration, OutOfMemory, Problem, enumerate, enumerate_with};
 pub use function::{Function, FunctionKind};
 pub use host_bridge::{HostBridge, StreamsError};
 pub use id_range::MapFault;
 pub use key::{HostBridgeNumber, KeyError, PciKey};
 pub use quirk_table::{FunctionQuirk, KNOWN_QUIRKS, QuirkEffect};
+pub use region_access::{AsRegionAccess, RegionAccess};
 pub use requester_id_map::{MapEntry, MapError, Provider, RequesterIdMap};
 pub use topology::{Alias, AliasKind, Isolation, IsolationCause};
