@@ -118,10 +118,6 @@ fn read_one(node: &Node<'_, '_>, map: Map, smmus: &[SmmuNode<'_>], old_binding: 
     })?;
     let disabled = |key| smmus.iter().any(|smmu| smmu.key == key && !smmu.enabled);
     let on_disabled_smmu = map.entries.iter().any(|entry| matches!(entry.iommu, Provider::Smmu(key) if disabled(key)));
-    let segment = match node.u32("linux,pci-domain")? {
-        Some(segment) => Some(u16::try_from(segment).map_err(|_| node.error(NodeFault::Segment { segment }))?),
-        None => None,
-    };
     Ok(HostBridge {
         node: node.id(),
         path: node.path()?,
@@ -133,13 +129,20 @@ fn read_one(node: &Node<'_, '_>, map: Map, smmus: &[SmmuNode<'_>], old_binding: 
         old_binding,
         is_pci: is_pci(node)?,
         buses: buses(node)?,
-        segment,
+        segment: segment(node)?,
         ecam: if is_ecam(node)? { node.regions()?.first().copied() } else { None },
         passthrough: node.property("xen,passthrough").is_some(),
     })
 }
 
-fn buses(node: &Node<'_, '_>) -> Result<RangeInclusive<u8>, DtError> {
+/// The segment that firmware fixes.
+pub(super) fn segment(node: &Node<'_, '_>) -> Result<Option<u16>, DtError> {
+    let Some(segment) = node.u32("linux,pci-domain")? else { return Ok(None) };
+    u16::try_from(segment).map(Some).map_err(|_| node.error(NodeFault::Segment { segment }))
+}
+
+/// The bus numbers below a host bridge.
+pub(super) fn buses(node: &Node<'_, '_>) -> Result<RangeInclusive<u8>, DtError> {
     let Some(property) = node.property(BUS_RANGE) else { return Ok(0..=u8::MAX) };
     let (mut cells, broken) = Cells::whole_cells(property.value());
     let length = NodeFault::Length { property: BUS_RANGE, length: property.value().len(), expected: 8 };

@@ -35,6 +35,7 @@
 //! | `devices.rs` | nodes with streams of their own |
 //! | `iommu_map.rs` | nodes with `iommu-map`: host bridges and others |
 //! | `offer.rs` | what the service and PCI enumeration take of a node, or why nothing |
+//! | `pci_host.rs` | PCI host bridges as enumeration takes them |
 //! | `marked.rs` | nodes marked for passing through whose DMA no SMMU sees |
 //! | `reserved.rs` | what firmware reserves of devices' address spaces (`iommu-addresses`) |
 //! | `msi.rs` | where message signalled interrupts go |
@@ -59,6 +60,7 @@ mod specifiers;
 mod devices;
 mod iommu_map;
 mod offer;
+mod pci_host;
 mod marked;
 mod reserved;
 mod msi;
@@ -74,6 +76,7 @@ pub use msi::{
     Doorbell, Msi, MsiController, MsiControllerKind, MsiIsolation, MsiMap, MsiMapEntry, MsiTarget, UnmappedMsi,
 };
 pub use offer::NotOffered;
+pub use pci_host::{ConfigAccess, NoPciHost, PciHost};
 pub use refusal::Refusal;
 pub use reserved::ReservedRegion;
 pub use smmu::{Interrupt, SmmuNode};

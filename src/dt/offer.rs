@@ -82,6 +82,7 @@ impl From<&DtDevice> for Target {
 
 impl HostBridge {
     /// The host bridge as [`pci::enumerate`] takes it. `segment` counts where firmware fixes none.
+    /// [`Board::pci_hosts`](super::Board::pci_hosts) does this for all of a board, and finds a number and a segment for each.
     ///
     /// # Errors
     ///

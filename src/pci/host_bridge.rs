@@ -48,6 +48,8 @@ impl HostBridge {
             streams.try_reserve(1).map_err(|_| StreamsError::OutOfMemory)?;
             streams.push(stream);
         }
+        streams.try_reserve(self.map.more().len()).map_err(|_| StreamsError::OutOfMemory)?;
+        streams.extend_from_slice(self.map.more());
         streams.sort_unstable();
         streams.dedup();
         Ok(streams)

@@ -72,6 +72,8 @@ pub struct RequesterIdMap {
     /// Ascending by `rid_base`, none of length 0.
     entries: Vec<MapEntry>,
     mask: u32,
+    /// What every requester ID may be beside: the second and later streams of a map that all share.
+    more: Vec<Stream>,
 }
 
 impl RequesterIdMap {
@@ -86,7 +88,25 @@ impl RequesterIdMap {
     pub fn new(entries: impl IntoIterator<Item = MapEntry>, mask: u32) -> Result<Self, MapFault> {
         // Whoever sees the DMA: a requester ID has one stream.
         let entries = id_range::checked(entries, mask, MapEntry::range, |_, _| true)?;
-        Ok(Self { entries, mask })
+        Ok(Self { entries, mask, more: Vec::new() })
+    }
+
+    /// A map that gives every requester ID all of these streams: a host bridge whose node says its streams (`iommus`), and
+    /// nothing of requester IDs. Without any, none is mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`MapFault::OutOfMemory`].
+    pub fn shared(streams: &[Stream]) -> Result<Self, MapFault> {
+        let entry = |stream: &Stream| {
+            let id = stream.id().value();
+            MapEntry::new(0, Provider::Smmu(stream.iommu()), id, 1).with_stream_mask(stream.mask())
+        };
+        let (first, rest) = streams.split_first().map_or((None, streams), |(first, rest)| (Some(entry(first)), rest));
+        let mut map = Self::new(first, 0)?;
+        map.more.try_reserve_exact(rest.len()).map_err(|_| MapFault::OutOfMemory)?;
+        map.more.extend_from_slice(rest);
+        Ok(map)
     }
 
     /// The entries that map something, ascending by requester ID.
@@ -101,6 +121,12 @@ impl RequesterIdMap {
         self.mask
     }
 
+    /// Streams that every requester ID may be beside the one of its entry: a [shared](Self::shared) map of several.
+    #[must_use]
+    pub fn more(&self) -> &[Stream] {
+        &self.more
+    }
+
     /// The stream ID of a requester ID, and the SMMU that sees it.
     ///
     /// # Errors
@@ -110,7 +136,8 @@ impl RequesterIdMap {
         self.hit(rid).map(|(_, iommu, id)| (iommu, id))
     }
 
-    /// The stream of a requester ID, ignored bits included.
+    /// The stream of a requester ID, ignored bits included. Of a [shared](Self::shared) map the first; the others are
+    /// [`Self::more`].
     ///
     /// # Errors
     ///
