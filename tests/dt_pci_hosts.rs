@@ -1,6 +1,12 @@
 //! PCI host bridges as firmware describes them, and what enumeration takes.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "dt_support/builder.rs"]
 mod builder;

@@ -35,10 +35,10 @@
 //! | `devices.rs` | nodes with streams of their own |
 //! | `iommu_map.rs` | nodes with `iommu-map`: host bridges and others |
 //! | `offer.rs` | what the service and PCI enumeration take of a node, or why nothing |
-//! | `pci_host.rs` | PCI host bridges as enumeration takes them |
 //! | `marked.rs` | nodes marked for passing through whose DMA no SMMU sees |
 //! | `reserved.rs` | what firmware reserves of devices' address spaces (`iommu-addresses`) |
 //! | `msi.rs` | where message signalled interrupts go |
+//! | `pci_host.rs` | PCI host bridges as enumeration takes them |
 //!
 //! # Invariants
 //!
@@ -60,10 +60,10 @@ mod specifiers;
 mod devices;
 mod iommu_map;
 mod offer;
-mod pci_host;
 mod marked;
 mod reserved;
 mod msi;
+mod pci_host;
 
 use alloc::vec::Vec;
 

@@ -158,6 +158,11 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
         Ok(config)
     }
 
+    /// The space that it is part of.
+    pub(super) const fn space(&self) -> &'a C {
+        self.space
+    }
+
     /// Whose it is.
     #[must_use]
     pub const fn function(&self) -> Sbdf {

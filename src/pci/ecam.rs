@@ -27,7 +27,7 @@ impl ConfigLayout {
     /// Bytes that one bus has.
     #[must_use]
     pub const fn bus_size(self) -> usize {
-        1 << (self.function_shift() + 8)
+        256 << self.function_shift()
     }
 }
 

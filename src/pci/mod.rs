@@ -8,7 +8,8 @@
 //!    that bridges above it substitute; and what [cannot be told apart](Function::isolation) from it.
 //! 3. The host bridge's [`RequesterIdMap`] turns them into [`Stream`](crate::assign::Stream)s, and
 //!    [`Function::spec`] into what the service takes.
-//! 4. [`control`] keeps a function quiet while it changes owners: bus mastering off, ATS, PRI and PASID off, reset.
+//! 4. [`FunctionHooks`] keeps a function quiet while it changes owners: bus mastering off, ATS, PRI and PASID off, reset;
+//!    [`control`] has the single steps, and what a guest must not write.
 //!
 //! | file | what |
 //! |---|---|
@@ -25,6 +26,7 @@
 //! | `function.rs` | what is known of a function |
 //! | `host_bridge.rs` | a host bridge, and the streams of functions behind it |
 //! | `enumeration.rs` | the walk over all buses behind a host bridge |
+//! | `function_hooks.rs` | what the service calls when a function changes owners |
 //! | `device_spec.rs` | what the service takes of a function |
 //! | `control/` | keeping a function quiet while it changes owners |
 //! | `fake/` | a configuration space made of memory, for tests |
@@ -48,18 +50,20 @@ mod host_bridge;
 mod enumeration;
 mod device_spec;
 pub mod control;
+mod function_hooks;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 
 pub use address::{AddressError, Bus, DeviceFunction, RequesterId, Sbdf, Segment};
 pub use capability::{
-    Acs, AcsControls, Ats, Capabilities, Capability, Express, ExtendedCapability, Msi, MsiX, Pasid, PortType, Pri,
-    ResizableBars, SrIov,
+    Acs, AcsControls, AdvancedFeatures, Ats, Capabilities, Capability, Express, ExtendedCapability, Msi, MsiX, Pasid,
+    PortType, PowerManagement, Pri, ResizableBars, SrIov,
 };
 pub use config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
 pub use ecam::{ConfigLayout, Ecam};
 pub use enumeration::{Enumeration, OutOfMemory, Problem, enumerate, enumerate_with};
 pub use function::{Function, FunctionKind};
+pub use function_hooks::{Delay, FunctionHooks};
 pub use host_bridge::{HostBridge, StreamsError};
 pub use id_range::MapFault;
 pub use key::{HostBridgeNumber, KeyError, PciKey};

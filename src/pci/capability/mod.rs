@@ -1,11 +1,13 @@
 //! Bounded walks of the two capability lists, and typed views of what decides isolation.
 //!
-//! The walks are here, `views.rs` has the views. Section numbers are of the PCI Express Base Specification, revision 6.
+//! The walks are here, `views.rs` has the views, `conventional.rs` those of capabilities that conventional PCI has. Section numbers are of the PCI Express Base Specification, revision 6.
 
 use super::config::{ConfigError, ConfigSpace, FunctionConfig, STATUS};
 
 mod views;
+mod conventional;
 
+pub use conventional::{AdvancedFeatures, PowerManagement};
 pub(super) use views::{ARI_FORWARDING, ATS_ENABLE, PASID_ENABLE, PHANTOM_ENABLE, PRI_ENABLE, ari_control};
 pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, ResizableBars, SrIov};
 
@@ -19,12 +21,16 @@ pub struct Capability {
 }
 
 impl Capability {
+    /// Power management.
+    pub const POWER: u8 = 0x01;
     /// Message signalled interrupts.
     pub const MSI: u8 = 0x05;
     /// PCI Express.
     pub const EXPRESS: u8 = 0x10;
     /// MSI-X.
     pub const MSI_X: u8 = 0x11;
+    /// Advanced features.
+    pub const ADVANCED_FEATURES: u8 = 0x13;
 }
 
 /// An entry of the extended list (7.6): from offset 256 up.
@@ -51,6 +57,8 @@ impl ExtendedCapability {
     pub const PRI: u16 = 0x13;
     /// Base addresses of a size that can be set.
     pub const RESIZABLE_BAR: u16 = 0x15;
+    /// Latency tolerance reporting.
+    pub const LTR: u16 = 0x18;
     /// Process address space IDs.
     pub const PASID: u16 = 0x1b;
     /// Virtual functions' base addresses of a size that can be set.
@@ -65,6 +73,10 @@ impl ExtendedCapability {
 pub struct Capabilities {
     /// PCI Express; absent in conventional PCI functions.
     pub express: Option<Express>,
+    /// Power management.
+    pub power: Option<PowerManagement>,
+    /// Advanced features.
+    pub advanced: Option<AdvancedFeatures>,
     /// Message signalled interrupts.
     pub msi: Option<Msi>,
     /// MSI-X.
@@ -77,6 +89,8 @@ pub struct Capabilities {
     pub ats: Option<Ats>,
     /// Page requests.
     pub pri: Option<Pri>,
+    /// Where the capability of latency tolerance reporting is.
+    pub ltr: Option<u16>,
     /// Process address space IDs.
     pub pasid: Option<Pasid>,
     /// Single root I/O virtualization.
@@ -100,6 +114,8 @@ impl Capabilities {
         config.still_present()?;
         let mut all = Self::default();
         walk(config, |Capability { id, offset }| match id {
+            Capability::POWER => keep(&mut all.power, || PowerManagement::read(config, offset)),
+            Capability::ADVANCED_FEATURES => keep(&mut all.advanced, || AdvancedFeatures::read(config, offset)),
             Capability::MSI => keep(&mut all.msi, || Msi::read(config, offset)),
             Capability::EXPRESS => keep(&mut all.express, || Express::read(config, offset)),
             Capability::MSI_X => keep(&mut all.msi_x, || MsiX::read(config, offset)),
@@ -110,6 +126,7 @@ impl Capabilities {
             ExtendedCapability::ARI => keep(&mut all.ari, || offset),
             ExtendedCapability::ATS => keep(&mut all.ats, || Ats::read(config, offset)),
             ExtendedCapability::PRI => keep(&mut all.pri, || Pri::read(config, offset)),
+            ExtendedCapability::LTR => keep(&mut all.ltr, || offset),
             ExtendedCapability::PASID => keep(&mut all.pasid, || Pasid::read(config, offset)),
             ExtendedCapability::SR_IOV => keep(&mut all.sr_iov, || SrIov::read(config, offset)),
             ExtendedCapability::RESIZABLE_BAR => keep(&mut all.resizable, || ResizableBars::read(config, offset)),

@@ -103,6 +103,18 @@ impl Express {
         at(self.offset, DEVICE_STATUS)
     }
 
+    /// Where Link Control is.
+    #[must_use]
+    pub const fn link_control(&self) -> u16 {
+        at(self.offset, 0x10)
+    }
+
+    /// Where Link Control 2 is, if the capability has it.
+    #[must_use]
+    pub const fn link_control_2(&self) -> Option<u16> {
+        if self.version >= 2 { Some(at(self.offset, 0x30)) } else { None }
+    }
+
     /// Where Device Control 2 is, if the capability has it.
     #[must_use]
     pub const fn device_control_2(&self) -> Option<u16> {
@@ -352,7 +364,7 @@ pub(in super::super) const fn ari_control(offset: u16) -> u16 {
 
 /// A register of a capability. One that would lie past the end of configuration space wraps into it: a lie of the
 /// function's, and reads of it are as good as any.
-const fn at(offset: u16, by: u16) -> u16 {
+pub(super) const fn at(offset: u16, by: u16) -> u16 {
     offset.wrapping_add(by) & 0xfff
 }
 

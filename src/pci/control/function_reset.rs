@@ -1,9 +1,39 @@
-//! A function-level reset, and what is put back after it.
+//! Resets of one function, by each of the methods that there are, and what is put back after it.
 
 use super::super::Sbdf;
-use super::super::capability::{self, Capabilities};
-use super::super::config::{COMMAND, ConfigSpace, FunctionConfig, HeaderType, OtherHalf};
-use super::quiesce::{BUS_MASTER, ControlError, Progress};
+use super::super::capability::Capabilities;
+use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType, OtherHalf};
+use super::bus_reset::BusReset;
+use super::quiesce::{ControlError, Progress};
+use super::saved::{FUNCTION_LEVEL_RESET, Saved};
+use crate::sync::Micros;
+
+/// How a function can be reset without another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum ResetMethod {
+    /// Function-level reset of PCI Express (6.6.2).
+    FunctionLevel,
+    /// The same by the capability of advanced features.
+    AdvancedFeatures,
+    /// From D3hot to D0, where that resets (No_Soft_Reset is 0; 5.3.1.4).
+    Power,
+    /// The reset of the bus, where the function is alone on it (Bridge Control 6, 7.5.1.3.10).
+    Bus,
+}
+
+impl ResetMethod {
+    /// All of them, the one first that disturbs least.
+    pub const ALL: [Self; 4] = [Self::FunctionLevel, Self::AdvancedFeatures, Self::Power, Self::Bus];
+
+    /// What must pass after the reset before the function is accessed (6.6.1, 6.6.2; 5.9 for power states).
+    const fn recovery(self) -> Micros {
+        match self {
+            Self::FunctionLevel | Self::AdvancedFeatures | Self::Bus => Micros::from_millis(100),
+            Self::Power => POWER_STATE,
+        }
+    }
+}
 
 /// A function that is being reset.
 ///
@@ -14,99 +44,175 @@ use super::quiesce::{BUS_MASTER, ControlError, Progress};
 #[must_use = "the function answers again only when a step says Done"]
 pub struct Reset {
     function: Sbdf,
-    header: [u32; SAVED_HEADER.len()],
-    /// Device Control and Device Control 2, with where they are.
-    device_control: (u16, u16),
-    device_control_2: Option<(u16, u16)>,
-    /// Access control services and the function groups that they go by.
-    access_control: [Option<(u16, u16)>; 2],
-    sizes: [Option<(u16, u32)>; MAX_SIZES],
+    method: ResetMethod,
+    saved: Saved,
+    phase: Phase,
     steps: u32,
+}
+
+/// What the next step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Writes D0 to this register.
+    PowerUp(u16),
+    /// Ends the reset of the bus.
+    Release(BusReset),
+    /// Looks for the first time.
+    First,
+    /// Looks again.
+    Again,
 }
 
 impl Reset {
     /// Begins a function-level reset (6.6.2).
     ///
-    /// The caller has made the function [quiet](super::Quiesce), and lets 100 ms pass before the first step: until then the
-    /// function need not answer, and may not be asked. `steps`: after so many steps without an answer it has failed;
-    /// a function may take a second in all.
+    /// The caller has made the function [quiet](super::Quiesce), and lets [`Self::delay`] pass before each step: until the
+    /// first the function need not answer, and may not be asked. `steps`: after so many steps without an answer it has
+    /// failed; a function may take a second in all.
     ///
     /// # Errors
     ///
-    /// [`ControlError::NoReset`], [`ConfigError::NotPresent`](crate::pci::ConfigError::NotPresent).
+    /// [`ControlError::NoReset`], [`ConfigError::NotPresent`].
     pub fn begin<C: ConfigSpace + ?Sized>(
         config: &FunctionConfig<'_, C>,
         capabilities: &Capabilities,
         steps: u32,
     ) -> Result<Self, ControlError> {
+        Self::begin_by(ResetMethod::FunctionLevel, config, capabilities, None, steps)
+    }
+
+    /// The same by `method`. `bridge` is the bridge right above, for [`ResetMethod::Bus`]: it is the hypervisor's own.
+    ///
+    /// A function in another power state than D0 is to be brought there before.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::NoReset`] where the function cannot be reset alone by this method; [`ConfigError::NotPresent`].
+    pub fn begin_by<C: ConfigSpace + ?Sized>(
+        method: ResetMethod,
+        config: &FunctionConfig<'_, C>,
+        capabilities: &Capabilities,
+        bridge: Option<Sbdf>,
+        steps: u32,
+    ) -> Result<Self, ControlError> {
         let function = config.function();
-        let express = capabilities.express.filter(|express| express.function_level_reset);
-        let express = express.ok_or(ControlError::NoReset { function })?;
         if config.header_type()? != HeaderType::Endpoint {
             return Err(ControlError::NoReset { function });
         }
-        let control = express.device_control();
-        let saved = Self {
-            function,
-            header: SAVED_HEADER.map(|offset| config.read(offset)),
-            device_control: (control, config.read_u16(control)),
-            device_control_2: express.device_control_2().map(|offset| (offset, config.read_u16(offset))),
-            access_control: [capabilities.acs.map(|acs| acs.control()), capabilities.ari.map(capability::ari_control)]
-                .map(|offset| offset.map(|offset| (offset, config.read_u16(offset)))),
-            sizes: {
-                let mut controls = capabilities.resizable.into_iter().flat_map(capability::ResizableBars::controls);
-                [(); MAX_SIZES].map(|()| controls.next().map(|offset| (offset, config.read(offset))))
-            },
-            steps,
-        };
-        // All ones read from a function that is gone must not be put back into one that comes in its place.
-        config.still_present()?;
-        // Device Status has bits that a 1 clears.
-        config.change_u16(control, 0, FUNCTION_LEVEL_RESET, OtherHalf::Zero);
-        Ok(saved)
+        let saved = Saved::read(config, capabilities)?;
+        Self::begin_saved(method, config, capabilities, bridge, saved, steps)
     }
 
-    /// Looks whether the function answers again, and if so puts back what it lost.
+    /// The same, of an endpoint whose registers were read before. The function answers, but for [`ResetMethod::Bus`].
+    pub(in super::super) fn begin_saved<C: ConfigSpace + ?Sized>(
+        method: ResetMethod,
+        config: &FunctionConfig<'_, C>,
+        capabilities: &Capabilities,
+        bridge: Option<Sbdf>,
+        saved: Saved,
+        steps: u32,
+    ) -> Result<Self, ControlError> {
+        let function = config.function();
+        let none = ControlError::NoReset { function };
+        let phase = match method {
+            ResetMethod::FunctionLevel => {
+                let express = capabilities.express.filter(|express| express.function_level_reset).ok_or(none)?;
+                // Device Status has bits that a 1 clears.
+                config.change_u16(express.device_control(), 0, FUNCTION_LEVEL_RESET, OtherHalf::Zero);
+                Phase::First
+            }
+            ResetMethod::AdvancedFeatures => {
+                let advanced = capabilities.advanced.filter(|advanced| advanced.function_level_reset).ok_or(none)?;
+                // The other bits of control, status and the rest of the 32 bits are reserved or read-only.
+                config.write(advanced.control(), ADVANCED_RESET);
+                Phase::First
+            }
+            ResetMethod::Power => {
+                let power = capabilities.power.filter(|power| power.resets).ok_or(none)?;
+                set_power_state(config, power.control(), D3_HOT);
+                Phase::PowerUp(power.control())
+            }
+            ResetMethod::Bus => Phase::Release(BusReset::begin(config, bridge.ok_or(none)?)?),
+        };
+        Ok(Self { function, method, saved, phase, steps })
+    }
+
+    /// What must pass before the next step.
+    #[must_use]
+    pub const fn delay(&self) -> Micros {
+        match self.phase {
+            Phase::PowerUp(_) => POWER_STATE,
+            Phase::Release(_) => BusReset::HOLD,
+            Phase::First => self.method.recovery(),
+            Phase::Again => Micros::from_millis(1),
+        }
+    }
+
+    /// Takes the next step: ends what the method holds, then looks whether the function answers again, and if so puts back
+    /// what it lost.
     ///
     /// # Errors
     ///
     /// [`ControlError::ResetTimeout`] when the steps are used up, [`ControlError::AccessControlLost`] when it takes its
-    /// access control services back no more, [`ConfigError::NotPresent`](crate::pci::ConfigError::NotPresent) when it goes away after it answered.
+    /// access control services back no more, [`ConfigError::NotPresent`] when it goes away after it answered, or its bridge
+    /// does.
     pub fn step<C: ConfigSpace + ?Sized>(&mut self, space: &C) -> Result<Progress, ControlError> {
+        match self.phase {
+            Phase::PowerUp(control) => {
+                let config = FunctionConfig::new(space, self.function)?;
+                set_power_state(&config, control, D0);
+                config.still_present()?;
+                self.phase = Phase::First;
+                return Ok(Progress::Waiting);
+            }
+            Phase::Release(reset) => {
+                reset.end(space)?;
+                self.phase = Phase::First;
+                return Ok(Progress::Waiting);
+            }
+            Phase::First | Phase::Again => {}
+        }
+        self.phase = Phase::Again;
         let Ok(config) = FunctionConfig::new(space, self.function) else {
             self.steps = self.steps.checked_sub(1).ok_or(ControlError::ResetTimeout { function: self.function })?;
             return Ok(Progress::Waiting);
         };
-        // Before anything else: with Command the function answers to its peers again.
-        for (offset, value) in self.access_control.into_iter().flatten() {
-            config.change_u16(offset, u16::MAX, value, OtherHalf::Zero);
-            if config.read_u16(offset) != value {
-                config.still_present()?;
-                return Err(ControlError::AccessControlLost { function: self.function });
-            }
-        }
-        // Sizes before addresses, whose bits depend on them.
-        for (offset, value) in self.sizes.into_iter().flatten() {
-            config.write(offset, value);
-        }
-        for (offset, value) in SAVED_HEADER.into_iter().zip(self.header) {
-            match offset {
-                COMMAND => config.change_u16(COMMAND, u16::MAX, (value & 0xffff) as u16 & !BUS_MASTER, OtherHalf::Zero),
-                _ => config.write(offset, value),
-            }
-        }
-        for (offset, value) in core::iter::once(self.device_control).chain(self.device_control_2) {
-            config.change_u16(offset, u16::MAX, value & !FUNCTION_LEVEL_RESET, OtherHalf::Zero);
-        }
-        config.still_present()?;
+        self.saved.restore(&config)?;
         Ok(Progress::Done)
     }
 }
 
-/// Device Control 15 (7.5.3.4).
-const FUNCTION_LEVEL_RESET: u16 = 1 << 15;
-/// What a reset of a type 0 function loses: cache line, base addresses, expansion ROM, interrupt line; Command last,
-/// so that no address is decoded before it is whole.
-const SAVED_HEADER: [u16; 10] = [0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30, 0x3c, COMMAND];
-/// As many as the count in the capability can say.
-const MAX_SIZES: usize = 7;
+/// Brings a function that is in another power state to D0. Returns what must pass before it is accessed again, if it was.
+///
+/// That may reset the function, as [`ResetMethod::Power`] does: base addresses are lost then.
+///
+/// # Errors
+///
+/// [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
+pub fn power_up<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<Option<Micros>, ConfigError> {
+    let Some(power) = capabilities.power else { return Ok(None) };
+    let state = config.read_u16(power.control()) & POWER_STATE_BITS;
+    config.still_present()?;
+    if state == D0 {
+        return Ok(None);
+    }
+    set_power_state(config, power.control(), D0);
+    Ok(Some(POWER_STATE))
+}
+
+/// PME_Status is cleared by a 1, and is left as it is.
+fn set_power_state<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, control: u16, state: u16) {
+    config.change_u16(control, POWER_STATE_BITS | PME_STATUS, state, OtherHalf::Keep);
+}
+
+const POWER_STATE_BITS: u16 = 3;
+const PME_STATUS: u16 = 1 << 15;
+const D0: u16 = 0;
+const D3_HOT: u16 = 3;
+/// What a change between D0 and D3hot takes (5.9).
+const POWER_STATE: Micros = Micros::from_millis(10);
+/// Initiate FLR, in the control register of advanced features.
+const ADVANCED_RESET: u32 = 1;

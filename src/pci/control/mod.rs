@@ -10,13 +10,18 @@
 //! | file | what |
 //! |---|---|
 //! | `quiesce.rs` | bus mastering off and nothing pending; ATS, PRI and PASID off |
-//! | `function_reset.rs` | a function-level reset, and what is put back after it |
+//! | `saved.rs` | what a reset loses: read before, written back after |
+//! | `bus_reset.rs` | the reset of a bus that one function has for itself |
+//! | `function_reset.rs` | a function's reset, by each method that there is |
 //! | `forbidden_writes.rs` | the registers that a guest must not write |
 
 mod quiesce;
+mod saved;
+mod bus_reset;
 mod function_reset;
 mod forbidden_writes;
 
 pub use forbidden_writes::{ForbiddenWrite, Reason, forbidden_writes};
-pub use function_reset::Reset;
+pub use function_reset::{Reset, ResetMethod, power_up};
 pub use quiesce::{ControlError, Progress, Quiesce, Service, turn_translation_services_off};
+pub(super) use saved::Saved;

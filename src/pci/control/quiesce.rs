@@ -45,6 +45,24 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// The same without the function: what a hook says of its device.
+    #[must_use]
+    pub const fn short(self) -> &'static str {
+        match self {
+            Self::Config(ConfigError::NotPresent { .. }) => "the function is not there any more",
+            Self::Config(ConfigError::NotReady { .. }) => "the function asks to be tried again",
+            Self::Config(_) => "the function's configuration space is broken",
+            Self::StaysOn { service: Service::BusMaster, .. } => "bus mastering stays on",
+            Self::StaysOn { .. } => "ATS, PRI or PASID stays on",
+            Self::StillPending { .. } => "transactions stay pending",
+            Self::NoReset { .. } => "the function has no reset of its own",
+            Self::AccessControlLost { .. } => "access control did not come back from the reset",
+            Self::ResetTimeout { .. } => "the function did not come back from its reset",
+        }
+    }
+}
+
 /// A service of a function that is turned off for isolation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,8 +119,8 @@ pub fn turn_translation_services_off<C: ConfigSpace + ?Sized>(
 #[must_use = "transactions may be pending until a step says Done"]
 pub struct Quiesce {
     function: Sbdf,
-    /// Where Device Status is; conventional functions have none.
-    status: Option<u16>,
+    /// Where it says that transactions are pending, and by which bit; some conventional functions cannot.
+    status: Option<(u16, u16)>,
     steps: u32,
 }
 
@@ -130,20 +148,23 @@ impl Quiesce {
     ) -> Result<Self, ControlError> {
         // All of Status is read-only or cleared by a 1.
         turn_off(config, COMMAND, BUS_MASTER, OtherHalf::Zero, Service::BusMaster)?;
-        let status = capabilities.express.map(|express| express.device_status());
+        let express = capabilities.express.map(|express| (express.device_status(), TRANSACTIONS_PENDING));
+        let advanced = capabilities.advanced.filter(|advanced| advanced.tells_pending);
+        let status = express.or(advanced.map(|advanced| (advanced.control(), ADVANCED_PENDING)));
         Ok(Self { function: config.function(), status, steps })
     }
 
-    /// Looks whether what was begun has ended (Device Status 5, 7.5.3.5).
+    /// Looks whether what was begun has ended (Device Status 5, 7.5.3.5; without PCI Express the status of advanced
+    /// features).
     ///
-    /// A conventional function cannot tell, and is done at once.
+    /// A function that cannot tell is done at once.
     ///
     /// # Errors
     ///
     /// [`ControlError::StillPending`] when the steps are used up, [`ConfigError::NotPresent`].
     pub fn step<C: ConfigSpace + ?Sized>(&mut self, config: &FunctionConfig<'_, C>) -> Result<Progress, ControlError> {
-        let Some(status) = self.status else { return Ok(Progress::Done) };
-        if config.read_u16(status) & TRANSACTIONS_PENDING == 0 {
+        let Some((status, pending)) = self.status else { return Ok(Progress::Done) };
+        if config.read_u16(status) & pending == 0 {
             return Ok(Progress::Done);
         }
         config.still_present()?;
@@ -172,3 +193,5 @@ fn turn_off<C: ConfigSpace + ?Sized>(
 pub(super) const BUS_MASTER: u16 = 1 << 2;
 /// Device Status 5 (7.5.3.5).
 const TRANSACTIONS_PENDING: u16 = 1 << 5;
+/// Transactions Pending, in the status of advanced features, which is the upper byte after control.
+const ADVANCED_PENDING: u16 = 1 << 8;

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::fake_registers::FakeRegisters;
+use super::fake_resets::{self, BRIDGE_CONTROL, BUS_RESET, FakeResets};
 use crate::pci::{AcsControls, Capability, ExtendedCapability, PortType};
 
 /// One function: 4 KiB of registers with what a write can change.
@@ -16,6 +17,7 @@ pub struct FakeFunction {
     next_free_extended: u16,
     last_capability: u16,
     last_extended: u16,
+    resets: FakeResets,
     reset_reads: u32,
     /// How many more reads of the vendor ID are answered with "try again".
     retries: AtomicU32,
@@ -41,6 +43,7 @@ impl FakeFunction {
         function.registers.set(0x0c, 1 << 16, 1 << 16);
         function.registers.set(0x18, u32::from_le_bytes([primary, secondary, subordinate, 0]), 0x00ff_ffff);
         function.registers.set_writable(0x18, 0x00ff_ffff);
+        function.registers.set_writable(BRIDGE_CONTROL, BUS_RESET);
         function
     }
 
@@ -222,6 +225,24 @@ impl FakeFunction {
         self
     }
 
+    /// Adds power management. `resets`: going from D3hot to D0 resets the function.
+    #[must_use]
+    pub fn power_management(self, resets: bool) -> Self {
+        let mut function = self.capability(Capability::POWER, &[3, 0, if resets { 0 } else { 1 << 3 }, 0, 0, 0]);
+        function.resets.power = function.last_capability;
+        function.registers.set_writable(function.last_capability.wrapping_add(4), 0x0103);
+        function.registers.set_clear_by_one(function.last_capability.wrapping_add(4), 0x8000);
+        function
+    }
+
+    /// Adds advanced features, by which the function can be reset and tells what is pending.
+    #[must_use]
+    pub fn advanced_features(self) -> Self {
+        let mut function = self.capability(Capability::ADVANCED_FEATURES, &[6, 3, 0, 0]);
+        function.resets.advanced = function.last_capability;
+        function
+    }
+
     /// Answers the first `reads` of the vendor ID after a reset with "try again".
     #[must_use]
     pub fn slow_reset(mut self, reads: u32) -> Self {
@@ -261,6 +282,7 @@ impl FakeFunction {
             next_free_extended: 0x100,
             last_capability: 0,
             last_extended: 0,
+            resets: FakeResets::default(),
             reset_reads: 0,
             retries: AtomicU32::new(0),
             pending: AtomicU32::new(0),
@@ -287,16 +309,31 @@ impl FakeFunction {
             return 0xffff_0001;
         }
         let pending = self.express_at != 0 && offset & 0xffc == self.express_register(0x08) && take_one(&self.pending);
-        self.peek(offset) | if pending { 1 << 21 } else { 0 }
+        let advanced = self.resets.has_status_at(offset) && take_one(&self.pending);
+        self.peek(offset) | if pending { 1 << 21 } else { 0 } | if advanced { 1 << 8 } else { 0 }
     }
 
     pub(super) fn write(&self, offset: u16, value: u32) {
+        let before = self.peek(offset);
         self.registers.write(offset, value);
+        if self.resets.are_begun(offset, before, value) {
+            self.reset();
+        }
         let resets = self.express_at != 0 && offset & 0xffc == self.express_register(0x08) && value & 1 << 15 != 0;
         if resets && self.peek(self.express_register(0x04)) & 1 << 28 != 0 {
-            self.registers.reset();
-            self.retries.store(self.reset_reads, Relaxed);
+            self.reset();
         }
+    }
+
+    /// Leaves every register as after a reset, and answers with "try again" for as long as was asked.
+    pub(super) fn reset(&self) {
+        self.registers.reset();
+        self.retries.store(self.reset_reads, Relaxed);
+    }
+
+    /// Whether it is a bridge to `bus` that holds it in reset.
+    pub(super) fn holds_in_reset(&self, bus: u8) -> bool {
+        fake_resets::is_held(&self.registers, bus)
     }
 
     /// A register of the PCI Express capability.

@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::fake_function::FakeFunction;
+use super::fake_resets::BRIDGE_CONTROL;
 use crate::pci::{ConfigSpace, Sbdf};
 
 /// A configuration space of [`FakeFunction`]s. What is not there reads as all ones.
@@ -58,7 +59,8 @@ impl FakeConfigSpace {
         let count = self.accesses.fetch_add(1, Relaxed).saturating_add(1);
         let limit = self.gone_after.load(Relaxed);
         let function = self.functions.get(&at).filter(|function| function.is_present())?;
-        (limit == 0 || count < limit).then_some(function)
+        let in_reset = self.functions.values().any(|bridge| bridge.holds_in_reset(at.bus.0));
+        ((limit == 0 || count < limit) && !in_reset).then_some(function)
     }
 }
 
@@ -68,8 +70,12 @@ impl ConfigSpace for FakeConfigSpace {
     }
 
     fn write(&self, function: Sbdf, offset: u16, value: u32) {
-        if let Some(function) = self.reached(function) {
-            function.write(offset, value);
+        let Some(reached) = self.reached(function) else { return };
+        reached.write(offset, value);
+        // What is below loses everything while its bus is held in reset.
+        if offset & 0xffc == BRIDGE_CONTROL {
+            let below = self.functions.iter().filter(|(at, _)| reached.holds_in_reset(at.bus.0));
+            below.for_each(|(_, function)| function.reset());
         }
     }
 }

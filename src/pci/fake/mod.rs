@@ -19,9 +19,11 @@
 //! |---|---|
 //! | `fake_registers.rs` | 4 KiB of registers, what a write can change, what a reset leaves |
 //! | `fake_function.rs` | a function, built capability by capability |
+//! | `fake_resets.rs` | resets by other ways than PCI Express |
 //! | `fake_space.rs` | the functions of a segment |
 
 mod fake_registers;
+mod fake_resets;
 mod fake_function;
 mod fake_space;
 
