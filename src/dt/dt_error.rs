@@ -32,6 +32,9 @@ pub enum DtError {
     /// The allocator had no memory for the tree.
     #[error("out of memory while reading the device tree")]
     OutOfMemory,
+    /// A tree that is to be written takes more bytes than a blob's header can say.
+    #[error("the device tree is larger than a blob can be")]
+    TooLarge,
 }
 
 impl From<alloc::collections::TryReserveError> for DtError {

@@ -21,10 +21,12 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `blob_error.rs` | how the bytes can be malformed |
 //! | `blob.rs` | the bytes: one checked walk from front to back |
 //! | `unseen.rs` | why no SMMU sees a node's DMA |
 //! | `dt_error.rs` | what can be wrong: with the blob, with a node |
 //! | `tree.rs` | the nodes, their parents and their properties |
+//! | `flatten.rs` | the way back: nodes and properties as a blob |
 //! | `cells.rs` | typed values of properties; addresses as the CPU sees them |
 //! | `refusal.rs` | nodes that are not offered, and why |
 //! | `soundness.rs` | from a blob to a tree: names and phandles that two nodes share |
@@ -39,6 +41,7 @@
 //! | `reserved.rs` | what firmware reserves of devices' address spaces (`iommu-addresses`) |
 //! | `msi.rs` | where message signalled interrupts go |
 //! | `pci_host.rs` | PCI host bridges as enumeration takes them |
+//! | `overlay/` | overlays: merged, compared, applied to the service and reverted |
 //!
 //! # Invariants
 //!
@@ -46,10 +49,12 @@
 //! D2. Each stream, and each map entry that is not foreign, names an SMMU of the same [`Board`] by that address.
 //! D3. `enabled` counts ancestors, everywhere.
 
+mod blob_error;
 mod blob;
 mod unseen;
 mod dt_error;
 mod tree;
+mod flatten;
 mod cells;
 mod refusal;
 mod soundness;
@@ -64,10 +69,11 @@ mod marked;
 mod reserved;
 mod msi;
 mod pci_host;
+pub mod overlay;
 
 use alloc::vec::Vec;
 
-pub use blob::{BlobError, BlobErrorKind, Block, MAX_DEPTH, MAX_NAME};
+pub use blob_error::{BlobError, BlobErrorKind, Block, MAX_DEPTH, MAX_NAME};
 pub use cells::Region;
 pub use devices::DtDevice;
 pub use dt_error::{DtError, NodeFault};

@@ -16,8 +16,8 @@ use core::fmt;
 use core::iter;
 use core::ops::Range;
 
-use super::blob::{Event, MAX_DEPTH, Walk};
-use super::{DtError, NodeFault};
+use super::blob::{Event, Walk};
+use super::{DtError, MAX_DEPTH, NodeFault};
 
 /// A device tree that was read from a blob, whose names and values it borrows.
 #[derive(Clone)]

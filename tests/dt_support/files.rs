@@ -38,3 +38,16 @@ pub(crate) fn skipped(what: &str) {
     // Where even that cannot be written, there is nobody to read it.
     let _ = writeln!(std::io::stderr(), "{what}");
 }
+
+/// A board with room for more, of `boards/overlays/`.
+pub(crate) const SLOTS: &[u8] = include_bytes!("../../boards/overlays/slots.dtb");
+
+/// The overlays for it, by name.
+pub(crate) const OVERLAYS: [(&str, &[u8]); 5] =
+    [("card", CARD), ("daughter", DAUGHTER), ("fabric", FABRIC), ("rewire", REWIRE), ("restream", RESTREAM)];
+
+pub(crate) const CARD: &[u8] = include_bytes!("../../boards/overlays/card.dtbo");
+pub(crate) const DAUGHTER: &[u8] = include_bytes!("../../boards/overlays/daughter.dtbo");
+pub(crate) const FABRIC: &[u8] = include_bytes!("../../boards/overlays/fabric.dtbo");
+pub(crate) const REWIRE: &[u8] = include_bytes!("../../boards/overlays/rewire.dtbo");
+pub(crate) const RESTREAM: &[u8] = include_bytes!("../../boards/overlays/restream.dtbo");

@@ -1,0 +1,280 @@
+//! The service brought from one board to another: all or nothing.
+//!
+//! # Order
+//!
+//! 1. What no service could follow is refused: SMMUs and host bridges in use that change, devices in use that change.
+//! 2. SMMUs that come are probed and registered.
+//! 3. Devices that change are removed, children first.
+//! 4. Devices that come or change are added, parents first.
+//! 5. Host bridges that come are told of.
+//! 6. What goes goes, children first: host bridges, devices with all that stands behind them, SMMUs.
+//!
+//! Up to 5 a failure is undone in reverse. 6 cannot be refused: a removal that fails leaves its device in fault and going
+//! (contract C-8), and it is tried again until it is gone.
+//!
+//! # Invariants
+//!
+//! V1. Memory for what is noted from 2 on is reserved before.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::changes::{
+    Change, Pairs, change_of, enabled_smmu, is_same_bridge, is_same_device, offered, push, used_bridge,
+};
+use super::fixups::owned;
+use super::overlay_error::{OverlayError, OverlayFault};
+use super::overlay_host::OverlayHost;
+use crate::assign::{
+    Cause, Device, DeviceState, Error, HookError, IommuKey, Left, Operation, Removal, Service, Target,
+};
+use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
+use crate::sync::Platform;
+
+/// What is to go and has not gone yet.
+#[derive(Debug, Default)]
+pub(super) struct Leaving {
+    bridges: Vec<String>,
+    devices: Vec<Target>,
+    smmus: Vec<IommuKey>,
+}
+
+/// What becomes of SMMUs, devices and host bridges.
+#[derive(Default)]
+struct Plan<'p> {
+    smmus_come: Vec<&'p SmmuNode<'p>>,
+    smmus_go: Vec<IommuKey>,
+    /// As they were, parents first.
+    devices_change: Vec<&'p DtDevice>,
+    /// Those that change too; as they are to be, parents first.
+    devices_come: Vec<&'p DtDevice>,
+    /// Parents first.
+    devices_go: Vec<&'p DtDevice>,
+    /// Each with a copy of its path, for the undoing.
+    bridges_come: Vec<(&'p HostBridge, String)>,
+    bridges_go: Vec<String>,
+}
+
+/// A step that can be undone.
+enum Step<'p> {
+    Registered(IommuKey),
+    Removed(&'p DtDevice),
+    Added(Device),
+    BridgeCame(String),
+}
+
+/// The service, the integrator, and what both still have to let go of.
+pub(super) struct Transition<'t, P: Platform> {
+    pub(super) service: &'t Service<P>,
+    pub(super) host: &'t mut dyn OverlayHost,
+    pub(super) leaving: &'t mut Leaving,
+}
+
+impl<P: Platform> Transition<'_, P> {
+    /// Brings the service from `old` to `new`. Says what has not gone yet.
+    pub(super) fn run(&mut self, old: &Board<'_>, new: &Board<'_>) -> Result<Vec<OverlayError>, OverlayError> {
+        let pairs = Pairs::new(old, new)?;
+        let mut plan = self.plan(&pairs)?;
+        let come = [plan.smmus_come.len(), plan.devices_come.len(), plan.bridges_come.len()];
+        let steps = come.iter().fold(plan.devices_change.len(), |sum, more| sum.saturating_add(*more));
+        let mut done = Vec::new();
+        done.try_reserve_exact(steps)?;
+        self.leaving.reserve(&plan)?;
+        let mut failures = Vec::new();
+        let most = plan.bridges_go.len().saturating_add(plan.devices_go.len()).saturating_add(plan.smmus_go.len());
+        failures.try_reserve(most)?;
+
+        let mut lost = Vec::new();
+        lost.try_reserve_exact(plan.devices_change.len())?;
+        if let Err(error) = self.come(&mut plan, &mut done) {
+            return Err(self.undo(done, lost, error));
+        }
+        self.leaving.bridges.append(&mut plan.bridges_go);
+        self.leaving.devices.extend(plan.devices_go.iter().rev().map(|device| Target::from(*device)));
+        self.leaving.smmus.append(&mut plan.smmus_go);
+        self.depart(&mut failures);
+        Ok(failures)
+    }
+
+    /// Tries again what has not gone yet. Says what still has not.
+    pub(super) fn depart(&mut self, failures: &mut Vec<OverlayError>) {
+        let Leaving { bridges, devices, smmus } = &mut *self.leaving;
+        let host = &mut *self.host;
+        let mut stays = |outcome: Result<(), OverlayError>| match outcome {
+            Ok(()) => false,
+            Err(error) => {
+                if failures.try_reserve(1).is_ok() {
+                    failures.push(error);
+                }
+                true
+            }
+        };
+        bridges.retain(|path| stays(host.bridge_goes(path).map_err(|error| refused(path, "departure", error))));
+        devices.retain(|target| stays(remove(self.service, target)));
+        smmus.retain(|key| {
+            stays(match self.service.unregister_iommu(*key) {
+                Ok(()) => {
+                    host.smmu_left(*key);
+                    Ok(())
+                }
+                Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
+                Err(error) => Err(OverlayError::Service(error)),
+            })
+        });
+    }
+
+    fn plan<'p>(&self, pairs: &Pairs<'p, 'p, 'p>) -> Result<Plan<'p>, OverlayError> {
+        let mut plan = Plan::default();
+        for (one, other) in pairs.all(|board| board.smmus().iter().map(|smmu| smmu.node), enabled_smmu) {
+            match (change_of(one, other, |one, other| pairs.is_same_smmu(one, other)), one, other) {
+                (Some(Change::Comes), _, Some(smmu)) => push(&mut plan.smmus_come, smmu)?,
+                (Some(Change::Goes), Some(smmu), _) => push(&mut plan.smmus_go, smmu.key)?,
+                (Some(Change::Changes), _, Some(smmu)) => {
+                    return Err(OverlayError::at(owned(&smmu.path)?, OverlayFault::SmmuChanges));
+                }
+                _ => {}
+            }
+        }
+        for (one, other) in pairs.all(|board| board.host_bridges().iter().map(|bridge| bridge.node), used_bridge) {
+            match (change_of(one, other, is_same_bridge), one, other) {
+                (Some(Change::Comes), _, Some(bridge)) => push(&mut plan.bridges_come, (bridge, owned(&bridge.path)?))?,
+                (Some(Change::Goes), Some(bridge), _) => push(&mut plan.bridges_go, owned(&bridge.path)?)?,
+                (Some(Change::Changes), _, Some(bridge)) => {
+                    return Err(OverlayError::at(owned(&bridge.path)?, OverlayFault::HostBridgeChanges));
+                }
+                _ => {}
+            }
+        }
+        // Keys of those that are registered anew: what stands behind them must be, too.
+        let mut anew: Vec<u64> = Vec::new();
+        for (one, other) in pairs.all(|board| board.devices().iter().map(|device| device.node), offered) {
+            match (one, other) {
+                (Some(one), Some(other)) => {
+                    let behind = other.offered_parent.is_some_and(|parent| anew.binary_search(&parent).is_ok());
+                    if !behind && is_same_device(one, other) {
+                        continue;
+                    }
+                    anew.try_reserve(1)?;
+                    let at = anew.binary_search(&other.key).unwrap_or_else(|at| at);
+                    anew.insert(at, other.key);
+                    if self.may_change(one)? {
+                        push(&mut plan.devices_change, one)?;
+                    }
+                    push(&mut plan.devices_come, other)?;
+                }
+                (None, Some(other)) => push(&mut plan.devices_come, other)?,
+                (Some(one), None) => push(&mut plan.devices_go, one)?,
+                (None, None) => {}
+            }
+        }
+        // In the order of the old board, so that parents come first.
+        plan.devices_change.sort_unstable_by_key(|device| device.node);
+        Ok(plan)
+    }
+
+    /// Whether a device that changes is registered. Only one that is blocked loses nothing when it is registered anew.
+    fn may_change(&self, device: &DtDevice) -> Result<bool, OverlayError> {
+        match self.service.find(device.device_key()).map(|info| info.state) {
+            None => Ok(false),
+            Some(DeviceState::Blocked) => Ok(true),
+            Some(state) => Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { state })),
+        }
+    }
+
+    fn come<'p>(&mut self, plan: &mut Plan<'p>, done: &mut Vec<Step<'p>>) -> Result<(), OverlayError> {
+        for smmu in &plan.smmus_come {
+            let iommu = self.host.probe(smmu).map_err(|error| refused(&smmu.path, "probe", error))?;
+            if let Err(error) = self.service.register_iommu(iommu) {
+                self.host.smmu_left(smmu.key);
+                return Err(OverlayError::Service(error));
+            }
+            done.push(Step::Registered(smmu.key));
+        }
+        for device in plan.devices_change.iter().rev() {
+            let target = Target::from(*device);
+            match self.service.remove(target.clone()) {
+                Ok(Removal::Done | Removal::StillReachable(_)) => done.push(Step::Removed(device)),
+                Ok(Removal::Pending) => {
+                    // It goes when the running operation ends, and is offered again by the caller's next try.
+                    done.push(Step::Removed(device));
+                    return Err(OverlayError::Service(pending(&target)));
+                }
+                Err(Error { cause: Cause::NotFound, .. }) => {}
+                Err(error) => return Err(OverlayError::Service(error)),
+            }
+        }
+        for device in &plan.devices_come {
+            if let Some(added) = self.add(device)? {
+                done.push(Step::Added(added));
+            }
+        }
+        for (bridge, path) in plan.bridges_come.drain(..) {
+            self.host.bridge_came(bridge).map_err(|error| refused(&bridge.path, "arrival", error))?;
+            done.push(Step::BridgeCame(path));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, device: &DtDevice) -> Result<Option<Device>, OverlayError> {
+        let Some(spec) = device.spec().ok().and_then(|spec| self.host.offer(device, spec)) else { return Ok(None) };
+        self.service.add(spec).map(Some).map_err(OverlayError::Service)
+    }
+
+    /// Takes back what was done, in reverse. `lost` has room for all that was removed.
+    fn undo(&mut self, done: Vec<Step<'_>>, mut lost: Vec<String>, error: OverlayError) -> OverlayError {
+        for step in done.into_iter().rev() {
+            match step {
+                Step::Registered(key) => self.leaving.smmus.push(key),
+                Step::Added(device) => self.leaving.devices.push(Target::from(&device)),
+                Step::BridgeCame(path) => self.leaving.bridges.push(path),
+                Step::Removed(device) => {
+                    // Those that were added in its place go first.
+                    self.depart(&mut Vec::new());
+                    if !matches!(self.add(device), Ok(Some(_))) {
+                        log::warn!("{} was registered, and could not be put back", device.path);
+                        lost.push(owned(&device.path).unwrap_or_default());
+                    }
+                }
+            }
+        }
+        self.depart(&mut Vec::new());
+        if lost.is_empty() { error } else { OverlayError::NotRestored { lost, error: Box::new(error) } }
+    }
+}
+
+impl Leaving {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bridges.is_empty() && self.devices.is_empty() && self.smmus.is_empty()
+    }
+
+    /// Room for all that a plan could leave, whether it fails or not.
+    fn reserve(&mut self, plan: &Plan<'_>) -> Result<(), DtError> {
+        self.bridges.try_reserve(plan.bridges_go.len().max(plan.bridges_come.len()))?;
+        self.devices.try_reserve(plan.devices_go.len().max(plan.devices_come.len()))?;
+        self.smmus.try_reserve(plan.smmus_go.len().max(plan.smmus_come.len()))?;
+        Ok(())
+    }
+}
+
+/// Removes a device with all that stands behind it.
+fn remove<P: Platform>(service: &Service<P>, target: &Target) -> Result<(), OverlayError> {
+    match service.remove_tree(target.clone()) {
+        Ok(Removal::Pending) => Err(OverlayError::Service(pending(target))),
+        Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
+        Err(error) => Err(OverlayError::Service(error)),
+    }
+}
+
+/// What is said of a removal that another operation carries out when it ends.
+fn pending(target: &Target) -> Error {
+    let cause = Cause::Busy { running: Operation::Remove };
+    Error { operation: Operation::Remove, subject: target.label(), cause, left: Left::Pending }
+}
+
+fn refused(path: &str, step: &'static str, HookError(reason): HookError) -> OverlayError {
+    match owned(path) {
+        Ok(path) => OverlayError::Host { path, step, reason },
+        Err(error) => error.into(),
+    }
+}
