@@ -15,40 +15,19 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::driver::{Driver, device, domain, exhausted, lose_power, spellings, watch_again};
+use common::driver::{
+    Driver, device, domain, entries, exhausted, lose_power, spellings, state, unchanged, watch_again,
+};
 use common::parts::{named, parts};
-use common::presets::{entries as selecting, used};
+use common::presets::used;
 use common::{Bench, SMMU, stream};
 use iommu_assign::assign::{
-    Cause, Device, DeviceId, FirmwareMarks, Iommu, IommuError, IommuKey, IommuPower, Policy, PolicyRequest, Resource,
-    StreamId, Streams, UsageRecord, Why,
+    Cause, Device, DeviceId, Iommu, IommuError, IommuKey, IommuPower, Resource, StreamId, Streams, UsageRecord,
 };
 use machine::Reached;
 use smmu_model::Config;
 
 const ENTRIES: Resource = Resource::StreamMapEntries;
-
-/// The (ID, mask) of every entry that matches, as the registers have them.
-fn entries(bench: &Bench) -> Vec<(u32, u32)> {
-    let mut entries: Vec<_> = selecting(bench).iter().map(|entry| entry.stream).collect();
-    entries.sort_unstable();
-    entries
-}
-
-/// Everything that a refused call must leave as it was.
-fn state(driver: &Driver) -> (smmu_model::Smmu, Vec<String>) {
-    let mut usage = Vec::new();
-    driver.smmu.usage(&mut |one| usage.push(format!("{one:?}")));
-    (driver.bench.machine.smmu(SMMU, |smmu| smmu.clone()).unwrap(), usage)
-}
-
-/// Asserts that `act` changes nothing and touches no register.
-fn unchanged<T>(driver: &Driver, act: impl FnOnce() -> T) -> T {
-    let before = state(driver);
-    let done = act();
-    assert!(before == state(driver));
-    done
-}
 
 // --- reserve and enrol ---
 
@@ -482,73 +461,6 @@ fn i13_a_mate_outside_the_move_that_keeps_an_entry_in_another_domain_makes_the_m
     driver.check();
 }
 
-// --- lazy devices ---
-
-#[test]
-fn a3_a_lazy_device_takes_entries_at_its_first_plan_and_gives_back_what_was_not_used() {
-    let driver = Driver::new(Config { groups: 2, ..Config::generic_v2() });
-    driver.add_lazily(1, &[0x10]);
-    driver.add_lazily(2, &[0x20, 0x41]);
-    assert_eq!(entries(&driver.bench), []);
-    assert_eq!(driver.writes(|| driver.plan(&[2], 0).unwrap()), [""; 0], "a plan writes nothing");
-    assert!(exhausted(&unchanged(&driver, || driver.plan(&[1], 0)), ENTRIES));
-    driver.abandon(&[2]);
-    driver.plan(&[1], 0).unwrap();
-    driver.install(&[1]).unwrap();
-    assert_eq!(entries(&driver.bench), [(0x10, 0)]);
-    assert!(exhausted(&unchanged(&driver, || driver.plan(&[2], 0)), ENTRIES), "the bank is not kept either");
-    driver.check();
-    driver.block(&[1]).unwrap();
-    assert_eq!(driver.banks(), [0; 0]);
-    driver.withdraw(1).unwrap();
-    driver.assign(&[2], 0).unwrap();
-    driver.block(&[2]).unwrap();
-    driver.withdraw(2).unwrap();
-    assert_eq!(entries(&driver.bench), []);
-    driver.check();
-}
-
-#[test]
-fn i11_a_lazy_device_shares_at_its_add_what_entries_there_are_and_takes_no_other() {
-    let driver = Driver::new(Config::generic_v2());
-    driver.add(1, &[0x10]);
-    driver.add_lazily(2, &[0x10, 0x20]);
-    assert!(driver.smmu.shares(device(1), device(2)));
-    assert_eq!(entries(&driver.bench), [(0x10, 0)]);
-    // An eager one that comes later brings an entry which the lazy one uses too.
-    driver.add(3, &[0x20]);
-    assert!(driver.smmu.shares(device(3), device(2)));
-    driver.check();
-    driver.assign(&[2], 0).unwrap();
-    assert_eq!([0x10, 0x20].map(|id| driver.reaches(id)), [Some(0); 2]);
-    driver.block(&[2]).unwrap();
-    for n in [1, 3, 2] {
-        driver.withdraw(n).unwrap();
-        driver.check();
-    }
-    assert_eq!(entries(&driver.bench), []);
-}
-
-#[test]
-fn a1_a_plan_that_is_given_back_leaves_an_entry_that_another_has_come_to_use() {
-    for comes in [false, true] {
-        let driver = Driver::new(Config::generic_v2());
-        driver.add_lazily(1, &[0x10, 0x20]);
-        driver.plan(&[1], 0).unwrap();
-        if comes {
-            driver.publish(2, &[0x10], false);
-            driver.reserve(2).unwrap();
-        }
-        driver.abandon(&[1]);
-        if comes {
-            driver.enrol(2).unwrap();
-            driver.assign(&[2], 0).unwrap();
-            assert_eq!(driver.reaches(0x10), Some(0));
-        }
-        driver.check();
-    }
-}
-
 #[test]
 fn a5_a_host_bridge_with_more_ids_than_entries_adds_lazily() {
     let mut bench = Bench::new();
@@ -581,48 +493,6 @@ fn a5_a_host_bridge_with_more_ids_than_entries_adds_lazily() {
         bench.remove(function).unwrap();
     }
     assert_eq!(entries(&bench), []);
-}
-
-#[test]
-fn a11_a_lazy_device_does_not_go_along_unasked() {
-    /// Allows the device that is assigned, and nothing that shares with it.
-    #[derive(Debug)]
-    struct Alone;
-    impl Policy for Alone {
-        fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-            matches!(request.why, Why::Assign)
-        }
-    }
-    for lazy in [[true, true], [true, false], [false, true]] {
-        let mut bench = Bench::with_policy(Box::new(Alone));
-        bench.smmu(SMMU, Config::generic_v2());
-        let guest = bench.guest("guest");
-        let [one, _] = [("one", lazy[0]), ("two", lazy[1])].map(|(name, lazy)| {
-            let mut spec = bench.spec(name, &[(0x10, 0)]);
-            spec.lazy = lazy;
-            bench.service.add(spec).unwrap()
-        });
-        let refused = bench.service.assign(&one, &guest.domain).unwrap_err();
-        assert!(matches!(refused.cause, Cause::Denied { .. }), "{lazy:?}: {refused}");
-        assert_eq!(bench.dma(0x10), Reached::Fault);
-        bench.audit();
-    }
-}
-
-#[test]
-fn i11_a_lazy_device_whose_stream_is_live_needs_the_policys_yes_at_add() {
-    let mut bench = Bench::with_policy(Box::new(FirmwareMarks));
-    bench.smmu(SMMU, Config::generic_v2());
-    let guest = bench.guest("guest");
-    let mut spec = bench.spec("owner", &[(0x10, 0)]);
-    spec.passthrough = true;
-    let owner = bench.service.add(spec).unwrap();
-    bench.assign(&owner, &guest).unwrap();
-    let mut spec = bench.spec("lazy", &[(0x10, 0)]);
-    spec.lazy = true;
-    let refused = bench.service.add(spec).unwrap_err();
-    assert!(matches!(refused.cause, Cause::GroupConflict { .. }), "{refused}");
-    bench.audit();
 }
 
 // --- through the service ---

@@ -35,7 +35,7 @@ const SECOND: IommuKey = IommuKey::new(0x6000_0000);
 fn page() -> String {
     let mut page = String::from(
         "# Quirks\n\nMade from the table in `src/smmu/hardware/quirks.rs`; a test in `tests/smmu_quirks.rs` compares the two, and \
-         the functions `q1_` to `q26_` in that file, in `smmu_takeover.rs` and in `smmu_lifecycle.rs` show the rows on the model.\n\n\
+         the functions `q1_` to `q26_` in that file, in `smmu_takeover.rs`, `smmu_power.rs` and `smmu_lifecycle.rs` show the rows on the model.\n\n\
          *Done*: on the parts that the row names, found by firmware's compatible, its flags and IDR7. *Always*: on every \
          part. *Not concerned*: nothing is done, for the reason given.\n\n\
          | | what is different | where | | what the driver does, or why it need not |\n|---|---|---|---|---|\n",
@@ -59,7 +59,12 @@ fn the_page_is_made_from_the_table() {
 
 #[test]
 fn every_row_that_does_something_has_a_test_here() {
-    let tests = [include_str!("smmu_quirks.rs"), include_str!("smmu_takeover.rs"), include_str!("smmu_lifecycle.rs")];
+    let tests = [
+        include_str!("smmu_quirks.rs"),
+        include_str!("smmu_takeover.rs"),
+        include_str!("smmu_power.rs"),
+        include_str!("smmu_lifecycle.rs"),
+    ];
     let tests = tests.concat();
     for quirk in quirks().iter().filter(|quirk| quirk.remedy != Remedy::NotConcerned) {
         let name = format!("fn q{}_", quirk.number);

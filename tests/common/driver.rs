@@ -11,6 +11,7 @@ use machine::{ModelRegisters, Reached, Stage2Tables};
 use smmu_model::{Config, Direction, Injection};
 
 use super::parts::Part;
+use super::presets::entries as selecting;
 use super::{Bench, PAGE, SMMU, described, stream};
 
 /// An instance with four guests. Every stream may reach every guest, but not two of them at once, where a test says nothing
@@ -242,4 +243,48 @@ pub(crate) fn lose_power(bench: &Bench, model: &Config, seed: u64) {
 pub(crate) fn watch_again(bench: &Bench) {
     bench.oracle.watch(&bench.machine, SMMU, PAGE);
     bench.oracle.look_now(&bench.machine, SMMU, PAGE);
+}
+
+/// The streams of the devices 1 to 3 of [`two_banks`].
+pub(crate) const IDS: [u32; 3] = [0x10, 0x21, 0x42];
+
+/// Whatever a part has, two banks, and an entry for each of three devices.
+pub(crate) fn two_banks(part: &Part) -> Config {
+    let (groups, stage2_banks) = (part.model.groups.max(3), part.model.stage2_banks.min(1));
+    Config { banks: 2, groups, stage2_banks, ..part.model.clone() }
+}
+
+/// The (ID, mask) of every entry that matches, as the registers have them.
+pub(crate) fn entries(bench: &Bench) -> Vec<(u32, u32)> {
+    let mut entries: Vec<_> = selecting(bench).iter().map(|entry| entry.stream).collect();
+    entries.sort_unstable();
+    entries
+}
+
+/// Everything that a refused call must leave as it was.
+pub(crate) fn state(driver: &Driver) -> (smmu_model::Smmu, Vec<String>) {
+    let mut usage = Vec::new();
+    driver.smmu.usage(&mut |one| usage.push(format!("{one:?}")));
+    (driver.bench.machine.smmu(SMMU, |smmu| smmu.clone()).unwrap(), usage)
+}
+
+/// Asserts that `act` changes nothing and touches no register.
+pub(crate) fn unchanged<T>(driver: &Driver, act: impl FnOnce() -> T) -> T {
+    let before = state(driver);
+    let done = act();
+    assert!(before == state(driver));
+    done
+}
+
+/// Devices 1 and 2 are in guests 0 and 1, which have a bank each; device 3 is in fault.
+pub(crate) fn two_guests(part: &Part) -> Driver {
+    let driver = Driver::with(part.config.clone(), Setup::default(), two_banks(part));
+    settle(&driver);
+    driver
+}
+
+pub(crate) fn settle<R: iommu_assign::smmu::Registers + 'static>(driver: &Driver<R>) {
+    (1..).zip(IDS).for_each(|(n, id)| driver.add(n, &[id]));
+    driver.assign(&[1], 0).unwrap();
+    driver.assign(&[2], 1).unwrap();
 }
