@@ -382,3 +382,26 @@ fn a8_cut_and_changed_overlays_are_merged_or_refused() {
     }
     assert!(merges > 100, "only {merges} changed overlays were merged");
 }
+
+/// Found by the fuzz target `overlay`: a label's path had a NUL in its middle, and the error printed it.
+#[test]
+fn a6_paths_with_control_characters_are_not_printed() {
+    for bad in ["/soc\0@1", "/soc\x1b[2J", "/so c", ""] {
+        let target = refused(&closed(&mut onto(bad)));
+        assert_eq!(target, "/fragment@0: it has neither a `target` nor a `target-path` that can be read", "{bad:?}");
+
+        // A label of the base.
+        let mut base = Builder::board();
+        base.begin("soc").end().begin("__symbols__").strings("soc", &[bad]).end();
+        let mut overlay = Builder::new();
+        overlay.begin("").begin("fragment@0").cells("target", &[u32::MAX]).begin("__overlay__").end().end();
+        overlay.begin("__fixups__").strings("soc", &["/fragment@0:target:0"]).end();
+        let error = merge(&base.finish(), &overlay.finish()).unwrap_err().to_string();
+        assert_eq!(error, "/fragment@0: `target` refers to &soc, and the tree has no such label", "{bad:?}");
+
+        // A label of the overlay.
+        let mut symbol = onto("/soc");
+        symbol.end().end().begin("__symbols__").strings("new", &[bad]).end();
+        assert_eq!(refused(&symbol.finish()), "/__symbols__: `new` is no path", "{bad:?}");
+    }
+}

@@ -103,7 +103,7 @@ impl<'a> Node<'_, 'a> {
     }
 
     /// Follows `ranges` from this node's bus up to the root, whose addresses are the CPU's.
-    fn as_the_cpu_sees(&self, region: Region) -> Result<Region, DtError> {
+    pub(super) fn as_the_cpu_sees(&self, region: Region) -> Result<Region, DtError> {
         self.translated(region, RANGES)
     }
 
@@ -162,14 +162,19 @@ impl<'a> Node<'_, 'a> {
     }
 
     /// `value` as cells, if it is a whole number of entries of so many cells together.
-    fn entries(&self, property: &'static str, value: &'a [u8], widths: &[u32]) -> Result<Cells<'a>, DtError> {
+    pub(super) fn entries(
+        &self,
+        property: &'static str,
+        value: &'a [u8],
+        widths: &[u32],
+    ) -> Result<Cells<'a>, DtError> {
         let entry = widths.iter().fold(0_u64, |sum, &width| sum.saturating_add(u64::from(width))).saturating_mul(4);
         let length = value.len();
         let whole = u64::try_from(length).ok().and_then(|length| length.checked_rem(entry)) == Some(0);
         if whole { Ok(Cells(value)) } else { Err(self.error(NodeFault::LengthMultiple { property, length, entry })) }
     }
 
-    fn number(&self, property: &'static str, cells: &mut Cells<'a>, count: u32) -> Result<u64, DtError> {
+    pub(super) fn number(&self, property: &'static str, cells: &mut Cells<'a>, count: u32) -> Result<u64, DtError> {
         cells.number(count).ok_or_else(|| self.error(NodeFault::NumberTooWide { property }))
     }
 
@@ -185,11 +190,11 @@ impl<'a> Node<'_, 'a> {
     }
 
     /// Cells of an address on the bus that this node is. The default is the specification's, 2.3.5.
-    fn address_cells(&self) -> Result<u32, DtError> {
+    pub(super) fn address_cells(&self) -> Result<u32, DtError> {
         self.cell_count(ADDRESS_CELLS, 2, 1, "1 to 4")
     }
 
-    fn size_cells(&self) -> Result<u32, DtError> {
+    pub(super) fn size_cells(&self) -> Result<u32, DtError> {
         self.cell_count(SIZE_CELLS, 1, 0, "0 to 4")
     }
 
@@ -252,11 +257,11 @@ impl Iterator for Cells<'_> {
     }
 }
 
-const ADDRESS_CELLS: &str = "#address-cells";
-const DMA_RANGES: &str = "dma-ranges";
-const RANGES: &str = "ranges";
-const REG: &str = "reg";
-const SIZE_CELLS: &str = "#size-cells";
+pub(super) const ADDRESS_CELLS: &str = "#address-cells";
+pub(super) const DMA_RANGES: &str = "dma-ranges";
+pub(super) const RANGES: &str = "ranges";
+pub(super) const REG: &str = "reg";
+pub(super) const SIZE_CELLS: &str = "#size-cells";
 
 #[cfg(test)]
 mod tests {

@@ -41,6 +41,16 @@ impl Writer {
         self.align()
     }
 
+    /// Where the next node or property goes.
+    pub(super) fn mark(&self) -> usize {
+        self.structure.len()
+    }
+
+    /// Forgets what was written since a [`mark`](Self::mark).
+    pub(super) fn back_to(&mut self, mark: usize) {
+        self.structure.truncate(mark);
+    }
+
     /// The blob. `reservations` is a memory reservation block with its end.
     pub(super) fn finish(mut self, reservations: &[u8], boot_cpu: u32) -> Result<Vec<u8>, DtError> {
         self.cell(END)?;

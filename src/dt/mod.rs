@@ -41,6 +41,7 @@
 //! | `reserved.rs` | what firmware reserves of devices' address spaces (`iommu-addresses`) |
 //! | `msi.rs` | where message signalled interrupts go |
 //! | `pci_host.rs` | PCI host bridges as enumeration takes them |
+//! | `guest/` | the tree that a guest gets of what it was assigned |
 //! | `overlay/` | overlays: merged, compared, applied to the service and reverted |
 //!
 //! # Invariants
@@ -70,6 +71,7 @@ mod reserved;
 mod msi;
 mod pci_host;
 pub mod overlay;
+pub mod guest;
 
 use alloc::vec::Vec;
 

@@ -271,7 +271,7 @@ fn recognise(compatible: &str) -> Option<(Architecture, Implementation)> {
 }
 
 /// Both forms of the interrupt list; the extended one wins (Devicetree Specification v0.4, 2.4.1).
-fn interrupts<'a>(node: &Node<'_, 'a>) -> Result<Vec<Interrupt<'a>>, DtError> {
+pub(super) fn interrupts<'a>(node: &Node<'_, 'a>) -> Result<Vec<Interrupt<'a>>, DtError> {
     let mut interrupts = Vec::new();
     if node.property(EXTENDED).is_none() {
         let mut cells = node.cells(INTERRUPTS)?;

@@ -181,11 +181,10 @@ impl<'a> Edited<'a> {
         self.node(place).map_or(0, |node| node.overlay)
     }
 
-    /// A property that is one string, and which overlay brought it.
+    /// A property that is one [plain](plain()) string.
     pub(super) fn text(&self, place: Place, name: &str) -> Option<&str> {
         let property = self.property(place, name)?;
-        let value = property.own.as_deref().unwrap_or(property.value);
-        core::str::from_utf8(value.strip_suffix(b"\0")?).ok()
+        plain(property.own.as_deref().unwrap_or(property.value))
     }
 
     /// Which overlay brought a property.
@@ -369,3 +368,9 @@ impl<'a> Edited<'a> {
 /// Two nodes could be meant.
 #[derive(Debug)]
 pub(super) struct Ambiguous;
+
+/// A value that is one string, not empty, of printable ASCII without blanks: it may stand in an error.
+pub(super) fn plain(value: &[u8]) -> Option<&str> {
+    let text = core::str::from_utf8(value).ok()?.strip_suffix('\0')?;
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(text)
+}

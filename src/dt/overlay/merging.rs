@@ -9,7 +9,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::edited::{Edited, Origin, Place};
+use super::edited::{Edited, Origin, Place, plain};
 use super::fixups::{self, Cell, External, Local, SYMBOLS, child_of_root, hexadecimal, owned, property_of};
 use super::overlay_error::{OverlayError, OverlayFault, OverlayId};
 use crate::dt::DtError;
@@ -146,9 +146,7 @@ impl<'m, 'a> Merge<'m, 'a> {
                 None => Err(missing(hexadecimal(phandle)?)),
             };
         }
-        let path = fragment.property("target-path").and_then(|property| {
-            core::str::from_utf8(property.value().strip_suffix(b"\0")?).ok().filter(|path| !path.contains('\0'))
-        });
+        let path = fragment.property("target-path").and_then(|property| plain(property.value()));
         let path = path.ok_or_else(|| fault(fragment, OverlayFault::NoTarget))?;
         match self.tree.find(path) {
             Ok(Some(place)) => Ok(place),
@@ -245,8 +243,7 @@ impl<'m, 'a> Merge<'m, 'a> {
         }
         let Some(symbols) = child_of_root(self.overlay, SYMBOLS) else { return Ok(()) };
         for symbol in symbols.properties() {
-            let path = core::str::from_utf8(symbol.value()).ok().and_then(|path| path.strip_suffix('\0'));
-            let path = path.filter(|path| !path.contains('\0')).and_then(|path| path.strip_prefix('/'));
+            let path = plain(symbol.value()).and_then(|path| path.strip_prefix('/'));
             let Some(path) = path else {
                 return Err(fault(&symbols, OverlayFault::Symbol { label: owned(symbol.name())? }));
             };
