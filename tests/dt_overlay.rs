@@ -15,13 +15,13 @@ mod builder;
 mod files;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use builder::Builder;
 use common::callbacks::Hooks;
 use common::supply::Supply;
-use common::{Bench, Guest, PAGE, described};
+use common::{Bench, Guest, NOT_RESET, PAGE, described};
 use files::{CARD, DAUGHTER, FABRIC, RESTREAM, REWIRE, SLOTS};
 use iommu_assign::assign::{
     Cause, DeviceSpec, DeviceState, FirmwareMarks, HookError, Iommu, IommuError, IommuKey, Left, Operation, Policy,
@@ -50,6 +50,7 @@ struct Host {
     /// Supplies break when this device is offered.
     breaks_at: Option<&'static str>,
     refuses_bridges: bool,
+    resets_fail: Arc<AtomicBool>,
 }
 
 impl Host {
@@ -81,6 +82,11 @@ impl OverlayHost for Host {
         }
         let (log, path) = (self.log.clone(), device.path.clone());
         let hooks = Hooks::new().release(move |_| log.lock().unwrap().push(format!("release {path}")));
+        let (log, path, fails) = (self.log.clone(), device.path.clone(), self.resets_fail.clone());
+        let hooks = hooks.reset(move |_| {
+            log.lock().unwrap().push(format!("reset {path}"));
+            if fails.load(Ordering::SeqCst) { Err(HookError("no answer")) } else { Ok(()) }
+        });
         Some(DeviceSpec { hooks: Arc::new(hooks), ..spec })
     }
 
@@ -126,6 +132,7 @@ impl Stage {
             log: Log::default(),
             breaks_at: None,
             refuses_bridges: false,
+            resets_fail: Arc::default(),
         };
         let mut stage = Self { bench, host, overlays: Overlays::new(base).unwrap() };
         let board = stage.overlays.board().unwrap();
@@ -238,9 +245,14 @@ fn an_overlay_brings_an_smmu_before_its_masters_and_takes_it_after_them() {
     assert_eq!(dma(&stage), Some(Reached::Memory(guest.backing)));
     stage.bench.audit();
 
-    // It is assigned still: an unplug does not ask.
+    // It is assigned still: a revert does not ask.
     stage.revert(fabric).unwrap();
-    let expected = ["release /soc/accelerator@310000", "release /soc/accelerator@300000", "left iommu@26000000"];
+    let expected = [
+        "reset /soc/accelerator@310000",
+        "release /soc/accelerator@310000",
+        "release /soc/accelerator@300000",
+        "left iommu@26000000",
+    ];
     assert_eq!(stage.log(), expected);
     assert_eq!(dma(&stage), Some(Reached::Fault));
     assert_eq!(stage.registry(), before);
@@ -254,7 +266,8 @@ fn nodes_that_are_there_become_masters_are_switched_on_and_off_and_come_back() {
     let guest = stage.assign(ETHERNET);
     let rewire = stage.apply(REWIRE).unwrap();
     // What goes goes last, whatever its state.
-    assert_eq!(stage.log(), ["offer /soc/usb@110000", "offer /soc/crypto@120000", &format!("release {ETHERNET}")]);
+    let gone = [format!("reset {ETHERNET}"), format!("release {ETHERNET}")];
+    assert_eq!(stage.log(), ["offer /soc/usb@110000", "offer /soc/crypto@120000", &gone[0], &gone[1]]);
     assert_eq!(stage.bench.machine.dma_write(BOARD, StreamId::new(0x10), PAGE), Some(Reached::Fault));
     assert_eq!(stage.device("/soc/usb@110000").streams()[0].id(), StreamId::new(0x50));
     stage.bench.audit();
@@ -282,17 +295,56 @@ fn c18_a_device_whose_streams_change_is_registered_anew_if_it_is_only_blocked() 
     let guest = stage.bench.guest("guest");
     stage.bench.assign(&new, &guest).unwrap();
     let error = stage.revert(restream).unwrap_err();
-    let state = stage.bench.state(&new);
-    assert!(matches!(state, DeviceState::Assigned(_)));
-    let fault = OverlayFault::DeviceInUse { state };
+    assert!(matches!(stage.bench.state(&new), DeviceState::Assigned(_)));
+    let fault = OverlayFault::DeviceInUse { owner: Some("guest".into()) };
     assert_eq!(error, OverlayError::Fault { path: ETHERNET.to_owned(), fault });
-    let says =
-        format!("{ETHERNET}: its streams or its parent change, and it is assigned to domain #1: deassign it first");
+    let says = format!("{ETHERNET}: its streams or its parent change, and it is assigned to guest: deassign it first");
     assert_eq!(error.to_string(), says);
     assert_eq!(stage.overlays.applied().collect::<Vec<_>>(), [restream]);
     let _ = stage.bench.deassign(&new).unwrap();
     stage.revert(restream).unwrap();
     assert_eq!(stage.registry(), before);
+    stage.bench.service.destroy_domain(&guest.domain).unwrap();
+}
+
+#[test]
+fn i14_a_device_that_left_without_a_reset_gets_one_before_its_next_guest() {
+    let mut stage = Stage::new();
+    let first = stage.assign(ETHERNET);
+    stage.host.resets_fail.store(true, Ordering::SeqCst);
+    let rewire = stage.apply(REWIRE).unwrap();
+    stage.revert(rewire).unwrap();
+    // It comes back as what it is, however often.
+    assert_eq!(stage.bench.state(&stage.device(ETHERNET)), NOT_RESET);
+    let again = stage.apply(REWIRE).unwrap();
+    stage.revert(again).unwrap();
+    let ethernet = stage.device(ETHERNET);
+    assert_eq!(stage.bench.state(&ethernet), NOT_RESET);
+    let second = stage.bench.guest("second");
+    assert!(stage.bench.assign(&ethernet, &second).is_err());
+    stage.log();
+    stage.host.resets_fail.store(false, Ordering::SeqCst);
+    stage.bench.assign(&ethernet, &second).unwrap();
+    assert_eq!(stage.log(), [format!("reset {ETHERNET}")]);
+    // From here on it is as any other.
+    let once_more = stage.apply(REWIRE).unwrap();
+    stage.revert(once_more).unwrap();
+    assert_eq!(stage.bench.state(&stage.device(ETHERNET)), DeviceState::Blocked);
+    stage.bench.audit();
+    stage.bench.service.destroy_domain(&first.domain).unwrap();
+    stage.bench.service.destroy_domain(&second.domain).unwrap();
+}
+
+#[test]
+fn c18_a_quarantined_device_does_not_change_for_what_it_lacks_would_be_forgotten() {
+    let mut stage = Stage::new();
+    let guest = stage.assign(ETHERNET);
+    stage.host.resets_fail.store(true, Ordering::SeqCst);
+    let ethernet = stage.device(ETHERNET);
+    assert!(stage.bench.deassign(&ethernet).is_err());
+    let error = stage.apply(RESTREAM).unwrap_err().to_string();
+    let says = "its streams or its parent change, and it is quarantined: what it lacks would be forgotten";
+    assert_eq!(error, format!("{ETHERNET}: {says}"));
     stage.bench.service.destroy_domain(&guest.domain).unwrap();
 }
 

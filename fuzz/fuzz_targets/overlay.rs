@@ -10,8 +10,9 @@ use iommu_assign::assign::{
     DeviceState, Domain, FirmwareMarks, HookError, Iommu, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest,
     Service, Why,
 };
+use iommu_assign::dt::guest::{GuestBridge, GuestLayout, GuestTree, GuestView};
 use iommu_assign::dt::overlay::{OverlayError, OverlayHost, OverlayId, Overlays, merge};
-use iommu_assign::dt::{HostBridge, SmmuNode};
+use iommu_assign::dt::{Board, HostBridge, Interrupt, SmmuNode, Tree};
 use iommu_assign::smmu::{EmptyRoot, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::Spin;
 use libfuzzer_sys::fuzz_target;
@@ -260,7 +261,7 @@ impl World<'_> {
                     assert_eq!(merge(&before.1, &blob).as_deref(), Ok(self.overlays.blob()));
                 }
                 self.seen.push(blob);
-                self.overlays.board().expect("what was applied can be read");
+                show(&self.overlays.board().expect("what was applied can be read"));
             }
             Err(error) => self.check(before, Some(error)),
         }
@@ -324,6 +325,31 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(world.host.in_service.len(), smmus);
     world.service.audit(&mut |finding| panic!("{finding}"));
 });
+
+/// What guests would get to see of the devices can be read, and names no IOMMU.
+fn show(board: &Board<'_>) {
+    let mut tree = GuestTree::new(board, GuestLayout::new(0xfde8, 0x100)).expect("memory");
+    for device in board.devices() {
+        let _ = tree.device(device.node, &mut Everything);
+    }
+    for bridge in board.host_bridges() {
+        let _ = tree.host_bridge(bridge.node, &GuestBridge::new(0x1000_0000, 0..=0), &mut Everything);
+    }
+    let part = tree.finish().expect("memory");
+    let read = Tree::read(&part.blob).unwrap_or_else(|error| panic!("{error}"));
+    for property in read.nodes().flat_map(|node| node.properties().collect::<Vec<_>>()) {
+        assert!(!property.name().contains("iommu") && !property.name().contains("smmu"), "{}", property.name());
+    }
+}
+
+/// A guest that has everything where the host has it.
+struct Everything;
+
+impl GuestView for Everything {
+    fn interrupt(&mut self, interrupt: &Interrupt<'_>) -> Option<[u32; 3]> {
+        interrupt.specifier().collect::<Vec<_>>().try_into().ok()
+    }
+}
 
 fn pick<T>(all: &[T], which: u8) -> Option<&T> {
     all.get(usize::from(which) % all.len().max(1))

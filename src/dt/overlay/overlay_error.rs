@@ -119,10 +119,10 @@ pub enum OverlayFault {
         target: String,
     },
     /// A device would get other streams or another parent while it is not merely blocked.
-    #[error("its streams or its parent change, and it is {state}: deassign it first")]
+    #[error("its streams or its parent change, and it is {}", InUse(owner))]
     DeviceInUse {
-        /// Its state, as the service says it.
-        state: assign::DeviceState,
+        /// The domain that it is assigned to; none where it is quarantined.
+        owner: Option<assign::Label>,
     },
     /// An entry of `__fixups__` or `__local_fixups__` names no four bytes of the overlay.
     #[error("`{property}` has an entry that names no four bytes of a property of the overlay")]
@@ -164,6 +164,13 @@ pub enum OverlayFault {
         /// Path of the node.
         target: String,
     },
+    /// A device comes again that left without a reset, and it would join a device that is assigned: it could not be kept from
+    /// that guest.
+    #[error("it left without a reset, and shares streams with {mate}, which is assigned: deassign that first")]
+    NotReset {
+        /// The device that is assigned.
+        mate: assign::Label,
+    },
     /// A fragment has neither `target` nor `target-path`.
     #[error("it has neither a `target` nor a `target-path` that can be read")]
     NoTarget,
@@ -202,6 +209,18 @@ pub enum OverlayFault {
         /// Path of the node in the overlay, or its phandle.
         target: String,
     },
+}
+
+/// How a device is in use, and what to do.
+struct InUse<'a>(&'a Option<assign::Label>);
+
+impl fmt::Display for InUse<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(owner) => write!(f, "assigned to {owner}: deassign it first"),
+            None => f.write_str("quarantined: what it lacks would be forgotten"),
+        }
+    }
 }
 
 /// Some names with commas between them.

@@ -27,7 +27,8 @@ use super::fixups::owned;
 use super::overlay_error::{OverlayError, OverlayFault};
 use super::overlay_host::OverlayHost;
 use crate::assign::{
-    Cause, Device, DeviceState, Error, HookError, IommuKey, Left, Operation, Removal, Service, Target,
+    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Left, Operation, Quarantine,
+    Removal, Service, Target,
 };
 use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
 use crate::sync::Platform;
@@ -38,6 +39,9 @@ pub(super) struct Leaving {
     bridges: Vec<String>,
     devices: Vec<Target>,
     smmus: Vec<IommuKey>,
+    /// Devices that have gone without a confirmed drain and a reset since their last guest. One that comes again is
+    /// quarantined, so that it is reset before its next guest (contract I-14).
+    not_reset: Vec<DeviceKey>,
 }
 
 /// What becomes of SMMUs, devices and host bridges.
@@ -99,7 +103,7 @@ impl<P: Platform> Transition<'_, P> {
 
     /// Tries again what has not gone yet. Says what still has not.
     pub(super) fn depart(&mut self, failures: &mut Vec<OverlayError>) {
-        let Leaving { bridges, devices, smmus } = &mut *self.leaving;
+        let Leaving { bridges, devices, smmus, not_reset } = &mut *self.leaving;
         let host = &mut *self.host;
         let mut stays = |outcome: Result<(), OverlayError>| match outcome {
             Ok(()) => false,
@@ -111,7 +115,7 @@ impl<P: Platform> Transition<'_, P> {
             }
         };
         bridges.retain(|path| stays(host.bridge_goes(path).map_err(|error| refused(path, "departure", error))));
-        devices.retain(|target| stays(remove(self.service, target)));
+        devices.retain(|target| stays(let_go(self.service, target, not_reset)));
         smmus.retain(|key| {
             stays(match self.service.unregister_iommu(*key) {
                 Ok(()) => {
@@ -175,10 +179,12 @@ impl<P: Platform> Transition<'_, P> {
 
     /// Whether a device that changes is registered. Only one that is blocked loses nothing when it is registered anew.
     fn may_change(&self, device: &DtDevice) -> Result<bool, OverlayError> {
-        match self.service.find(device.device_key()).map(|info| info.state) {
+        let info = self.service.find(device.device_key());
+        let owner = info.as_ref().and_then(|info| info.domain.clone());
+        match info.map(|info| info.state) {
             None => Ok(false),
             Some(DeviceState::Blocked) => Ok(true),
-            Some(state) => Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { state })),
+            Some(_) => Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner })),
         }
     }
 
@@ -218,7 +224,31 @@ impl<P: Platform> Transition<'_, P> {
 
     fn add(&mut self, device: &DtDevice) -> Result<Option<Device>, OverlayError> {
         let Some(spec) = device.spec().ok().and_then(|spec| self.host.offer(device, spec)) else { return Ok(None) };
-        self.service.add(spec).map(Some).map_err(OverlayError::Service)
+        let key = spec.key;
+        let added = self.service.add(spec).map_err(OverlayError::Service)?;
+        if let Some(at) = self.leaving.not_reset.iter().position(|known| *known == key) {
+            if let Err(error) = self.quarantine(&added, device) {
+                // There is room: one for each that comes.
+                self.leaving.devices.push(Target::from(&added));
+                return Err(error);
+            }
+            self.leaving.not_reset.swap_remove(at);
+        }
+        Ok(Some(added))
+    }
+
+    /// Keeps a device that comes again from a guest until it was reset.
+    fn quarantine(&self, added: &Device, device: &DtDevice) -> Result<(), OverlayError> {
+        // It acts on the group: another member's guest must not lose its device for this.
+        let group = self.service.find(added.key()).map(|info| info.group);
+        let in_use = |info: &DeviceInfo| Some(info.group) == group && matches!(info.state, DeviceState::Assigned(_));
+        match self.service.devices().find(in_use) {
+            Some(info) => {
+                let mate = info.device.label().clone();
+                Err(OverlayError::at(owned(&device.path)?, OverlayFault::NotReset { mate }))
+            }
+            None => self.service.quarantine(added, Quarantine::Faults).map_err(OverlayError::Service),
+        }
     }
 
     /// Takes back what was done, in reverse. `lost` has room for all that was removed.
@@ -251,14 +281,36 @@ impl Leaving {
     /// Room for all that a plan could leave, whether it fails or not.
     fn reserve(&mut self, plan: &Plan<'_>) -> Result<(), DtError> {
         self.bridges.try_reserve(plan.bridges_go.len().max(plan.bridges_come.len()))?;
-        self.devices.try_reserve(plan.devices_go.len().max(plan.devices_come.len()))?;
+        let devices = plan.devices_go.len().max(plan.devices_come.len());
+        self.devices.try_reserve(devices)?;
+        self.not_reset.try_reserve(devices)?;
         self.smmus.try_reserve(plan.smmus_go.len().max(plan.smmus_come.len()))?;
         Ok(())
     }
 }
 
-/// Removes a device with all that stands behind it.
-fn remove<P: Platform>(service: &Service<P>, target: &Target) -> Result<(), OverlayError> {
+/// Removes a device with all that stands behind it. One that is assigned is taken from its guest in order first: it was
+/// quiesced and reset then, if it could be.
+fn let_go<P: Platform>(
+    service: &Service<P>,
+    target: &Target,
+    not_reset: &mut Vec<DeviceKey>,
+) -> Result<(), OverlayError> {
+    let key = target.key();
+    let state = || service.find(key).map(|info| info.state);
+    if let Some(info) = service.find(key).filter(|info| matches!(info.state, DeviceState::Assigned(_))) {
+        match service.deassign(&info.device) {
+            Err(error) if matches!(error.cause, Cause::Busy { .. }) => return Err(OverlayError::Service(error)),
+            // What it lacks now is in its state.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    // One that is going already was noted the first time.
+    let lacks = matches!(state(), Some(DeviceState::Assigned(_) | DeviceState::Quarantined(_)));
+    if lacks && !not_reset.contains(&key) {
+        not_reset.try_reserve(1)?;
+        not_reset.push(key);
+    }
     match service.remove_tree(target.clone()) {
         Ok(Removal::Pending) => Err(OverlayError::Service(pending(target))),
         Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
