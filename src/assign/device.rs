@@ -10,7 +10,7 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use super::{CallChain, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
+use super::{CallChain, Cause, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::{InFlight, Seen};
 use crate::sync::outside::Outside;
@@ -24,6 +24,9 @@ pub struct DeviceSpec {
     pub label: Label,
     /// The device that it stands behind, which must be registered.
     pub parent: Option<DeviceKey>,
+    /// It does not outlive a reset of its parent, as a virtual function does not: while it is registered, its parent is
+    /// neither reset nor taken from its owner ([`Cause::HasChildren`](super::Cause::HasChildren)).
+    pub ends_with_parent: bool,
     /// All streams that its DMA can carry, aliases and phantom functions included.
     pub streams: Vec<Stream>,
     /// Devices with the same number are not isolated from each other by their bus (missing ACS): one group.
@@ -49,6 +52,7 @@ impl DeviceSpec {
             key,
             label,
             parent: None,
+            ends_with_parent: false,
             streams,
             isolation: None,
             passthrough: false,
@@ -56,6 +60,17 @@ impl DeviceSpec {
             source: None,
             hooks,
         }
+    }
+}
+
+impl DeviceSpec {
+    /// The spec again, for one try: add consumes it.
+    pub(crate) fn copied(&self) -> Result<Self, Cause> {
+        let mut streams = Vec::new();
+        streams.try_reserve_exact(self.streams.len()).map_err(|_| Cause::OutOfMemory)?;
+        streams.extend_from_slice(&self.streams);
+        let (label, source, hooks) = (self.label.clone(), self.source.clone(), self.hooks.clone());
+        Ok(Self { streams, label, source, hooks, ..*self })
     }
 }
 
@@ -105,6 +120,7 @@ struct DeviceObject {
     depth: AtomicU16,
     passthrough: bool,
     lazy: bool,
+    ends_with_parent: bool,
 }
 
 /// A device's streams on one IOMMU.
@@ -122,7 +138,8 @@ impl Device {
 
     /// `streams` are the spec's, as the object keeps them; `attachments` say where they are.
     pub(super) fn new(id: DeviceId, spec: DeviceSpec, attachments: Box<[Attachment]>) -> Self {
-        let DeviceSpec { key, label, parent, streams, isolation, passthrough, lazy, source, hooks } = spec;
+        let DeviceSpec { key, label, parent, ends_with_parent, streams, isolation, passthrough, lazy, source, hooks } =
+            spec;
         Self(Arc::new(DeviceObject {
             id,
             key,
@@ -137,6 +154,7 @@ impl Device {
             depth: AtomicU16::new(0),
             passthrough,
             lazy,
+            ends_with_parent,
         }))
     }
 
@@ -189,6 +207,11 @@ impl Device {
     /// Whether its entries are taken at its first assign.
     pub(super) fn is_lazy(&self) -> bool {
         self.0.lazy
+    }
+
+    /// Whether a reset of its parent ends it.
+    pub(super) fn ends_with_parent(&self) -> bool {
+        self.0.ends_with_parent
     }
 
     pub(super) fn isolation(&self) -> Option<u64> {

@@ -21,8 +21,8 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree};
 
 use super::records::{ByDomain, ById, ByKey, ByKin, GoneDevices, GoneDomains, Kin, Sources};
 use super::{
-    Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceRecord, DeviceState, Domain, DomainId, DomainRecord,
-    Graveyard, Nodes, Operation, SourceRecord,
+    CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceRecord, DeviceState, Domain, DomainId,
+    DomainRecord, Graveyard, Label, Nodes, Obstacle, Operation, SourceRecord,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -147,6 +147,47 @@ impl<P: Platform> Registry<P> {
         self.registration(child?)
     }
 
+    /// Refuses to remove a device alone behind which others stand. One that is on its way in does not count: its add may be
+    /// undone, and sees the mark of its parent. Where the removal of all of them is pending this one comes too early; one whose
+    /// removal was tried in vain stays until it is removed again.
+    pub(super) fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
+        let (mut staying, mut first, mut leaving) = (0_usize, None, None);
+        let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
+        while let Some(child) = next {
+            if child.marked.get() {
+                leaving = Some(child.device.id());
+            } else if child.is_shown() {
+                staying = staying.saturating_add(1);
+                first.get_or_insert_with(|| child.device.label().clone());
+            }
+            next = self.child(record.device.key(), Some(child.device.key()));
+        }
+        match (first, leaving) {
+            (Some(first), _) => Err(Cause::HasChildren { children: staying, first }),
+            (None, Some(child)) => {
+                above.meet(Obstacle::Registration(child));
+                Err(Cause::busy(Operation::Remove))
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Refuses to reset a device whose children would end with that (a child's add claims the group of its parent, so that
+    /// none comes in while that is claimed).
+    pub(super) fn check_dependents(&self, parent: &Device) -> Result<(), Cause> {
+        let (mut children, mut first) = (0_usize, None);
+        let has_children = self.registration(parent).is_some_and(|record| record.children.get() > 0);
+        let mut next = self.child(parent.key(), None).filter(|_| has_children);
+        while let Some(child) = next {
+            if child.device.ends_with_parent() {
+                children = children.saturating_add(1);
+                first.get_or_insert_with(|| child.device.label().clone());
+            }
+            next = self.child(parent.key(), Some(child.device.key()));
+        }
+        first.map_or(Ok(()), |first| Err(Cause::HasChildren { children, first }))
+    }
+
     fn kin_from(&self, start: Bound<&Kin>, belongs: impl Fn(Kin) -> bool) -> Option<&Device> {
         let node = self.kin.lower_bound(start).get()?;
         belongs(ByKin::NEW.get_key(node)).then_some(&node.device)
@@ -240,9 +281,15 @@ impl<P: Platform> Registry<P> {
         }
     }
 
+    /// The name of the domain that owns a device.
+    pub(super) fn owner_of(&self, record: &DeviceRecord) -> Option<Label> {
+        let owner = record.state.get().owner().and_then(|id| self.domain(id));
+        owner.map(|record| record.domain.label().clone())
+    }
+
     fn info(&self, record: &DeviceRecord) -> DeviceInfo {
         let state = if record.going.get() { DeviceState::Going } else { record.state.get() };
-        let domain = state.owner().and_then(|id| self.domain(id)).map(|record| record.domain.label().clone());
+        let domain = state.owner().and_then(|_| self.owner_of(record));
         DeviceInfo { device: record.device.clone(), state, group: self.leader_of(record).device.key(), domain }
     }
 

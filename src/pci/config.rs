@@ -144,6 +144,16 @@ pub enum HeaderType {
 pub struct FunctionConfig<'a, C: ?Sized> {
     space: &'a C,
     function: Sbdf,
+    identity: Identity,
+}
+
+/// How a function says who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// In its own registers.
+    Own,
+    /// A virtual function: both of its IDs read all ones, and these are meant (9.3.4.1.1, 9.3.4.1.2).
+    Virtual { vendor: u16, device: u16 },
 }
 
 impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
@@ -153,7 +163,11 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     ///
     /// [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
     pub fn new(space: &'a C, function: Sbdf) -> Result<Self, ConfigError> {
-        let config = Self { space, function };
+        Self::open(space, function, Identity::Own)
+    }
+
+    pub(super) fn open(space: &'a C, function: Sbdf, identity: Identity) -> Result<Self, ConfigError> {
+        let config = Self { space, function, identity };
         config.still_present()?;
         Ok(config)
     }
@@ -161,6 +175,10 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     /// The space that it is part of.
     pub(super) const fn space(&self) -> &'a C {
         self.space
+    }
+
+    pub(super) const fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// Whose it is.
@@ -177,10 +195,16 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     pub fn still_present(&self) -> Result<(), ConfigError> {
         let function = self.function;
         // No vendor has these IDs; some bridges answer with zeros for what is not there.
-        match self.read(VENDOR) & 0xffff {
-            0 | 0xffff => Err(ConfigError::NotPresent { function }),
-            1 => Err(ConfigError::NotReady { function }),
-            _ => Ok(()),
+        match (self.read(VENDOR) & 0xffff, self.identity) {
+            (1, _) => Err(ConfigError::NotReady { function }),
+            (0 | 0xffff, Identity::Own) => Err(ConfigError::NotPresent { function }),
+            (_, Identity::Own) => Ok(()),
+            // Each PCI Express function has capabilities, and bits of Command are always 0 (7.5.1.1.3, 7.5.1.1.4).
+            (_, Identity::Virtual { .. }) => match self.read(COMMAND) {
+                u32::MAX => Err(ConfigError::NotPresent { function }),
+                value if value >> 16 & u32::from(HAS_CAPABILITIES) == 0 => Err(ConfigError::NotPresent { function }),
+                _ => Ok(()),
+            },
         }
     }
 
@@ -226,7 +250,10 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     /// Vendor and device ID.
     #[must_use]
     pub fn ids(&self) -> (u16, u16) {
-        (self.read_u16(VENDOR), self.read_u16(VENDOR | 2))
+        match self.identity {
+            Identity::Own => (self.read_u16(VENDOR), self.read_u16(VENDOR | 2)),
+            Identity::Virtual { vendor, device } => (vendor, device),
+        }
     }
 
     /// Subsystem vendor ID and subsystem ID of an endpoint. Other layouts have something else there.
@@ -289,6 +316,8 @@ const VENDOR: u16 = 0x00;
 /// The Command register; Status is the upper half.
 pub(super) const COMMAND: u16 = 0x04;
 pub(super) const STATUS: u16 = 0x06;
+/// Status bit 4 (7.5.1.1.4).
+pub(super) const HAS_CAPABILITIES: u16 = 1 << 4;
 const CLASS: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0c;
 const SUBSYSTEM: u16 = 0x2c;

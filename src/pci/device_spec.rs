@@ -3,7 +3,7 @@
 use alloc::format;
 
 use super::enumeration::Enumeration;
-use super::function::Function;
+use super::function::{Function, FunctionKind};
 use super::host_bridge::{HostBridge, StreamsError};
 use super::key::PciKey;
 use crate::assign::{DeviceSpec, Label};
@@ -11,7 +11,7 @@ use crate::assign::{DeviceSpec, Label};
 impl Function {
     /// The function as [`Service::add`](crate::assign::Service::add) takes it: its key, its address as label, its streams,
     /// its isolation group, its host bridge's mark for passing through, and as parent the nearest bridge above that has
-    /// streams of its own. Functions that are added in the order of [`Enumeration::functions`] find their parents
+    /// streams of its own; of a virtual function its physical function. Functions that are added in the order of [`Enumeration::functions`] find their parents
     /// registered.
     ///
     /// `host` and `found` are the host bridge behind which it was found, and all that was found there. Hooks, a source object
@@ -33,6 +33,7 @@ impl Function {
         let mut bridges = bridges.filter(is_offered);
         Ok(DeviceSpec {
             parent: bridges.next().map(Into::into),
+            ends_with_parent: self.kind == FunctionKind::Virtual,
             isolation: Some(self.isolation.number()),
             passthrough: host.passthrough,
             ..DeviceSpec::new(self.key.into(), label, streams)

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::capability::Capabilities;
+use super::config::{ConfigError, ConfigSpace, FunctionConfig, Identity};
 use super::key::PciKey;
 use super::topology::{Alias, Isolation};
 use super::{Bus, Sbdf};
@@ -33,6 +34,22 @@ pub struct Function {
     pub isolation: Isolation,
 }
 
+impl Function {
+    /// Its configuration space, if it answers. A virtual function is not found by [`FunctionConfig::new`], since it has
+    /// no IDs of its own to answer with.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
+    pub fn config<'a, C: ConfigSpace + ?Sized>(&self, space: &'a C) -> Result<FunctionConfig<'a, C>, ConfigError> {
+        let identity = match self.kind {
+            FunctionKind::Virtual => Identity::Virtual { vendor: self.vendor, device: self.device },
+            _ => Identity::Own,
+        };
+        FunctionConfig::open(space, self.sbdf, identity)
+    }
+}
+
 /// What a function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,4 +65,6 @@ pub enum FunctionKind {
     },
     /// A CardBus bridge. What is below is not looked at.
     CardBus,
+    /// A virtual function: an endpoint behind its physical function ([`sriov`](super::sriov)).
+    Virtual,
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::config::{ConfigError, ConfigSpace, FunctionConfig};
+use super::config::{ConfigError, ConfigSpace, FunctionConfig, Identity};
 use super::control::{self, ControlError, Progress, Quiesce, Reset, ResetMethod, Saved};
 use super::enumeration::Enumeration;
 use super::function::{Function, FunctionKind};
@@ -11,7 +11,7 @@ use super::{Capabilities, Sbdf};
 use crate::assign::{DeviceHooks, HookContext, HookError};
 use crate::sync::{self, Micros, Platform};
 
-/// How the steps of a function's hooks let time pass.
+/// How time passes where a function is waited for.
 #[derive(Clone, Copy)]
 pub struct Delay(Passing);
 
@@ -34,7 +34,7 @@ impl Delay {
         Self(Passing::Sleep(sleep))
     }
 
-    fn pass(self, time: Micros) {
+    pub(super) fn pass(self, time: Micros) {
         match self.0 {
             Passing::Sleep(sleep) => sleep(time),
             Passing::Spin(now) => {
@@ -87,6 +87,7 @@ impl fmt::Debug for Delay {
 pub struct FunctionHooks<C> {
     space: C,
     function: Sbdf,
+    identity: Identity,
     capabilities: Capabilities,
     /// The bridge right above, where there is one.
     bridge: Option<Sbdf>,
@@ -108,14 +109,18 @@ impl<C: ConfigSpace> FunctionHooks<C> {
     ///
     /// [`ControlError::StaysOn`]: the function must not be offered. [`ConfigError::NotPresent`], [`ConfigError::NotReady`].
     pub fn new(space: C, function: &Function, found: &Enumeration, delay: Delay) -> Result<Self, ControlError> {
-        let config = FunctionConfig::new(&space, function.sbdf)?;
+        let config = function.config(&space)?;
+        let identity = config.identity();
         control::turn_translation_services_off(&config, &function.capabilities)?;
-        let is_endpoint = function.kind == FunctionKind::Endpoint;
+        let is_endpoint = matches!(function.kind, FunctionKind::Endpoint | FunctionKind::Virtual);
         let first = if is_endpoint { Some(Saved::read(&config, &function.capabilities)?) } else { None };
-        let bridge = function.key.parent().and_then(|key| found.function(key)).map(|bridge| bridge.sbdf);
+        // Above a virtual function is its physical one.
+        let above = function.key.parent().filter(|_| function.kind != FunctionKind::Virtual);
+        let bridge = above.and_then(|key| found.function(key)).map(|bridge| bridge.sbdf);
         Ok(Self {
             space,
             function: function.sbdf,
+            identity,
             capabilities: function.capabilities,
             bridge,
             first,
@@ -147,7 +152,7 @@ impl<C: ConfigSpace> FunctionHooks<C> {
     }
 
     fn config(&self) -> Result<FunctionConfig<'_, C>, ConfigError> {
-        FunctionConfig::new(&self.space, self.function)
+        FunctionConfig::open(&self.space, self.function, self.identity)
     }
 
     fn make_quiet(&self) -> Result<(), ControlError> {

@@ -29,6 +29,7 @@
 //! | `function_hooks.rs` | what the service calls when a function changes owners |
 //! | `device_spec.rs` | what the service takes of a function |
 //! | `control/` | keeping a function quiet while it changes owners |
+//! | `sriov/` | virtual functions, switched on and off |
 //! | `fake/` | a configuration space made of memory, for tests |
 //!
 //! # Locking
@@ -51,6 +52,7 @@ mod enumeration;
 mod device_spec;
 pub mod control;
 mod function_hooks;
+pub mod sriov;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 

@@ -161,15 +161,18 @@ pub(super) fn isolates_below(port_type: Option<PortType>, controlled: bool, apar
 
 /// Whether requests to peers go up to the root complex.
 pub(super) fn has_access_control(capabilities: &Capabilities) -> bool {
-    let required = AcsControls::SOURCE_VALIDATION
-        | AcsControls::REQUEST_REDIRECT
-        | AcsControls::COMPLETION_REDIRECT
-        | AcsControls::UPSTREAM_FORWARDING;
+    let required = REQUIRED;
     let is_switch = capabilities.express.is_some_and(|express| express.port_type == PortType::SwitchDownstream);
     capabilities
         .acs
         .is_some_and(|acs| acs.enabled.contains(if is_switch { required } else { required & acs.supported }))
 }
+
+/// The access control services that keep a function's requests from its peers.
+pub(super) const REQUIRED: AcsControls = AcsControls::SOURCE_VALIDATION
+    .union(AcsControls::REQUEST_REDIRECT)
+    .union(AcsControls::COMPLETION_REDIRECT)
+    .union(AcsControls::UPSTREAM_FORWARDING);
 
 #[cfg(test)]
 mod tests {

@@ -20,6 +20,7 @@ pub(crate) mod oracle;
 pub(crate) mod parts;
 pub(crate) mod presets;
 pub(crate) mod rig;
+pub(crate) mod slots;
 pub(crate) mod stopping;
 pub(crate) mod supply;
 pub(crate) mod waiting;

@@ -52,8 +52,8 @@ impl<P: Platform> Service<P> {
     ///
     /// # Errors
     ///
-    /// [`Cause::NotAssigned`], [`Cause::Busy`], [`Cause::Gone`], [`Cause::Iommu`] with `NoPower`: nothing changed.
-    /// [`Cause::Iommu`] with `SyncTimeout` and [`Cause::Hook`]: the device is quarantined.
+    /// [`Cause::NotAssigned`], [`Cause::Busy`], [`Cause::Gone`], [`Cause::HasChildren`] while devices stand behind it that
+    /// its reset would end, [`Cause::Iommu`] with `NoPower`: nothing changed. [`Cause::Iommu`] with `SyncTimeout` and [`Cause::Hook`]: the device is quarantined.
     ///
     /// # Context
     ///
@@ -97,8 +97,10 @@ impl<P: Platform> Service<P> {
         whole_group: bool,
     ) -> Result<Deassigned, Error> {
         let leaves = |member: &Member| member.state.get().owner().is_some();
-        let check =
-            |_: &Registry<P>, claim: &mut Claim<'_>| mark_work(claim, device, whole_group, leaves, Cause::NotAssigned);
+        let check = |registry: &Registry<P>, claim: &mut Claim<'_>| {
+            mark_work(claim, device, whole_group, leaves, Cause::NotAssigned)?;
+            check_dependents(registry, claim)
+        };
         self.operate(above, device, Operation::Deassign, check, |held, claim, crew| {
             // A hook may assign any of them.
             let names = room_for_keepers(claim, |_| true).map_err(|cause| (cause, Left::Unchanged))?;
@@ -224,6 +226,12 @@ impl<P: Platform> Service<P> {
         let is_quarantined = claim.movers().any(|mover| mover.state.get().is_quarantined());
         if is_quarantined { Left::Quarantined } else { Left::Unchanged }
     }
+}
+
+/// Refuses to cleanse what children depend on: its reset would end them, whoever has them.
+pub(super) fn check_dependents<P: Platform>(registry: &Registry<P>, claim: &Claim<'_>) -> Result<(), Cause> {
+    let mut reset = claim.members().filter(|member| LIVE_WORK(member, claim.level));
+    reset.try_for_each(|member| registry.check_dependents(&member.device))
 }
 
 /// Marks the members that the operation moves: the device alone or its whole group, as far as `moves` accepts them.

@@ -5,7 +5,7 @@
 //! | assign | yes | what is quarantined | yes | quarantined |
 //! | reassign | yes | yes | yes | quarantined |
 
-use super::deassign::mark_work;
+use super::deassign::{check_dependents, mark_work};
 use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS, Power};
 use super::run::Failure;
 use crate::assign::{
@@ -31,8 +31,8 @@ impl<P: Platform> Service<P> {
     /// # Errors
     ///
     /// [`Cause::GroupConflict`] when a device of its group has another owner, [`Cause::AlreadyAssigned`],
-    /// [`Cause::Denied`] by the policy, [`Cause::Busy`], [`Cause::Gone`], and what the IOMMUs say: nothing is changed
-    /// then, and no register written. After the first write only a failure of the hardware or a hook is left: the device is
+    /// [`Cause::Denied`] by the policy, [`Cause::HasChildren`] when it would be reset and devices behind it would end with
+    /// that, [`Cause::Busy`], [`Cause::Gone`], and what the IOMMUs say: nothing is changed then, and no register written. After the first write only a failure of the hardware or a hook is left: the device is
     /// quarantined then.
     ///
     /// # Context
@@ -231,6 +231,7 @@ impl<P: Platform> Service<P> {
             }
             let lacks = |member: &&Member| member.state.get().is_quarantined() && !broken!("uncleansed_mate");
             if let Some(member) = claim.member(mate.id()).filter(lacks) {
+                self.registry.lock(held).check_dependents(&mate)?;
                 member.work.set(claim.level);
                 member.along.set(true);
             }
@@ -303,6 +304,7 @@ pub(super) fn choose_movers<P: Platform>(
         }
     }
     mark_work(claim, device, whole_group, |member| owner(member).is_some() == reassigning, Cause::Gone)?;
+    check_dependents(registry, claim)?;
     registry.hold(domain).inspect_err(|_| claim.above.meet(Obstacle::Domain(wanted)))?;
     claim.hold = Some(wanted);
     if !broken!("late_target") {

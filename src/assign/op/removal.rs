@@ -12,8 +12,8 @@ use intrusive_collections::LinkedList;
 
 use crate::assign::guarded;
 use crate::assign::{
-    Attempt, CallChain, Cause, Claim, Device, DeviceRecord, DeviceState, Error, Event, HookContext, IommuError, Label,
-    Lacks, Left, Marked, Member, Members, Obstacle, Operation, Registry, Service, Target, is_protected,
+    Attempt, CallChain, Cause, Claim, Device, DeviceState, Error, Event, HookContext, IommuError, Label, Lacks, Left,
+    Marked, Member, Members, Operation, Service, Target, is_protected,
 };
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -30,6 +30,15 @@ pub enum Removal {
     StillReachable(Vec<Label>),
     /// Another operation of the device's group is running: it will finish the removal when it ends, and undo itself.
     Pending,
+}
+
+/// What becomes of a device that a domain owns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owned {
+    /// The domain loses it.
+    Removed,
+    /// It stays.
+    Refused,
 }
 
 /// What became of a device that was asked to go.
@@ -109,9 +118,17 @@ impl<P: Platform> Service<P> {
     }
 
     pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, target: &Target) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), above, target);
+        let result = self.remove_in(&mut Held::enter(), above, target, Owned::Removed);
         self.report(&result);
         result
+    }
+
+    /// [`remove`](Self::remove), unless a domain owns the device or another operation has its group: nothing is changed then,
+    /// and no mark is left.
+    pub(crate) fn remove_unassigned(&self, device: &Device) -> Result<(), Error> {
+        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Owned::Refused);
+        self.report(&result);
+        result.map(drop)
     }
 
     fn remove_in(
@@ -119,6 +136,7 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         above: CallChain<'_>,
         target: &Target,
+        owned: Owned,
     ) -> Result<Removal, Error> {
         let (operation, only) = (Operation::Remove, target.only());
         let (id, marked) = {
@@ -138,8 +156,15 @@ impl<P: Platform> Service<P> {
                 Ok(group)
             });
             let mut group = match taken {
-                Ok(group) => group,
+                Ok(group) => match registry.owner_of(record).filter(|_| owned == Owned::Refused) {
+                    None => group,
+                    Some(domain) => {
+                        registry.give_back(group, above);
+                        return Err(refuse(Cause::AlreadyAssigned { domain }));
+                    }
+                },
                 Err(cause @ Cause::WouldDeadlock { .. }) => return Err(refuse(cause)),
+                Err(cause) if owned == Owned::Refused => return Err(refuse(cause)),
                 Err(_) => {
                     if !broken!("dropped_mark") {
                         registry.mark(record);
@@ -180,7 +205,7 @@ impl<P: Platform> Service<P> {
         let target = Target::from(&device);
         let attempt = Attempt::default();
         loop {
-            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), &target) {
+            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), &target, Owned::Removed) {
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
                     return Ok(());
                 }
@@ -349,32 +374,5 @@ pub(super) fn withdraw(held: &mut Held<'_, Unlocked>, device: &Device) -> Result
 fn set_state(claim: &Claim<'_>, state: DeviceState) {
     if let Some(member) = claim.member(claim.device.id()) {
         member.state.set(state);
-    }
-}
-
-impl<P: Platform> Registry<P> {
-    /// Refuses to remove a device alone behind which others stand. One that is on its way in does not count: its add may be
-    /// undone, and sees the mark of its parent. Where the removal of all of them is pending this one comes too early; one whose
-    /// removal was tried in vain stays until it is removed again.
-    fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
-        let (mut staying, mut first, mut leaving) = (0_usize, None, None);
-        let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
-        while let Some(child) = next {
-            if child.marked.get() {
-                leaving = Some(child.device.id());
-            } else if child.is_shown() {
-                staying = staying.saturating_add(1);
-                first.get_or_insert_with(|| child.device.label().clone());
-            }
-            next = self.child(record.device.key(), Some(child.device.key()));
-        }
-        match (first, leaving) {
-            (Some(first), _) => Err(Cause::HasChildren { children: staying, first }),
-            (None, Some(child)) => {
-                above.meet(Obstacle::Registration(child));
-                Err(Cause::busy(Operation::Remove))
-            }
-            (None, None) => Ok(()),
-        }
     }
 }

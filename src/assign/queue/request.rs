@@ -1,6 +1,5 @@
 //! What can be asked for, and how it is carried out.
 
-use alloc::vec::Vec;
 use core::fmt;
 
 use crate::assign::chain::Attempt;
@@ -105,7 +104,7 @@ impl<P: Platform> Request<P> {
         };
         let service = service.within(CallChain::NONE.trying(tries));
         match self {
-            Self::Add(spec) => service.add(copied(spec).map_err(|cause| self.refuse(cause))?).map(Answer::Added),
+            Self::Add(spec) => service.add(spec.copied().map_err(|cause| self.refuse(cause))?).map(Answer::Added),
             Self::Assign(target, domain) => service.assign(&device(target)?, domain).map(done),
             Self::AssignGroup(target, domain) => service.assign_group(&device(target)?, domain).map(done),
             Self::Deassign(target) => service.deassign(&device(target)?).map(Answer::Deassigned),
@@ -125,15 +124,6 @@ impl<P: Platform> Request<P> {
 
 const fn done((): ()) -> Answer {
     Answer::Done
-}
-
-/// The spec again, for one try: add consumes it.
-fn copied(spec: &DeviceSpec) -> Result<DeviceSpec, Cause> {
-    let mut streams = Vec::new();
-    streams.try_reserve_exact(spec.streams.len()).map_err(|_| Cause::OutOfMemory)?;
-    streams.extend_from_slice(&spec.streams);
-    let (label, source, hooks) = (spec.label.clone(), spec.source.clone(), spec.hooks.clone());
-    Ok(DeviceSpec { streams, label, source, hooks, ..*spec })
 }
 
 impl<P: Platform> fmt::Debug for Request<P> {

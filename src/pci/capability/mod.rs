@@ -1,15 +1,19 @@
 //! Bounded walks of the two capability lists, and typed views of what decides isolation.
 //!
-//! The walks are here, `views.rs` has the views, `conventional.rs` those of capabilities that conventional PCI has. Section numbers are of the PCI Express Base Specification, revision 6.
+//! The walks are here, `views.rs` has the views, `single_root.rs` that of SR-IOV, `conventional.rs` those of capabilities
+//! that conventional PCI has. Section numbers are of the PCI Express Base Specification, revision 6.
 
-use super::config::{ConfigError, ConfigSpace, FunctionConfig, STATUS};
+use super::config::{ConfigError, ConfigSpace, FunctionConfig, HAS_CAPABILITIES, STATUS};
 
 mod views;
+mod single_root;
 mod conventional;
 
 pub use conventional::{AdvancedFeatures, PowerManagement};
+pub use single_root::SrIov;
+pub(super) use single_root::{ARI_HIERARCHY, VF_ENABLE, VF_MEMORY_ENABLE};
 pub(super) use views::{ARI_FORWARDING, ATS_ENABLE, PASID_ENABLE, PHANTOM_ENABLE, PRI_ENABLE, ari_control};
-pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, ResizableBars, SrIov};
+pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, ResizableBars};
 
 /// An entry of the standard list (7.5.1.1.11): in the first 256 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +219,5 @@ fn walk_extended<C: ConfigSpace + ?Sized>(
 }
 
 const CAPABILITIES_POINTER: u16 = 0x34;
-/// Status bit 4 (7.5.1.1.4).
-const HAS_CAPABILITIES: u16 = 1 << 4;
 const FIRST_CAPABILITY: u16 = 0x40;
 const FIRST_EXTENDED: u16 = 0x100;

@@ -284,58 +284,6 @@ impl Pasid {
     }
 }
 
-/// Single root I/O virtualization (9.3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SrIov {
-    /// Where the capability is.
-    pub offset: u16,
-    /// Whether the virtual functions exist now.
-    pub enabled: bool,
-    /// How many virtual functions there can be.
-    pub total: u16,
-    /// How many there are when enabled.
-    pub count: u16,
-    /// The first virtual function's requester ID, from the physical function's.
-    pub first_offset: u16,
-    /// From one virtual function's requester ID to the next.
-    pub stride: u16,
-    /// The device ID of the virtual functions.
-    pub device_id: u16,
-}
-
-impl SrIov {
-    pub(super) fn read<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, offset: u16) -> Self {
-        let read = |by| config.read_u16(at(offset, by));
-        Self {
-            offset,
-            enabled: read(SR_IOV_CONTROL) & VF_ENABLE != 0,
-            total: read(0x0e),
-            count: read(0x10),
-            first_offset: read(0x14),
-            stride: read(0x16),
-            device_id: read(0x1a),
-        }
-    }
-
-    /// Where its control register is.
-    #[must_use]
-    pub const fn control(&self) -> u16 {
-        at(self.offset, SR_IOV_CONTROL)
-    }
-
-    /// Where the number of virtual functions is, 16 bits.
-    #[must_use]
-    pub const fn number(&self) -> u16 {
-        at(self.offset, 0x10)
-    }
-
-    /// Where the page size and the six base addresses of the virtual functions are.
-    pub(in super::super) fn addresses(self) -> impl Iterator<Item = u16> {
-        [0x20, 0x24, 0x28, 0x2c, 0x30, 0x34, 0x38].into_iter().map(move |by| at(self.offset, by))
-    }
-}
-
 /// Base addresses of a size that can be set (7.8.6); for those of virtual functions the same (7.8.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -380,5 +328,3 @@ const PRI_CONTROL: u16 = 0x04;
 pub(in super::super) const PRI_ENABLE: u16 = 1 << 0;
 const PASID_CONTROL: u16 = 0x06;
 pub(in super::super) const PASID_ENABLE: u16 = 1 << 0;
-const SR_IOV_CONTROL: u16 = 0x08;
-const VF_ENABLE: u16 = 1 << 0;

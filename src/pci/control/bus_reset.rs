@@ -1,7 +1,7 @@
 //! The reset of a bus that one function has for itself.
 
 use super::super::capability::Capabilities;
-use super::super::config::{ConfigSpace, FunctionConfig, HeaderType, OtherHalf};
+use super::super::config::{ConfigSpace, FunctionConfig, HeaderType, Identity, OtherHalf};
 use super::super::{DeviceFunction, Sbdf};
 use super::quiesce::ControlError;
 use crate::sync::Micros;
@@ -30,6 +30,10 @@ impl BusReset {
     ) -> Result<Self, ControlError> {
         let (space, function) = (config.space(), config.function());
         let none = ControlError::NoReset { function };
+        if config.identity() != Identity::Own {
+            // It is alone on no bus: its physical function is there, or others like it, which cannot be seen.
+            return Err(none);
+        }
         let above = FunctionConfig::new(space, bridge)?;
         match above.header_type()? {
             HeaderType::Bridge { secondary, .. } if secondary == function.bus && bridge.bus < secondary => {}

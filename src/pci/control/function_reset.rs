@@ -2,7 +2,7 @@
 
 use super::super::Sbdf;
 use super::super::capability::Capabilities;
-use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType, OtherHalf};
+use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType, Identity, OtherHalf};
 use super::bus_reset::BusReset;
 use super::quiesce::{ControlError, Progress};
 use super::saved::{FUNCTION_LEVEL_RESET, Saved};
@@ -44,6 +44,7 @@ impl ResetMethod {
 #[must_use = "the function answers again only when a step says Done"]
 pub struct Reset {
     function: Sbdf,
+    identity: Identity,
     method: ResetMethod,
     saved: Saved,
     phase: Phase,
@@ -134,7 +135,7 @@ impl Reset {
             }
             ResetMethod::Bus => Phase::Release(BusReset::begin(config, bridge.ok_or(none)?)?),
         };
-        Ok(Self { function, method, saved, phase, steps })
+        Ok(Self { function, identity: config.identity(), method, saved, phase, steps })
     }
 
     /// What must pass before the next step.
@@ -159,7 +160,7 @@ impl Reset {
     pub fn step<C: ConfigSpace + ?Sized>(&mut self, space: &C) -> Result<Progress, ControlError> {
         match self.phase {
             Phase::PowerUp(control) => {
-                let config = FunctionConfig::new(space, self.function)?;
+                let config = FunctionConfig::open(space, self.function, self.identity)?;
                 set_power_state(&config, control, D0);
                 config.still_present()?;
                 self.phase = Phase::First;
@@ -173,7 +174,7 @@ impl Reset {
             Phase::First | Phase::Again => {}
         }
         self.phase = Phase::Again;
-        let Ok(config) = FunctionConfig::new(space, self.function) else {
+        let Ok(config) = FunctionConfig::open(space, self.function, self.identity) else {
             self.steps = self.steps.checked_sub(1).ok_or(ControlError::ResetTimeout { function: self.function })?;
             return Ok(Progress::Waiting);
         };

@@ -1,15 +1,20 @@
 //! A function, built capability by capability.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::fake_registers::FakeRegisters;
 use super::fake_resets::{self, BRIDGE_CONTROL, BUS_RESET, FakeResets};
+use super::fake_sriov::FakeSriov;
 use crate::pci::{AcsControls, Capability, ExtendedCapability, PortType};
 
 /// One function: 4 KiB of registers with what a write can change.
 #[derive(Debug)]
 pub struct FakeFunction {
-    registers: FakeRegisters,
+    pub(super) registers: FakeRegisters,
+    pub(super) sriov: FakeSriov,
+    /// What stands in the places of its virtual functions.
+    pub(super) virtuals: Box<[Self]>,
     present: AtomicBool,
     /// Where the PCI Express capability is; 0: none.
     express_at: u16,
@@ -195,29 +200,6 @@ impl FakeFunction {
         self.extended(ExtendedCapability::PASID, 1, &[0, 0, 1, 0]).last_extended_writable(4, 0x7_0000)
     }
 
-    /// Adds SR-IOV with `count` of `total` virtual functions switched on, as an earlier owner may have left it.
-    #[must_use]
-    pub fn sr_iov_on(self, total: u16, count: u16, first_offset: u16, stride: u16) -> Self {
-        let mut function = self.sr_iov(total, first_offset, stride);
-        let at = function.last_extended;
-        function.registers.set(at.wrapping_add(0x08), 1, 0xffff);
-        function.registers.set(at.wrapping_add(0x10), u32::from(count), 0xffff);
-        function
-    }
-
-    /// Adds SR-IOV for `total` virtual functions, none of them switched on.
-    #[must_use]
-    pub fn sr_iov(self, total: u16, first_offset: u16, stride: u16) -> Self {
-        let mut body = [0; 0x3c];
-        let fields = [(0x08, total), (0x0a, total), (0x10, first_offset), (0x12, stride)];
-        for (at, value) in fields {
-            if let Some(place) = body.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-                *place = value.to_le_bytes();
-            }
-        }
-        self.extended(ExtendedCapability::SR_IOV, 1, &body).last_extended_writable(8, 0xffff)
-    }
-
     /// Overwrites 32 bits whatever they mean, as broken hardware would have them: a looping list, for example.
     #[must_use]
     pub fn broken(mut self, offset: u16, value: u32) -> Self {
@@ -273,9 +255,11 @@ impl FakeFunction {
         self.registers.peek(offset)
     }
 
-    fn blank(vendor: u16, device: u16, class: u32) -> Self {
+    pub(super) fn blank(vendor: u16, device: u16, class: u32) -> Self {
         let mut function = Self {
             registers: FakeRegisters::new(),
+            sriov: FakeSriov::default(),
+            virtuals: Box::default(),
             present: AtomicBool::new(true),
             express_at: 0,
             next_free: 0x40,
@@ -304,7 +288,14 @@ impl FakeFunction {
         self.present.load(Relaxed)
     }
 
-    pub(super) fn read(&self, offset: u16) -> u32 {
+    /// Plugs it in again, as it is after a reset.
+    pub(super) fn plug_in(&self) {
+        self.reset();
+        self.present.store(true, Relaxed);
+    }
+
+    pub(super) fn read(&self, offset: u16, now: u64) -> u32 {
+        self.sriov.asked(&self.registers, offset, now);
         if offset < 4 && take_one(&self.retries) {
             return 0xffff_0001;
         }
@@ -313,7 +304,8 @@ impl FakeFunction {
         self.peek(offset) | if pending { 1 << 21 } else { 0 } | if advanced { 1 << 8 } else { 0 }
     }
 
-    pub(super) fn write(&self, offset: u16, value: u32) {
+    pub(super) fn write(&self, offset: u16, value: u32, now: u64) {
+        let control = self.sriov.asked(&self.registers, offset, now);
         let before = self.peek(offset);
         self.registers.write(offset, value);
         if self.resets.are_begun(offset, before, value) {
@@ -323,6 +315,19 @@ impl FakeFunction {
         if resets && self.peek(self.express_register(0x04)) & 1 << 28 != 0 {
             self.reset();
         }
+        if self.sriov.wrote(&self.registers, offset, control, now) {
+            self.virtuals.iter().for_each(Self::reset);
+        }
+    }
+
+    pub(super) fn has_virtual_functions(&self) -> bool {
+        !self.virtuals.is_empty()
+    }
+
+    /// The virtual function with requester ID `wanted`, if it answers; `own` is that of this function.
+    pub(super) fn virtual_with(&self, own: u16, wanted: u16, now: u64) -> Option<&Self> {
+        let number = self.sriov.number_of(&self.registers, own, wanted, now).filter(|_| self.is_present())?;
+        self.virtuals.get(usize::from(number)).filter(|function| function.is_present())
     }
 
     /// Leaves every register as after a reset, and answers with "try again" for as long as was asked.

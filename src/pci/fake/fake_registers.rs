@@ -35,6 +35,18 @@ impl FakeRegisters {
         register.store((register.load(Relaxed) & !writable | value & writable) & !clears, Relaxed);
     }
 
+    /// Sets 32 bits until a reset, whatever a write can change.
+    pub(super) fn poke(&self, offset: u16, value: u32) {
+        if let Some(register) = self.registers.get(word(offset)) {
+            register.store(value, Relaxed);
+        }
+    }
+
+    /// What a reset leaves.
+    pub(super) fn initial(&self, offset: u16) -> u32 {
+        self.initial.get(word(offset)).copied().unwrap_or(u32::MAX)
+    }
+
     pub(super) fn reset(&self) {
         for (register, initial) in self.registers.iter().zip(self.initial.iter()) {
             register.store(*initial, Relaxed);
@@ -64,6 +76,12 @@ impl FakeRegisters {
     pub(super) fn set_writable(&mut self, offset: u16, bits: u32) {
         if let Some(writable) = self.writable.get_mut(word(offset)) {
             *writable |= bits;
+        }
+    }
+
+    pub(super) fn set_not_writable(&mut self, offset: u16, bits: u32) {
+        if let Some(writable) = self.writable.get_mut(word(offset)) {
+            *writable &= !bits;
         }
     }
 

@@ -1,7 +1,7 @@
 //! A configuration space made of memory: for host tests and prototypes (feature `fakes`).
 //!
 //! It behaves where isolation depends on it: read-only bits, bits that a 1 clears, a reset that takes a while, all
-//! ones after a removal, transactions that stay pending. It can also be broken on purpose.
+//! ones after a removal, transactions that stay pending, virtual functions that come and go. It can also be broken on purpose.
 //!
 //! ```
 //! use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
@@ -18,13 +18,17 @@
 //! | file | what |
 //! |---|---|
 //! | `fake_registers.rs` | 4 KiB of registers, what a write can change, what a reset leaves |
+//! | `fake_sriov.rs` | its SR-IOV capability |
 //! | `fake_function.rs` | a function, built capability by capability |
 //! | `fake_resets.rs` | resets by other ways than PCI Express |
+//! | `fake_virtual.rs` | a function with virtual functions |
 //! | `fake_space.rs` | the functions of a segment |
 
 mod fake_registers;
 mod fake_resets;
+mod fake_sriov;
 mod fake_function;
+mod fake_virtual;
 mod fake_space;
 
 pub use fake_function::FakeFunction;
