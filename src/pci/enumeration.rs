@@ -83,8 +83,19 @@ pub fn enumerate_with<C: ConfigSpace + ?Sized>(
     host: &HostBridge,
     quirks: &[&[FunctionQuirk]],
 ) -> Result<Enumeration, OutOfMemory> {
+    enumerate_around(space, host, quirks, &|_| true)
+}
+
+/// [`enumerate_with`], of the buses below those bridges alone that `leads` accepts: those that lead to what is looked for,
+/// and those below it.
+pub(super) fn enumerate_around<C: ConfigSpace + ?Sized>(
+    space: &C,
+    host: &HostBridge,
+    quirks: &[&[FunctionQuirk]],
+    leads: &dyn Fn(PciKey) -> bool,
+) -> Result<Enumeration, OutOfMemory> {
     let (segment, found, quirks) = (host.segment, Enumeration::default(), Quirks(quirks));
-    let mut walk = Walk { space, segment, host: host.number, quirks, found };
+    let mut walk = Walk { space, segment, host: host.number, quirks, leads, found };
     let mut waiting = Vec::new();
     if host.buses.start() <= host.buses.end() {
         try_push(&mut waiting, Level::root(*host.buses.start(), *host.buses.end()))?;
@@ -135,6 +146,7 @@ struct Walk<'a, C: ?Sized> {
     segment: Segment,
     host: HostBridgeNumber,
     quirks: Quirks<'a>,
+    leads: &'a dyn Fn(PciKey) -> bool,
     found: Enumeration,
 }
 
@@ -286,6 +298,9 @@ impl<C: ConfigSpace + ?Sized> Walk<'_, C> {
         if !free.take(secondary, subordinate) {
             let bridge = bridge.sbdf;
             return self.problem(Problem::Buses { bridge, secondary, subordinate }).map(|()| None);
+        }
+        if !(self.leads)(bridge.key) {
+            return Ok(None);
         }
         let port_type = bridge.capabilities.express.map(|express| express.port_type);
         let own = bridge.sbdf.requester_id();

@@ -30,6 +30,7 @@
 //! | `device_spec.rs` | what the service takes of a function |
 //! | `control/` | keeping a function quiet while it changes owners |
 //! | `sriov/` | virtual functions, switched on and off |
+//! | `hotplug/` | functions that come and go |
 //! | `fake/` | a configuration space made of memory, for tests |
 //!
 //! # Locking
@@ -53,6 +54,7 @@ mod device_spec;
 pub mod control;
 mod function_hooks;
 pub mod sriov;
+pub mod hotplug;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 

@@ -53,6 +53,12 @@ impl<P: Platform> Service<P> {
         self.add_within(CallChain::NONE, spec)
     }
 
+    /// [`add`](Self::add), with a spec that its caller keeps for another try.
+    pub(crate) fn add_copy(&self, spec: &DeviceSpec) -> Result<Device, Error> {
+        let refuse = |cause| Error::unchanged(Operation::Add, spec.label.clone(), cause);
+        self.add(spec.copied().map_err(refuse)?)
+    }
+
     pub(in crate::assign) fn add_within(&self, above: CallChain<'_>, spec: DeviceSpec) -> Result<Device, Error> {
         let mut held = Held::enter();
         let label = spec.label.clone();

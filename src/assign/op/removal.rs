@@ -125,10 +125,10 @@ impl<P: Platform> Service<P> {
 
     /// [`remove`](Self::remove), unless a domain owns the device or another operation has its group: nothing is changed then,
     /// and no mark is left.
-    pub(crate) fn remove_unassigned(&self, device: &Device) -> Result<(), Error> {
+    pub(crate) fn remove_unassigned(&self, device: &Device) -> Result<Removal, Error> {
         let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Owned::Refused);
         self.report(&result);
-        result.map(drop)
+        result
     }
 
     fn remove_in(

@@ -7,7 +7,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::removal::{Removal, done};
-use crate::assign::{CallChain, Cause, DeviceRecord, Error, Group, Marked, Operation, Registry, Service, Target};
+use crate::assign::{
+    CallChain, Cause, Device, DeviceRecord, Error, Group, Marked, Operation, Registry, Service, Target,
+};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -34,17 +36,43 @@ impl<P: Platform> Service<P> {
         above: CallChain<'_>,
         target: &Target,
     ) -> Result<Removal, Error> {
-        let result = self.remove_tree_in(&mut Held::enter(), above, target);
+        let mut result = Ok(Vec::new());
+        let is_gone =
+            self.remove_tree_in(&mut Held::enter(), above, target, &mut |_, removed| match (removed, &mut result) {
+                (Ok(Removal::StillReachable(names)), Ok(all)) => {
+                    let room = all.try_reserve(names.len());
+                    all.extend(names.into_iter().take_while(|_| room.is_ok()));
+                }
+                (Err(error), Ok(_)) => result = Err(error),
+                _ => {}
+            });
+        let names: Result<Vec<_>, Error> = result;
+        let result = is_gone.and_then(|is_gone| {
+            let names = names?;
+            if is_gone { Ok(done(names)) } else { Ok(Removal::Pending) }
+        });
         self.report(&result);
         result
     }
 
+    /// [`remove_tree`](Self::remove_tree), which tells what became of each device, children first. Of one that is not told of
+    /// another operation has the group: it goes when that ends.
+    pub(crate) fn remove_tree_telling(
+        &self,
+        device: &Device,
+        tell: &mut dyn FnMut(&Device, Result<Removal, Error>),
+    ) -> Result<(), Error> {
+        self.remove_tree_in(&mut Held::enter(), CallChain::NONE, &device.into(), tell).map(drop)
+    }
+
+    /// Says whether the whole tree is gone.
     fn remove_tree_in(
         &self,
         held: &mut Held<'_, Unlocked>,
         above: CallChain<'_>,
         target: &Target,
-    ) -> Result<Removal, Error> {
+        tell: &mut dyn FnMut(&Device, Result<Removal, Error>),
+    ) -> Result<bool, Error> {
         let root = {
             let registry = self.registry.lock(held);
             let only = target.only();
@@ -53,7 +81,6 @@ impl<P: Platform> Service<P> {
             registry.mark_tree(root);
             root.device.clone()
         };
-        let mut result = Ok(Vec::new());
         loop {
             let group = {
                 let registry = self.registry.lock(held);
@@ -62,18 +89,9 @@ impl<P: Platform> Service<P> {
             };
             let Some(group) = group else { break };
             // When the last child goes its parent follows: the whole tree can go with any leaf.
-            self.carry_out(held, Marked::of(group), above, &mut |_, outcome| match (outcome.result(), &mut result) {
-                (Ok(Removal::StillReachable(names)), Ok(all)) => {
-                    let room = all.try_reserve(names.len());
-                    all.extend(names.into_iter().take_while(|_| room.is_ok()));
-                }
-                (Err(error), Ok(_)) => result = Err(error),
-                _ => {}
-            });
+            self.carry_out(held, Marked::of(group), above, &mut |device, outcome| tell(device, outcome.result()));
         }
-        let names = result?;
-        let is_gone = self.registry.lock(held).registration(&root).is_none();
-        if is_gone { Ok(done(names)) } else { Ok(Removal::Pending) }
+        Ok(self.registry.lock(held).registration(&root).is_none())
     }
 }
 

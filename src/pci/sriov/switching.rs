@@ -113,7 +113,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             delay.pass(START_UP);
             for number in 0..count {
                 let (function, spec) = self.offered(number, &places, &capability, delay, offer)?;
-                let device = persist(delay, || add(service, &spec))?;
+                let device = persist(delay, || service.add_copy(&spec))?;
                 on.push(VirtualFunction { function, device, bars });
             }
             Ok(())
@@ -152,7 +152,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         for device in devices.iter().rev() {
             let removed = persist(delay, || match service.remove_unassigned(device) {
                 Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
-                removed => removed,
+                removed => removed.map(drop),
             });
             removed.map_err(|cause| self.failed(cause, SwitchLeft::On))?;
         }
@@ -348,11 +348,6 @@ fn persist<T>(delay: Delay, mut attempt: impl FnMut() -> Result<T, Error>) -> Re
         }
     }
     attempt().map_err(SriovError::Service)
-}
-
-fn add<P: Platform>(service: &Service<P>, spec: &DeviceSpec) -> Result<Device, Error> {
-    let refuse = |cause| Error { operation: Operation::Add, subject: spec.label.clone(), cause, left: Left::Unchanged };
-    service.add(spec.copied().map_err(refuse)?)
 }
 
 /// Removes a device; one that another operation removes when it ends is busy until then.

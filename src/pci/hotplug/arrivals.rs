@@ -1,0 +1,165 @@
+//! In: what answers is enumerated, and what is new is offered to the service.
+
+use alloc::vec::Vec;
+
+use super::super::config::{ConfigError, ConfigSpace};
+use super::super::control::{self, ControlError};
+use super::super::enumeration::{Enumeration, OutOfMemory, Problem, enumerate_around};
+use super::super::function::Function;
+use super::super::function_hooks::Delay;
+use super::super::host_bridge::{HostBridge, StreamsError};
+use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS};
+use super::departures::{self, ATTEMPTS, Departure, STEP, persist};
+use super::slot::Slot;
+use crate::assign::{self, Device, DeviceSpec, Service};
+use crate::sync::Platform;
+
+/// The slots behind a host bridge.
+#[derive(Clone, Copy, Debug)]
+pub struct HotPlug<'a, P: Platform, C: ?Sized> {
+    service: &'a Service<P>,
+    space: &'a C,
+    host: &'a HostBridge,
+    quirks: &'a [&'a [FunctionQuirk]],
+    delay: Delay,
+}
+
+/// What [`HotPlug::arrived`] found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Arrival {
+    /// The functions in the slot, ascending by key, with what became of each.
+    pub functions: Vec<Arrived>,
+    /// Everything that was enumerated: the functions in the slot, those on the way to it, and what of both cannot be used.
+    pub found: Enumeration,
+}
+
+/// A function that was found in a slot.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Arrived {
+    /// What was read there.
+    pub function: Function,
+    /// Its device, in fault until it is assigned.
+    pub result: Result<Device, NotOffered>,
+}
+
+/// Why a function is not a new device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotOffered {
+    /// A device is registered under its key: it was here before. Where another card was plugged in without
+    /// [`left`](super::left), call that first.
+    #[error("it is registered already")]
+    Known,
+    /// It cannot be isolated.
+    #[error(transparent)]
+    Streams(#[from] StreamsError),
+    /// It cannot be brought under control, or it is gone.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The service does not take it.
+    #[error("{0}")]
+    Service(assign::Error),
+}
+
+impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
+    /// The slots behind `host`.
+    #[must_use]
+    pub const fn new(service: &'a Service<P>, space: &'a C, host: &'a HostBridge, delay: Delay) -> Self {
+        Self { service, space, host, quirks: &[KNOWN_QUIRKS], delay }
+    }
+
+    /// The same with other tables of quirks ([`enumerate_with`](super::super::enumerate_with)).
+    #[must_use]
+    pub const fn with_quirks(mut self, quirks: &'a [&'a [FunctionQuirk]]) -> Self {
+        self.quirks = quirks;
+        self
+    }
+
+    /// Something is in a slot that answers, or soon will: what is there is enumerated, and each function that is not
+    /// registered is added, with ATS, PRI and PASID off, bridges before what is below them.
+    ///
+    /// A function that asks to be tried again is waited for, a second at most. `offer` is shown each function with its
+    /// spec before it is added, to set hooks, label, mark and source; the key stays.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] while enumerating: nothing was added. What keeps single functions out is in their results, and what could
+    /// not be read in [`Enumeration::problems`]. A function below a bridge that was not added has
+    /// [`Cause::ParentMissing`](crate::assign::Cause::ParentMissing).
+    ///
+    /// # Context
+    ///
+    /// Waiting context; the delay passes and `offer` is called with no lock held. An add that meets another operation is tried
+    /// again for a second. A function that goes away meanwhile reads as all ones: it is not added, or, where it was read whole,
+    /// goes with [`left`](super::left).
+    pub fn arrived(
+        &self,
+        slot: Slot,
+        offer: &mut dyn FnMut(&Function, &Enumeration, DeviceSpec) -> DeviceSpec,
+    ) -> Result<Arrival, OutOfMemory> {
+        let found = self.enumerate(slot)?;
+        let mut functions = Vec::new();
+        for function in found.functions.iter().filter(|function| slot.has(function.key)) {
+            functions.try_reserve(1).map_err(|_| OutOfMemory)?;
+            functions.push(Arrived { function: function.clone(), result: Err(NotOffered::Known) });
+        }
+        for arrived in &mut functions {
+            arrived.result = self.offered(&arrived.function, &found, offer);
+            if let Err(error) = &arrived.result
+                && *error != NotOffered::Known
+            {
+                log::warn!("{} is not offered: {error}", arrived.function.sbdf);
+            }
+        }
+        Ok(Arrival { functions, found })
+    }
+
+    /// Someone wants to take out what is in a slot: each device is taken from its owner, whose hooks make it quiet and reset it,
+    /// and is then removed, children first, in the order of the results.
+    ///
+    /// A device that nobody has is removed as it is: it was made quiet and reset when its last owner lost it. What fails,
+    /// a hook above all, leaves that device registered, quarantined, and with it the bridges above: call again, or
+    /// [`left`](super::left), which asks nobody.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`]: nothing was done.
+    ///
+    /// # Context
+    ///
+    /// Waiting context. An operation that meets another one is tried again for a second. Contract C-5, I-14.
+    pub fn requested(&self, slot: Slot) -> Result<Vec<Departure>, OutOfMemory> {
+        departures::requested(self.service, slot, self.delay)
+    }
+
+    fn enumerate(&self, slot: Slot) -> Result<Enumeration, OutOfMemory> {
+        let mut attempts = 0..ATTEMPTS;
+        loop {
+            let found = enumerate_around(self.space, self.host, self.quirks, &|bridge| slot.is_behind(bridge))?;
+            let starts = |problem: &Problem| matches!(problem, Problem::Config(ConfigError::NotReady { .. }));
+            if !found.problems.iter().any(starts) || attempts.next().is_none() {
+                return Ok(found);
+            }
+            self.delay.pass(STEP);
+        }
+    }
+
+    fn offered(
+        &self,
+        function: &Function,
+        found: &Enumeration,
+        offer: &mut dyn FnMut(&Function, &Enumeration, DeviceSpec) -> DeviceSpec,
+    ) -> Result<Device, NotOffered> {
+        if self.service.find(function.key.into()).is_some() {
+            return Err(NotOffered::Known);
+        }
+        let spec = function.spec(self.host, found)?;
+        let config = function.config(self.space).map_err(ControlError::Config)?;
+        control::turn_translation_services_off(&config, &function.capabilities)?;
+        let key = spec.key;
+        let spec = DeviceSpec { key, ..offer(function, found, spec) };
+        persist(self.delay, || self.service.add_copy(&spec)).map_err(NotOffered::Service)
+    }
+}

@@ -1,0 +1,525 @@
+//! Functions that arrive, that leave by surprise, and that are taken out.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use common::callbacks::Hooks;
+use common::slots::{DELAY, Slots, at, nic, now, port};
+use common::{Guest, NOT_RESET};
+use iommu_assign::assign::{
+    Cause, Device, DeviceHooks, DeviceKey, DeviceSpec, DeviceState, Error, HookError, Left, Removal, Stream, StreamId,
+    StreamMask,
+};
+use iommu_assign::pci::control::ControlError;
+use iommu_assign::pci::fake::FakeFunction;
+use iommu_assign::pci::hotplug::{Arrival, Departure, HotPlug, NotOffered, Slot, left};
+use iommu_assign::pci::sriov::PhysicalFunction;
+use iommu_assign::pci::{
+    AcsControls, ConfigSpace, Enumeration, Function, FunctionHooks, HostBridgeNumber, PortType, Problem, Sbdf,
+};
+use iommu_assign::sync::Micros;
+use machine::Reached;
+
+const PORT: &str = "00:01.0";
+/// What is plugged in: a switch with two ports, an endpoint behind each.
+const CARD: [&str; 5] = ["01:00.0", "02:00.0", "02:01.0", "03:00.0", "04:00.0"];
+
+fn downstream(secondary: u8) -> FakeFunction {
+    FakeFunction::bridge(0x1b36, 0x000d, 2, secondary, secondary)
+        .express(PortType::SwitchDownstream)
+        .acs(AcsControls::all(), AcsControls::all())
+}
+
+fn functions() -> Vec<(&'static str, FakeFunction)> {
+    let upstream = FakeFunction::bridge(0x1b36, 0x000d, 1, 2, 4).express(PortType::SwitchUpstream);
+    vec![
+        (PORT, port(1, 4)),
+        ("00:02.0", port(5, 5)),
+        ("05:00.0", nic()),
+        (CARD[0], upstream),
+        (CARD[1], downstream(3)),
+        (CARD[2], downstream(4)),
+        (CARD[3], nic().ats()),
+        (CARD[4], nic()),
+    ]
+}
+
+/// A machine whose port is registered; the card is plugged in and not looked at yet.
+fn plugged() -> Slots {
+    let mut slots = Slots::new(functions());
+    slots.add(PORT);
+    slots
+}
+
+fn slot(slots: &Slots) -> Slot {
+    Slot::Below(slots.key(PORT))
+}
+
+fn plain(_: &Function, _: &Enumeration, spec: DeviceSpec) -> DeviceSpec {
+    spec
+}
+
+fn arrived(slots: &Slots) -> Arrival {
+    arrived_with(slots, &mut plain)
+}
+
+fn arrived_with(slots: &Slots, offer: &mut dyn FnMut(&Function, &Enumeration, DeviceSpec) -> DeviceSpec) -> Arrival {
+    let slot = slot(slots);
+    HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY).arrived(slot, offer).unwrap()
+}
+
+fn requested(slots: &Slots) -> Vec<Departure> {
+    HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY).requested(slot(slots)).unwrap()
+}
+
+fn pull(slots: &Slots) {
+    CARD.iter().for_each(|place| slots.space.remove(at(place)));
+}
+
+fn device(arrival: &Arrival, place: &str) -> Device {
+    let arrived = arrival.functions.iter().find(|arrived| arrived.function.sbdf == at(place)).unwrap();
+    arrived.result.clone().unwrap()
+}
+
+fn labels(departures: &[Departure]) -> Vec<String> {
+    departures.iter().map(|departure| departure.device.label().to_string()).collect()
+}
+
+fn errors(departures: &[Departure]) -> Vec<String> {
+    departures.iter().filter_map(|departure| departure.result.as_ref().err()).map(Error::to_string).collect()
+}
+
+/// Gives both endpoints to guests.
+fn assigned(slots: &mut Slots, arrival: &Arrival) -> [(Device, Guest); 2] {
+    [(CARD[3], "one"), (CARD[4], "two")].map(|(place, name)| {
+        let (device, guest) = (device(arrival, place), slots.bench.guest(name));
+        slots.bench.assign(&device, &guest).unwrap();
+        (device, guest)
+    })
+}
+
+/// Everything of the card is out, and nothing else.
+fn all_out(slots: &Slots) {
+    assert_eq!(slots.registered(), ["0000:00:01.0"]);
+    for stream in [0x100, 0x200, 0x208, 0x300, 0x400] {
+        assert_eq!(slots.bench.dma(stream), Reached::Fault);
+    }
+    slots.bench.audit();
+}
+
+/// A configuration space that keeps which buses were read.
+struct Watched<'a> {
+    inner: &'a dyn ConfigSpace,
+    buses: RefCell<BTreeSet<u8>>,
+}
+
+impl ConfigSpace for Watched<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.buses.borrow_mut().insert(function.bus.0);
+        self.inner.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.inner.write(function, offset, value);
+    }
+}
+
+#[test]
+fn c_5_a_bridge_arrives_with_all_below_it_parents_first() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    assert_eq!(
+        arrival.functions.iter().map(|one| one.function.sbdf.to_string()).collect::<Vec<_>>(),
+        ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0", "0000:02:01.0", "0000:04:00.0"]
+    );
+    assert!(arrival.found.problems.is_empty());
+    let depths: Vec<u16> = arrival.functions.iter().map(|one| one.result.as_ref().unwrap().depth()).collect();
+    assert_eq!(depths, [1, 2, 3, 2, 3]);
+    assert!(!slots.found().function(slots.key(CARD[3])).unwrap().capabilities.ats.unwrap().enabled, "S-7");
+    for (device, guest) in assigned(&mut slots, &arrival) {
+        let stream = device.streams()[0].id().value();
+        assert_eq!(slots.bench.dma(stream), Reached::Memory(guest.backing));
+    }
+    // Again: nothing is new.
+    let again = arrived(&slots);
+    assert!(again.functions.iter().all(|one| one.result.as_ref().err() == Some(&NotOffered::Known)));
+    assert_eq!(slots.registered().len(), 6);
+    slots.bench.audit();
+}
+
+#[test]
+fn an_arrival_looks_at_no_bus_that_does_not_lead_to_its_slot() {
+    let slots = plugged();
+    let watched = Watched { inner: &*slots.space, buses: RefCell::default() };
+    let key = slots.key("02:01.0");
+    let hot_plug = HotPlug::new(&slots.bench.service, &watched, &slots.host, DELAY);
+    let arrival = hot_plug.arrived(Slot::Below(key), &mut plain).unwrap();
+    assert_eq!(*watched.buses.borrow(), BTreeSet::from([0, 1, 2, 4]));
+    // Its bridges were not added: the nearest one that has streams stands for them.
+    let Err(NotOffered::Service(error)) = &arrival.functions[0].result else { panic!("{arrival:?}") };
+    assert_eq!(error.cause, Cause::ParentMissing);
+    watched.buses.borrow_mut().clear();
+    let arrival = hot_plug.arrived(Slot::Device(slots.key(CARD[0])), &mut plain).unwrap();
+    assert_eq!((arrival.functions.len(), arrival.functions.iter().all(|one| one.result.is_ok())), (5, true));
+    assert_eq!(*watched.buses.borrow(), BTreeSet::from([0, 1, 2, 3, 4]));
+    let all = hot_plug.arrived(Slot::Host(HostBridgeNumber(1)), &mut plain).unwrap();
+    assert_eq!(all.functions.len(), 8);
+    assert_eq!(slots.registered().len(), 8);
+}
+
+#[test]
+fn c_8_what_left_by_surprise_is_removed_children_first_and_not_touched() {
+    let mut slots = plugged();
+    let hooked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let arrival = arrived_with(&slots, &mut |_, _, spec| {
+        let note = |what: &'static str| {
+            let hooked = hooked.clone();
+            move |label: String| hooked.lock().unwrap().push(format!("{what} {label}"))
+        };
+        let (quiet, reset, release) = (note("quiesce"), note("reset"), note("release"));
+        let hooks = Hooks::new()
+            .quiesce(move |context| {
+                quiet(context.device.label().to_string());
+                Ok(())
+            })
+            .reset(move |context| {
+                reset(context.device.label().to_string());
+                Ok(())
+            })
+            .release(move |context| release(context.device.label().to_string()));
+        DeviceSpec { hooks: Arc::new(hooks) as Arc<dyn DeviceHooks>, ..spec }
+    });
+    let devices = assigned(&mut slots, &arrival);
+    let slot = slot(&slots);
+    pull(&slots);
+    let accesses = slots.space.accesses();
+    let departures = left(&slots.bench.service, slot).unwrap();
+    assert_eq!(slots.space.accesses(), accesses, "no register of a function is touched");
+    assert_eq!(labels(&departures), ["0000:03:00.0", "0000:02:00.0", "0000:04:00.0", "0000:02:01.0", "0000:01:00.0"]);
+    assert!(departures.iter().all(|departure| departure.result == Ok(Removal::Done) && departure.is_gone()));
+    let all: Vec<String> = labels(&departures).iter().map(|label| format!("release {label}")).collect();
+    let mut told = hooked.lock().unwrap().clone();
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        {
+            let mut all = all;
+            all.sort_unstable();
+            all
+        },
+        "neither quiesce nor reset"
+    );
+    for (device, _) in &devices {
+        slots.bench.oracle.forget(device.label());
+        assert_eq!(slots.bench.service.deassign(device).unwrap_err().cause, Cause::Gone);
+    }
+    all_out(&slots);
+    assert!(left(&slots.bench.service, slot).unwrap().is_empty(), "again is legal");
+    assert_eq!(slots.space.accesses(), accesses);
+}
+
+#[test]
+fn c_2_a_device_that_another_operation_has_goes_when_that_ends() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    let (nic, guest) = (device(&arrival, CARD[3]), slots.bench.guest("one"));
+    let reservation = slots.bench.service.reserve(&nic, &guest.domain).unwrap();
+    let departures = left(&slots.bench.service, slot(&slots)).unwrap();
+    let pending: Vec<String> = labels(&departures).split_off(2);
+    assert_eq!(labels(&departures)[..2], ["0000:04:00.0", "0000:02:01.0"]);
+    assert_eq!(pending, ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]);
+    assert!(departures[2..].iter().all(|departure| departure.result == Ok(Removal::Pending) && !departure.is_gone()));
+    // From the call on nothing is added there.
+    let Err(NotOffered::Service(error)) = &arrived(&slots).functions[3].result else { panic!() };
+    assert_eq!(error.cause, Cause::ParentMissing);
+    assert_eq!(reservation.commit().unwrap_err().cause, Cause::Removed);
+    all_out(&slots);
+}
+
+#[test]
+fn i_14_what_is_taken_out_on_request_is_quiet_and_reset_first() {
+    let mut slots = plugged();
+    let (space, mut kept) = (slots.space.clone(), Vec::new());
+    let arrival = arrived_with(&slots, &mut |function, found, spec| {
+        let hooks = Arc::new(FunctionHooks::new(space.clone(), function, found, DELAY).unwrap());
+        kept.push((function.sbdf, hooks.clone()));
+        DeviceSpec { hooks, ..spec }
+    });
+    let devices = assigned(&mut slots, &arrival);
+    for (place, _) in [(CARD[3], 0), (CARD[4], 0)] {
+        slots.space.write(at(place), 4, 0x0006);
+    }
+    for (device, _) in &devices {
+        let streams: Vec<(u32, u32)> = device.streams().iter().map(|one| (one.id().value(), 0)).collect();
+        // On its way out it may be where it was.
+        slots.bench.oracle.allow(device.label(), &streams, &[devices[0].1.backing, devices[1].1.backing]);
+    }
+    let departures = requested(&slots);
+    assert_eq!(labels(&departures), ["0000:04:00.0", "0000:02:01.0", "0000:03:00.0", "0000:02:00.0", "0000:01:00.0"]);
+    assert!(departures.iter().all(Departure::is_gone), "{:?}", errors(&departures));
+    for (place, hooks) in kept {
+        let is_endpoint = place == at(CARD[3]) || place == at(CARD[4]);
+        assert_eq!(hooks.last_reset().is_some(), is_endpoint, "{place}");
+        assert!(!is_endpoint || slots.space.read(place, 4) & 4 == 0);
+    }
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    all_out(&slots);
+    assert!(requested(&slots).is_empty());
+}
+
+#[test]
+fn a_4_a_hook_that_fails_keeps_its_device_and_the_bridges_above() {
+    let mut slots = plugged();
+    let arrival = arrived_with(&slots, &mut |function, _, spec| {
+        let fails = function.sbdf == at(CARD[3]);
+        let hooks = Hooks::new().reset(move |_| if fails { Err(HookError("no answer")) } else { Ok(()) });
+        DeviceSpec { hooks: Arc::new(hooks), ..spec }
+    });
+    let devices = assigned(&mut slots, &arrival);
+    let departures = requested(&slots);
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    assert_eq!(
+        errors(&departures),
+        [
+            "deassign 0000:03:00.0: its reset failed: no answer; the device is quarantined",
+            "remove 0000:02:00.0: 0000:03:00.0 behind it must be removed first; nothing changed",
+            "remove 0000:01:00.0: 0000:02:00.0 behind it must be removed first; nothing changed"
+        ]
+    );
+    assert_eq!(slots.registered(), ["0000:00:01.0", "0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]);
+    assert_eq!(slots.bench.state(&devices[0].0), NOT_RESET);
+    // It is pulled all the same.
+    let slot = slot(&slots);
+    pull(&slots);
+    assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+    all_out(&slots);
+}
+
+#[test]
+fn a_6_a_card_that_is_pulled_while_it_is_taken_out_is_cut_off_all_the_same() {
+    let mut step = 0;
+    loop {
+        let mut slots = plugged();
+        let space = slots.space.clone();
+        let arrival = arrived_with(&slots, &mut |function, found, spec| {
+            let hooks = FunctionHooks::new(space.clone(), function, found, DELAY).unwrap();
+            DeviceSpec { hooks: Arc::new(hooks), ..spec }
+        });
+        let (slot, devices) = (slot(&slots), assigned(&mut slots, &arrival));
+        slots.space.vanish_after(step);
+        let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+        let departures = hot_plug.requested(slot).unwrap();
+        devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+        let all_gone = departures.iter().all(Departure::is_gone);
+        for (device, _) in &devices {
+            let state = slots.bench.service.find(device.key()).map(|info| info.state);
+            assert!(matches!(state, None | Some(DeviceState::Quarantined(_))), "step {step}: {state:?}");
+            assert_eq!(slots.bench.dma(device.streams()[0].id().value()), Reached::Fault, "step {step}");
+        }
+        let accesses = slots.space.accesses();
+        assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+        assert_eq!(slots.space.accesses(), accesses);
+        all_out(&slots);
+        if all_gone {
+            break;
+        }
+        step += 7;
+    }
+    assert!(step > 40);
+}
+
+#[test]
+fn a_6_a_card_that_is_pulled_while_it_arrives_is_not_half_believed() {
+    let total = {
+        let slots = plugged();
+        let before = slots.space.accesses();
+        arrived(&slots);
+        slots.space.accesses() - before
+    };
+    for step in (0..total).step_by(11) {
+        let slots = plugged();
+        let slot = slot(&slots);
+        let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+        slots.space.vanish_after(step);
+        let arrival = hot_plug.arrived(slot, &mut plain).unwrap();
+        for one in &arrival.functions {
+            match &one.result {
+                Ok(device) => assert_eq!(one.function.requester_ids.len(), device.streams().len()),
+                Err(NotOffered::Control(ControlError::Config(_))) => {}
+                Err(NotOffered::Service(error)) => assert_eq!(error.cause, Cause::ParentMissing, "step {step}"),
+                Err(error) => panic!("step {step}: {error}"),
+            }
+        }
+        for departure in left(&slots.bench.service, slot).unwrap() {
+            assert!(departure.is_gone());
+        }
+        all_out(&slots);
+    }
+}
+
+#[test]
+fn s_7_a_function_that_keeps_ats_on_does_not_arrive_and_the_others_do() {
+    let mut functions = functions();
+    functions[6].1 = nic().stuck_ats();
+    let mut slots = Slots::new(functions);
+    slots.add(PORT);
+    let arrival = arrived(&slots);
+    let refused: Vec<String> =
+        arrival.functions.iter().filter_map(|one| one.result.as_ref().err()).map(ToString::to_string).collect();
+    assert_eq!(refused, ["0000:03:00.0 does not turn ATS off"]);
+    assert_eq!(slots.registered().len(), 5);
+}
+
+#[test]
+fn c_18_a_key_that_another_device_has_is_known_and_the_others_arrive() {
+    let slots = plugged();
+    let key = DeviceKey::from(slots.key(CARD[4]));
+    let stream = Stream::new(common::SMMU, StreamId::new(0x700), StreamMask::NONE);
+    slots.bench.service.add(DeviceSpec::new(key, "squatter".into(), vec![stream])).unwrap();
+    let arrival = arrived(&slots);
+    let results: Vec<Option<&NotOffered>> = arrival.functions.iter().map(|one| one.result.as_ref().err()).collect();
+    assert_eq!(results, [None, None, None, None, Some(&NotOffered::Known)]);
+    // Between the look and the add, the service is the judge.
+    let slots = plugged();
+    let arrival = arrived_with(&slots, &mut |function, _, spec| {
+        if function.sbdf == at(CARD[4]) {
+            slots.bench.service.add(DeviceSpec::new(key, "squatter".into(), vec![stream])).unwrap();
+        }
+        spec
+    });
+    let Err(NotOffered::Service(error)) = &arrival.functions[4].result else { panic!() };
+    assert_eq!(error.cause, Cause::AlreadyRegistered { by: "squatter".into() });
+}
+
+#[test]
+fn a_6_what_the_map_does_not_have_does_not_arrive() {
+    let mut slots = plugged();
+    slots.host = common::slots::host(0x301);
+    let arrival = arrived(&slots);
+    let refused: Vec<String> =
+        arrival.functions.iter().filter_map(|one| one.result.as_ref().err()).map(ToString::to_string).collect();
+    assert_eq!(
+        refused,
+        ["0000:04:00.0 cannot be isolated: requester ID 04:00.0 is in no entry of the host bridge's map"]
+    );
+}
+
+#[test]
+fn a_1_without_power_what_left_is_going_and_goes_later() {
+    let (mut slots, supply) = Slots::with_supply(functions());
+    slots.add(PORT);
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    let slot = slot(&slots);
+    pull(&slots);
+    supply.0.store(true, Ordering::SeqCst);
+    let departures = left(&slots.bench.service, slot).unwrap();
+    let live = |departure: &Departure| departure.result.as_ref().is_err_and(|error| error.left == Left::GoingLive);
+    assert_eq!(departures.iter().filter(|one| live(one)).count(), 2, "{:?}", errors(&departures));
+    assert!(!departures.iter().any(Departure::is_gone), "their bridges stay with them");
+    supply.0.store(false, Ordering::SeqCst);
+    let departures = left(&slots.bench.service, slot).unwrap();
+    assert!(departures.iter().all(Departure::is_gone), "{:?}", errors(&departures));
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    all_out(&slots);
+}
+
+#[test]
+fn a_function_that_starts_up_is_waited_for() {
+    let with = |reads: u32| {
+        let mut functions = functions();
+        functions[7].1 = nic().slow_reset(reads);
+        let mut slots = Slots::new(functions);
+        slots.space.plug_in(at(CARD[4]));
+        slots.add(PORT);
+        // The looks of this test's own ask it as well.
+        slots.space.plug_in(at(CARD[4]));
+        let (slot, before) = (Slot::Below(slots.key(PORT)), now());
+        slots.space.plug_in(at(CARD[4]));
+        let arrival = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY).arrived(slot, &mut plain);
+        (arrival.unwrap(), now().since(before))
+    };
+    let (arrival, took) = with(3);
+    assert!(arrival.functions.iter().all(|one| one.result.is_ok()) && arrival.found.problems.is_empty());
+    assert_eq!((arrival.functions.len(), took), (5, Micros::from_millis(30)));
+    let (arrival, took) = with(u32::MAX);
+    assert_eq!((arrival.functions.len(), took), (4, Micros::from_millis(1000)));
+    assert!(matches!(arrival.found.problems[..], [Problem::Config(_)]), "it is named");
+}
+
+#[test]
+fn c_5_a_card_that_leaves_takes_its_virtual_functions_with_it() {
+    for orderly in [false, true] {
+        let card = nic()
+            .ari()
+            .sr_iov(4, 0x10, 2)
+            .virtual_functions(0x1520, |_| {
+                FakeFunction::virtual_function(0x02_0000)
+                    .express(PortType::Endpoint)
+                    .acs(AcsControls::all(), AcsControls::empty())
+            })
+            .virtual_bar(0, 0x8_0000_0000, 0x4000);
+        let mut slots = Slots::new(vec![(PORT, port(1, 1).ari_forwarding()), ("01:00.0", card)]);
+        slots.add(PORT);
+        let arrival = arrived(&slots);
+        let (found, slot) = (slots.found(), slot(&slots));
+        let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, slots.key("01:00.0")).unwrap();
+        let on = physical.switch_on(&slots.bench.service, 3, DELAY, &mut |_, spec| spec).unwrap();
+        let (one, two) = (slots.bench.guest("one"), slots.bench.guest("two"));
+        slots.bench.assign(&device(&arrival, "01:00.0"), &one).unwrap();
+        slots.bench.assign(&on[1].device, &two).unwrap();
+        let departures = if orderly {
+            requested(&slots)
+        } else {
+            slots.space.remove(at("01:00.0"));
+            left(&slots.bench.service, slot).unwrap()
+        };
+        for device in [device(&arrival, "01:00.0"), on[1].device.clone()] {
+            slots.bench.oracle.forget(device.label());
+        }
+        assert!(departures.iter().all(Departure::is_gone), "{:?}", errors(&departures));
+        let last = departures.last().unwrap();
+        assert_eq!((departures.len(), last.device.label().to_string()), (4, "0000:01:00.0".to_owned()));
+        assert_eq!(slots.registered(), ["0000:00:01.0"]);
+        assert_eq!([0x100, 0x110, 0x112, 0x114].map(|stream| slots.bench.dma(stream)), [Reached::Fault; 4]);
+        slots.bench.audit();
+    }
+}
+
+#[test]
+fn a_3_in_and_out_leaks_nothing() {
+    let slots = plugged();
+    let usage = |slots: &Slots| {
+        let mut lines = Vec::new();
+        slots.bench.service.usage(common::SMMU, &mut |record| lines.push(format!("{record:?}"))).unwrap();
+        lines
+    };
+    let (before, slot) = (usage(&slots), slot(&slots));
+    for round in 0..40 {
+        let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+        assert!(hot_plug.arrived(slot, &mut plain).unwrap().functions.iter().all(|one| one.result.is_ok()));
+        if round % 2 == 0 {
+            pull(&slots);
+            assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+            CARD.iter().for_each(|place| slots.space.plug_in(at(place)));
+        } else {
+            assert!(hot_plug.requested(slot).unwrap().iter().all(Departure::is_gone));
+        }
+        assert_eq!(usage(&slots), before);
+    }
+    all_out(&slots);
+}
