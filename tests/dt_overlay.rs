@@ -66,7 +66,7 @@ impl OverlayHost for Host {
         let supply = Arc::new(Supply::default());
         self.supplies.insert(smmu.key, supply.clone());
         let registers = self.machine.add_smmu(smmu.key, model.clone());
-        let setup = Setup { power: supply, ..Setup::default() };
+        let setup = Setup { power: Some(supply), ..Setup::default() };
         let smmu = Smmu::probe_with(described(smmu.key, &model), setup, registers, self.masters.clone());
         Ok(Arc::new(smmu.map_err(|_| HookError("the probe"))?))
     }
