@@ -21,8 +21,8 @@ use common::callbacks::Hooks;
 use common::slots::{DELAY, Slots, at, nic, now, port};
 use common::{Guest, NOT_RESET};
 use iommu_assign::assign::{
-    Cause, Device, DeviceHooks, DeviceKey, DeviceSpec, DeviceState, Error, HookError, Left, Removal, Stream, StreamId,
-    StreamMask,
+    Cause, Device, DeviceCall, DeviceHooks, DeviceKey, DeviceSpec, DeviceState, Error, HookError, Left, Removal,
+    Source, Stream, StreamId, StreamMask,
 };
 use iommu_assign::pci::control::ControlError;
 use iommu_assign::pci::fake::FakeFunction;
@@ -31,7 +31,7 @@ use iommu_assign::pci::sriov::PhysicalFunction;
 use iommu_assign::pci::{
     AcsControls, ConfigSpace, Enumeration, Function, FunctionHooks, HostBridgeNumber, PortType, Problem, Sbdf,
 };
-use iommu_assign::sync::Micros;
+use iommu_assign::sync::{Micros, Spin};
 use machine::Reached;
 
 const PORT: &str = "00:01.0";
@@ -522,4 +522,263 @@ fn a_3_in_and_out_leaks_nothing() {
         assert_eq!(usage(&slots), before);
     }
     all_out(&slots);
+}
+
+/// Gives the port and what is behind it other bus numbers: 1 to 4 become 9 to 12.
+fn renumber(slots: &Slots, by: i16) {
+    let numbers = |place: &str, secondary: i16, subordinate: i16, primary: i16| {
+        let [primary, secondary, subordinate] = [primary, secondary, subordinate].map(|bus| bus as u8);
+        slots.space.write(at(place), 0x18, u32::from_le_bytes([primary, secondary, subordinate, 0]));
+    };
+    let bus = |number: i16| if by > 0 { number + by } else { number };
+    // From the port down: what is below answers at its new number from then on.
+    numbers(PORT, bus(1), bus(4), 0);
+    numbers(&format!("{:02x}:00.0", bus(1)), bus(2), bus(4), bus(1));
+    numbers(&format!("{:02x}:00.0", bus(2)), bus(3), bus(3), bus(2));
+    numbers(&format!("{:02x}:01.0", bus(2)), bus(4), bus(4), bus(2));
+}
+
+#[test]
+fn c_18_renumbered_buses_change_streams_and_neither_keys_nor_owners() {
+    let mut slots = plugged();
+    let resets: Arc<Mutex<Vec<String>>> = Arc::default();
+    let hooked = |spec: DeviceSpec| {
+        let resets = resets.clone();
+        let hooks = Hooks::new().reset(move |context| {
+            resets.lock().unwrap().push(context.device.label().to_string());
+            Ok(())
+        });
+        DeviceSpec { hooks: Arc::new(hooks) as Arc<dyn DeviceHooks>, ..spec }
+    };
+    let arrival = arrived_with(&slots, &mut |_, _, spec| hooked(spec));
+    let devices = assigned(&mut slots, &arrival);
+    let idle = slots.bench.service.find(slots.key("02:01.0").into()).unwrap();
+    slots.space.write(at(CARD[3]), 4, 0x0006);
+    let (slot, backing) = (slot(&slots), devices.each_ref().map(|(_, guest)| guest.backing));
+    for (label, stream, backing) in [("0000:0b:00.0", 0xb00, backing[0]), ("0000:0c:00.0", 0xc00, backing[1])] {
+        slots.bench.oracle.allow(&label.into(), &[(stream, 0)], &[backing]);
+    }
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let mut calls = 0;
+    let results = hot_plug.renumbered(
+        slot,
+        &mut || {
+            calls += 1;
+            for (stream, place) in [(0x300, CARD[3]), (0x400, CARD[4])] {
+                assert_eq!(slots.bench.dma(stream), Reached::Fault, "blocked before a number changes");
+                assert_eq!(slots.space.read(at(place), 4) & 4, 0, "and quiet");
+            }
+            let error = slots.bench.service.destroy_domain(&devices[0].1.domain).unwrap_err();
+            assert!(matches!(error.cause, Cause::Busy { .. }), "its owner waits for it");
+            renumber(&slots, 8);
+        },
+        &mut |_, _, spec| hooked(spec),
+    );
+    let results = results.unwrap();
+    assert_eq!(calls, 1);
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    assert!(results.iter().all(|one| one.result.is_ok()), "{results:?}");
+    assert_eq!(results.len(), 5);
+    for one in &results {
+        let now = one.device.as_ref().unwrap();
+        assert_eq!(one.before.key(), now.key());
+        assert_eq!(slots.bench.service.deassign(&one.before).unwrap_err().cause, Cause::Gone);
+        assert_eq!(slots.bench.service.find(now.key()).unwrap().device.id(), now.id());
+    }
+    assert_eq!(
+        slots.registered()[1..],
+        ["0000:09:00.0", "0000:0a:00.0", "0000:0b:00.0", "0000:0a:01.0", "0000:0c:00.0"]
+    );
+    for (stream, backing) in [(0xb00, backing[0]), (0xc00, backing[1])] {
+        assert_eq!(slots.bench.dma(stream), Reached::Memory(backing));
+    }
+    assert_eq!([0x300, 0x400].map(|stream| slots.bench.dma(stream)), [Reached::Fault; 2], "nobody's any more");
+    assert_eq!(slots.bench.service.find(idle.device.key()).unwrap().state, DeviceState::Blocked);
+    assert_eq!(*resets.lock().unwrap(), Vec::<String>::new(), "its owner is the same");
+    assert_eq!(slots.space.read(at("0b:00.0"), 4) & 6, 6, "it masters the bus again");
+    assert_eq!(slots.space.read(at("0c:00.0"), 4) & 4, 0, "and this one did not before");
+    slots.bench.audit();
+    // Its domain can end as ever.
+    let now = slots.bench.service.find(devices[0].0.key()).unwrap().device;
+    let kept = slots.bench.service.destroy_domain(&devices[0].1.domain).unwrap_err();
+    assert_eq!(kept.cause, Cause::InUse { devices: 1, first: "0000:0b:00.0".into() });
+    drop(slots.bench.service.deassign(&now).unwrap());
+    slots.bench.oracle.forget(now.label());
+    slots.bench.service.destroy_domain(&devices[0].1.domain).unwrap();
+    assert_eq!(resets.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn c_18_virtual_functions_move_with_their_physical_function() {
+    let card = nic()
+        .ari()
+        .sr_iov(4, 0x80, 0x40)
+        .virtual_functions(0x1520, |_| {
+            FakeFunction::virtual_function(0x02_0000)
+                .express(PortType::Endpoint)
+                .acs(AcsControls::all(), AcsControls::empty())
+        })
+        .virtual_bar(0, 0x8_0000_0000, 0x4000);
+    let mut slots = Slots::new(vec![(PORT, port(1, 2).ari_forwarding()), ("01:00.0", card)]);
+    slots.add(PORT);
+    slots.add("01:00.0");
+    let (found, slot, key) = (slots.found(), slot(&slots), slots.key("01:00.0"));
+    let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, key).unwrap();
+    let on = physical.switch_on(&slots.bench.service, 3, DELAY, &mut |_, spec| spec).unwrap();
+    let guest = slots.bench.guest("one");
+    slots.bench.assign(&on[2].device, &guest).unwrap();
+    slots.bench.oracle.allow(&"0000:09:00.0".into(), &[(0x900, 0)], &[guest.backing]);
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let port = u32::from_le_bytes([0, 8, 9, 0]);
+    let results = hot_plug.renumbered(slot, &mut || slots.space.write(at(PORT), 0x18, port), &mut plain).unwrap();
+    slots.bench.oracle.forget(on[2].device.label());
+    assert!(results.iter().all(|one| one.result.is_ok()), "{results:?}");
+    assert_eq!(slots.registered()[1..], ["0000:08:00.0", "0000:08:10.0", "0000:08:18.0", "0000:09:00.0"]);
+    let keys: Vec<DeviceKey> = results.iter().map(|one| one.device.as_ref().unwrap().key()).collect();
+    assert_eq!(keys[3], DeviceKey::from(key.virtual_function(2).unwrap()));
+    assert_eq!(slots.bench.dma(0x900), Reached::Memory(guest.backing));
+    assert_eq!(results[0].device.as_ref().unwrap().streams().len(), 1, "it does not send as its virtual functions");
+    // They keep their physical function as before.
+    let kept = slots.bench.service.remove(results[0].device.as_ref().unwrap()).unwrap_err();
+    assert!(matches!(kept.cause, Cause::HasChildren { children: 3, .. }));
+    slots.bench.audit();
+}
+
+#[test]
+fn a_1_where_one_cannot_be_taken_out_no_number_changes() {
+    let (mut slots, supply) = Slots::with_supply(functions());
+    slots.add(PORT);
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    slots.space.write(at(CARD[4]), 4, 0x0006);
+    let before: Vec<_> = slots.bench.service.devices().map(|info| (info.device.id(), info.state)).collect();
+    let unchanged = |slots: &Slots, told: &str| {
+        let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+        let error = hot_plug.renumbered(slot(slots), &mut || panic!("renumbered"), &mut plain).unwrap_err();
+        assert_eq!(error.to_string(), told);
+        let after: Vec<_> = slots.bench.service.devices().map(|info| (info.device.id(), info.state)).collect();
+        assert_eq!(after, before);
+        assert_eq!(slots.space.read(at(CARD[4]), 4) & 6, 6, "it masters the bus again");
+        for (device, guest) in &devices {
+            assert_eq!(slots.bench.dma(device.streams()[0].id().value()), Reached::Memory(guest.backing));
+        }
+    };
+    let bridge = slots.bench.service.find(slots.key(CARD[0]).into()).unwrap().device;
+    let call: DeviceCall<'_, Spin> = bridge.enter().unwrap();
+    unchanged(&slots, "remove 0000:01:00.0: 1 call is still inside it; nothing changed");
+    drop(call);
+    let idle = slots.bench.service.find(slots.key(CARD[2]).into()).unwrap().device;
+    let reservation = slots.bench.service.reserve(&idle, &devices[0].1.domain).unwrap();
+    unchanged(&slots, "remove 0000:02:01.0: busy with another operation (assign); try again; nothing changed");
+    reservation.abandon().unwrap();
+    supply.0.store(true, Ordering::SeqCst);
+    unchanged(&slots, "remove 0000:01:00.0: iommu@50000000: it has no power: the supply is broken; nothing changed");
+    supply.0.store(false, Ordering::SeqCst);
+    // A device of another source stands behind one: all that was taken out before comes back.
+    let stream = Stream::new(common::SMMU, StreamId::new(0x700), StreamMask::NONE);
+    let key = DeviceKey::new(Source::Dt, 7);
+    let behind = DeviceSpec { parent: Some(bridge.key()), ..DeviceSpec::new(key, "leds".into(), vec![stream]) };
+    slots.bench.service.add(behind).unwrap();
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let results = hot_plug.renumbered(slot(&slots), &mut || panic!("renumbered"), &mut plain).unwrap();
+    let failed: Vec<String> =
+        results.iter().filter_map(|one| one.result.as_ref().err()).map(Error::to_string).collect();
+    assert_eq!(failed, ["remove 0000:01:00.0: leds behind it must be removed first; nothing changed"]);
+    for (device, guest) in &devices {
+        assert_eq!(slots.bench.dma(device.streams()[0].id().value()), Reached::Memory(guest.backing));
+        assert_eq!(slots.bench.service.find(device.key()).unwrap().state, DeviceState::Assigned(guest.domain.id()));
+    }
+    assert_eq!(slots.space.read(at(CARD[4]), 4) & 6, 6);
+    slots.bench.audit();
+}
+
+#[test]
+fn c_18_a_function_that_does_not_become_quiet_is_not_renumbered() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    for place in [CARD[3], CARD[4]] {
+        slots.space.write(at(place), 4, 0x0006);
+    }
+    slots.space.function(at(CARD[4])).unwrap().set_pending(u32::MAX);
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let error = hot_plug.renumbered(slot(&slots), &mut || panic!("renumbered"), &mut plain).unwrap_err();
+    assert_eq!(error.to_string(), "0000:04:00.0 still has transactions pending");
+    for (place, (device, guest)) in [CARD[3], CARD[4]].iter().zip(&devices) {
+        assert_eq!(slots.space.read(at(place), 4) & 6, 6, "as it was");
+        assert_eq!(slots.bench.dma(device.streams()[0].id().value()), Reached::Memory(guest.backing));
+    }
+    slots.bench.audit();
+}
+
+#[test]
+fn c_18_what_is_not_found_again_stays_out_and_the_others_go_on() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    slots.bench.oracle.allow(&"0000:0c:00.0".into(), &[(0xc00, 0)], &[devices[1].1.backing]);
+    let slot = slot(&slots);
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let results = hot_plug.renumbered(
+        slot,
+        &mut || {
+            renumber(&slots, 8);
+            slots.space.remove(at(CARD[3]));
+        },
+        &mut plain,
+    );
+    let results = results.unwrap();
+    let failed: Vec<String> =
+        results.iter().filter_map(|one| one.result.as_ref().err()).map(Error::to_string).collect();
+    assert_eq!(failed, ["add 0000:03:00.0: nothing of this name is registered; the device is removed"]);
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    assert_eq!(slots.registered().len(), 5);
+    assert_eq!(slots.bench.dma(0xc00), Reached::Memory(devices[1].1.backing));
+    slots.bench.service.destroy_domain(&devices[0].1.domain).unwrap();
+    slots.bench.audit();
+}
+
+#[test]
+fn i_14_a_device_that_its_owner_does_not_get_back_is_reset_before_it_goes_to_another() {
+    let mut slots = plugged();
+    let resets: Arc<Mutex<u32>> = Arc::default();
+    let hooked = |spec: DeviceSpec| {
+        let resets = resets.clone();
+        let hooks = Hooks::new().reset(move |_| {
+            *resets.lock().unwrap() += 1;
+            Ok(())
+        });
+        DeviceSpec { hooks: Arc::new(hooks) as Arc<dyn DeviceHooks>, ..spec }
+    };
+    let device = {
+        let arrival = arrived_with(&slots, &mut |_, _, spec| hooked(spec));
+        device(&arrival, CARD[3])
+    };
+    let (one, two) = (slots.bench.guest("one"), slots.bench.guest("two"));
+    slots.bench.assign(&device, &one).unwrap();
+    slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0)], &[one.backing, two.backing]);
+    let key = device.key();
+    let mut spec = Some(hooked(DeviceSpec::new(key, "0000:03:00.0".into(), device.streams().to_vec())));
+    let results = slots.bench.service.reregister(&[device], &mut || vec![spec.take().unwrap()]).unwrap();
+    assert!(results[0].result.is_ok());
+    assert_eq!(*resets.lock().unwrap(), 0, "back with its owner");
+    let now = results[0].device.clone().unwrap();
+    // The owner cannot have it back: its spec has a stream that another domain's device has, too.
+    let stream = Stream::new(common::SMMU, StreamId::new(0x700), StreamMask::NONE);
+    let other = slots.bench.add("other", &[(0x700, 0)]);
+    slots.bench.assign(&other, &two).unwrap();
+    let mut streams = now.streams().to_vec();
+    streams.push(stream);
+    slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0), (0x700, 0)], &[one.backing, two.backing]);
+    let mut spec = Some(hooked(DeviceSpec::new(key, "0000:03:00.0".into(), streams)));
+    let results = slots.bench.service.reregister(&[now], &mut || vec![spec.take().unwrap()]).unwrap();
+    let error = results[0].result.as_ref().unwrap_err();
+    assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
+    let now = results[0].device.clone().unwrap();
+    assert_eq!(slots.bench.service.find(key).unwrap().state, NOT_RESET, "owned by nobody, and not clean");
+    slots.bench.service.assign(&now, &two.domain).unwrap();
+    assert_eq!(*resets.lock().unwrap(), 1, "between two owners there is a reset");
+    assert_eq!(slots.bench.dma(0x300), Reached::Memory(two.backing));
+    slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0), (0x700, 0)], &[two.backing]);
+    slots.bench.audit();
 }

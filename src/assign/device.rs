@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use super::{CallChain, Cause, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
 use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::{InFlight, Seen};
+use crate::sync::order::{Held, Unlocked};
 use crate::sync::outside::Outside;
 
 /// A device as its source offers it to [`add`](super::Service::add).
@@ -162,6 +163,26 @@ impl Device {
     #[must_use]
     pub fn id(&self) -> DeviceId {
         self.0.id
+    }
+
+    /// As its source offered it.
+    pub(super) fn spec(&self, held: &mut Held<'_, Unlocked>) -> Result<DeviceSpec, Cause> {
+        let DeviceObject { key, label, parent, isolation, source, passthrough, lazy, ends_with_parent, .. } = &*self.0;
+        let mut streams = Vec::new();
+        streams.try_reserve_exact(self.streams().len()).map_err(|_| Cause::OutOfMemory)?;
+        streams.extend_from_slice(self.streams());
+        Ok(DeviceSpec {
+            key: *key,
+            label: label.clone(),
+            parent: *parent,
+            ends_with_parent: *ends_with_parent,
+            streams,
+            isolation: *isolation,
+            passthrough: *passthrough,
+            lazy: *lazy,
+            source: source.clone(),
+            hooks: self.0.hooks.call(held).clone(),
+        })
     }
 
     /// What the source calls it.

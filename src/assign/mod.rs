@@ -90,7 +90,8 @@ pub use identity::{DeviceId, DeviceKey, DomainId, Label, Source};
 pub use iommu::{Changed, FlushRange, Iommu, IommuFaults, IommuPower, Patience, Streams, own_space};
 pub use iommu_error::{Difference, IommuError, Resource, Usage};
 pub use op::{
-    Deassigned, DeviceCall, InterruptHandle, IommuHandle, Quarantine, Removal, Reservation, Storm, TablesHeld, Within,
+    Deassigned, DeviceCall, InterruptHandle, IommuHandle, Quarantine, Removal, Reregistered, Reservation, Storm,
+    TablesHeld, Within,
 };
 pub use policy::{FirmwareMarks, Policy, PolicyRequest, Why};
 pub use queue::{Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Worker};

@@ -22,7 +22,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree};
 use super::records::{ByDomain, ById, ByKey, ByKin, GoneDevices, GoneDomains, Kin, Sources};
 use super::{
     CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceRecord, DeviceState, Domain, DomainId,
-    DomainRecord, Graveyard, Label, Nodes, Obstacle, Operation, SourceRecord,
+    DomainRecord, Graveyard, Nodes, Obstacle, Operation, SourceRecord,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -281,15 +281,15 @@ impl<P: Platform> Registry<P> {
         }
     }
 
-    /// The name of the domain that owns a device.
-    pub(super) fn owner_of(&self, record: &DeviceRecord) -> Option<Label> {
+    /// The domain that owns a device.
+    pub(super) fn owner_of(&self, record: &DeviceRecord) -> Option<&Domain<P>> {
         let owner = record.state.get().owner().and_then(|id| self.domain(id));
-        owner.map(|record| record.domain.label().clone())
+        owner.map(|record| &record.domain)
     }
 
     fn info(&self, record: &DeviceRecord) -> DeviceInfo {
         let state = if record.going.get() { DeviceState::Going } else { record.state.get() };
-        let domain = state.owner().and_then(|_| self.owner_of(record));
+        let domain = state.owner().and_then(|_| self.owner_of(record)).map(|domain| domain.label().clone());
         DeviceInfo { device: record.device.clone(), state, group: self.leader_of(record).device.key(), domain }
     }
 

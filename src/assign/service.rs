@@ -30,6 +30,7 @@ use crate::sync::{Platform, Waiter};
 /// | make one | [`new`](Self::new), [`with_events`](Self::with_events) |
 /// | put an SMMU into service, and out | [`register_iommu`](Self::register_iommu), [`unregister_iommu`](Self::unregister_iommu), [`force_unregister_iommu`](Self::force_unregister_iommu), [`shutdown`](Self::shutdown) |
 /// | bring a device in, and out | [`add`](Self::add), [`remove`](Self::remove), [`remove_tree`](Self::remove_tree), [`remove_and_wait`](Self::remove_and_wait) |
+/// | give devices other streams, their owners kept | [`reregister`](Self::reregister) |
 /// | make a guest's address space, and end it | [`limits`](Self::limits), [`create_domain`](Self::create_domain), [`destroy_domain`](Self::destroy_domain), [`retire_domain`](Self::retire_domain) |
 /// | give a device to a guest, and take it back | [`assign`](Self::assign), [`reassign`](Self::reassign), [`deassign`](Self::deassign) |
 /// | the same for its whole group | [`assign_group`](Self::assign_group), [`reassign_group`](Self::reassign_group), [`deassign_group`](Self::deassign_group), [`quarantine`](Self::quarantine) |

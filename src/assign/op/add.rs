@@ -31,6 +31,8 @@ struct NewDevice {
     record: Box<DeviceRecord>,
     nodes: Nodes,
     group: Box<Group>,
+    /// Its state when it is added.
+    state: DeviceState,
     /// One for each attachment.
     masters: SmallVec<[Box<dyn Any + Send>; 2]>,
 }
@@ -53,18 +55,17 @@ impl<P: Platform> Service<P> {
         self.add_within(CallChain::NONE, spec)
     }
 
-    /// [`add`](Self::add), with a spec that its caller keeps for another try.
-    pub(crate) fn add_copy(&self, spec: &DeviceSpec) -> Result<Device, Error> {
-        let refuse = |cause| Error::unchanged(Operation::Add, spec.label.clone(), cause);
-        self.add(spec.copied().map_err(refuse)?)
+    pub(in crate::assign) fn add_within(&self, above: CallChain<'_>, spec: DeviceSpec) -> Result<Device, Error> {
+        self.add_as(above, spec, DeviceState::Blocked)
     }
 
-    pub(in crate::assign) fn add_within(&self, above: CallChain<'_>, spec: DeviceSpec) -> Result<Device, Error> {
+    /// An add after which the device is in `state`, and in fault.
+    pub(super) fn add_as(&self, above: CallChain<'_>, spec: DeviceSpec, state: DeviceState) -> Result<Device, Error> {
         let mut held = Held::enter();
         let label = spec.label.clone();
         let refuse = |cause| Error::unchanged(Operation::Add, label, cause);
         let result = match self.make(&mut held, spec) {
-            Ok(new) => self.add_powered(&mut held, above, new),
+            Ok(new) => self.add_powered(&mut held, above, NewDevice { state, ..new }),
             Err(cause) => Err(refuse(cause)),
         };
         self.report(&result);
@@ -92,7 +93,7 @@ impl<P: Platform> Service<P> {
     }
 
     fn add_made(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, new: NewDevice) -> Result<Device, Error> {
-        let NewDevice { device, record, nodes, group, masters } = new;
+        let NewDevice { device, record, nodes, group, state, masters } = new;
         let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
         let mut claim = self.register(held, above, &device, record, nodes, group).map_err(refuse)?;
         let joined = self
@@ -103,7 +104,7 @@ impl<P: Platform> Service<P> {
             return Err(self.undo_add(held, claim, cause));
         }
         if let Some(member) = claim.member(device.id()) {
-            member.state.set(DeviceState::Blocked);
+            member.state.set(state);
         }
         self.tell(held, || Event::Added { device: device.label().clone() });
         let parent = device.parent();
@@ -154,7 +155,7 @@ impl<P: Platform> Service<P> {
         }
         let record = DeviceRecord::adding(device.clone());
         let (nodes, group) = (nodes_of(&device), Group::of(Member::new(device.clone())));
-        Ok(NewDevice { device, record, nodes, group, masters })
+        Ok(NewDevice { device, record, nodes, group, state: DeviceState::Blocked, masters })
     }
 
     /// The IOMMUs that sorted streams are on.

@@ -15,6 +15,7 @@
 //! | `add` | add |
 //! | `deassign` | deassign and its group form, quarantine |
 //! | `moves` | assign, reassign, their group forms |
+//! | `reregistration` | register devices anew with other streams, and give them back to their owners |
 //! | `reservation` | test an assign, or reserve it |
 //! | `domains` | create, destroy, retire a domain |
 //! | `iotlb_flush` | flush a domain, or part of it |
@@ -31,6 +32,7 @@ mod joining;
 mod add;
 mod deassign;
 mod moves;
+mod reregistration;
 mod reservation;
 mod domains;
 mod iotlb_flush;
@@ -45,5 +47,6 @@ pub use enter::{DeviceCall, InterruptHandle};
 pub use faults::Storm;
 pub use iommus::IommuHandle;
 pub use removal::Removal;
+pub use reregistration::Reregistered;
 pub use reservation::Reservation;
 pub use within::Within;

@@ -12,8 +12,8 @@ use intrusive_collections::LinkedList;
 
 use crate::assign::guarded;
 use crate::assign::{
-    Attempt, CallChain, Cause, Claim, Device, DeviceState, Error, Event, HookContext, IommuError, Label, Lacks, Left,
-    Marked, Member, Members, Operation, Service, Target, is_protected,
+    Attempt, CallChain, Cause, Claim, Device, DeviceRecord, DeviceState, Error, Event, HookContext, IommuError, Label,
+    Lacks, Left, Marked, Member, Members, Operation, Registry, Service, Target, is_protected,
 };
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
@@ -32,14 +32,8 @@ pub enum Removal {
     Pending,
 }
 
-/// What becomes of a device that a domain owns.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owned {
-    /// The domain loses it.
-    Removed,
-    /// It stays.
-    Refused,
-}
+/// A look at the device to be removed, in the hold that claims it: what it refuses stays.
+type Look<'a, P> = &'a mut dyn FnMut(&Registry<P>, &DeviceRecord) -> Result<(), Cause>;
 
 /// What became of a device that was asked to go.
 #[must_use = "the device may be gone"]
@@ -118,7 +112,7 @@ impl<P: Platform> Service<P> {
     }
 
     pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, target: &Target) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), above, target, Owned::Removed);
+        let result = self.remove_in(&mut Held::enter(), above, target, None);
         self.report(&result);
         result
     }
@@ -126,7 +120,15 @@ impl<P: Platform> Service<P> {
     /// [`remove`](Self::remove), unless a domain owns the device or another operation has its group: nothing is changed then,
     /// and no mark is left.
     pub(crate) fn remove_unassigned(&self, device: &Device) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Owned::Refused);
+        self.remove_looking(device, &mut |registry, record| match registry.owner_of(record) {
+            Some(domain) => Err(Cause::AlreadyAssigned { domain: domain.label().clone() }),
+            None => Ok(()),
+        })
+    }
+
+    /// [`remove`](Self::remove), unless `look` refuses or another operation has the group: no mark is left then.
+    pub(super) fn remove_looking(&self, device: &Device, look: Look<'_, P>) -> Result<Removal, Error> {
+        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Some(look));
         self.report(&result);
         result
     }
@@ -136,7 +138,7 @@ impl<P: Platform> Service<P> {
         held: &mut Held<'_, Unlocked>,
         above: CallChain<'_>,
         target: &Target,
-        owned: Owned,
+        look: Option<Look<'_, P>>,
     ) -> Result<Removal, Error> {
         let (operation, only) = (Operation::Remove, target.only());
         let (id, marked) = {
@@ -156,15 +158,15 @@ impl<P: Platform> Service<P> {
                 Ok(group)
             });
             let mut group = match taken {
-                Ok(group) => match registry.owner_of(record).filter(|_| owned == Owned::Refused) {
-                    None => group,
-                    Some(domain) => {
+                Ok(group) => match look.map_or(Ok(()), |look| look(&registry, record)) {
+                    Ok(()) => group,
+                    Err(cause) => {
                         registry.give_back(group, above);
-                        return Err(refuse(Cause::AlreadyAssigned { domain }));
+                        return Err(refuse(cause));
                     }
                 },
                 Err(cause @ Cause::WouldDeadlock { .. }) => return Err(refuse(cause)),
-                Err(cause) if owned == Owned::Refused => return Err(refuse(cause)),
+                Err(cause) if look.is_some() => return Err(refuse(cause)),
                 Err(_) => {
                     if !broken!("dropped_mark") {
                         registry.mark(record);
@@ -205,7 +207,7 @@ impl<P: Platform> Service<P> {
         let target = Target::from(&device);
         let attempt = Attempt::default();
         loop {
-            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), &target, Owned::Removed) {
+            let (met, left) = match self.remove_in(&mut held, above.trying(&attempt), &target, None) {
                 Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
                     return Ok(());
                 }

@@ -23,5 +23,6 @@ mod forbidden_writes;
 
 pub use forbidden_writes::{ForbiddenWrite, Reason, forbidden_writes};
 pub use function_reset::{Reset, ResetMethod, power_up};
+pub(super) use quiesce::BUS_MASTER;
 pub use quiesce::{ControlError, Progress, Quiesce, Service, turn_translation_services_off};
 pub(super) use saved::Saved;

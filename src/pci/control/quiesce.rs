@@ -190,7 +190,7 @@ fn turn_off<C: ConfigSpace + ?Sized>(
 }
 
 /// Command 2 (7.5.1.1.3).
-pub(super) const BUS_MASTER: u16 = 1 << 2;
+pub(in super::super) const BUS_MASTER: u16 = 1 << 2;
 /// Device Status 5 (7.5.3.5).
 const TRANSACTIONS_PENDING: u16 = 1 << 5;
 /// Transactions Pending, in the status of advanced features, which is the upper byte after control.

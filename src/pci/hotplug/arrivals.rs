@@ -17,11 +17,11 @@ use crate::sync::Platform;
 /// The slots behind a host bridge.
 #[derive(Clone, Copy, Debug)]
 pub struct HotPlug<'a, P: Platform, C: ?Sized> {
-    service: &'a Service<P>,
-    space: &'a C,
-    host: &'a HostBridge,
-    quirks: &'a [&'a [FunctionQuirk]],
-    delay: Delay,
+    pub(super) service: &'a Service<P>,
+    pub(super) space: &'a C,
+    pub(super) host: &'a HostBridge,
+    pub(super) quirks: &'a [&'a [FunctionQuirk]],
+    pub(super) delay: Delay,
 }
 
 /// What [`HotPlug::arrived`] found.
@@ -134,7 +134,7 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         departures::requested(self.service, slot, self.delay)
     }
 
-    fn enumerate(&self, slot: Slot) -> Result<Enumeration, OutOfMemory> {
+    pub(super) fn enumerate(&self, slot: Slot) -> Result<Enumeration, OutOfMemory> {
         let mut attempts = 0..ATTEMPTS;
         loop {
             let found = enumerate_around(self.space, self.host, self.quirks, &|bridge| slot.is_behind(bridge))?;

@@ -103,7 +103,8 @@ fn take_out<P: Platform>(service: &Service<P>, device: &Device) -> Result<Remova
     }
 }
 
-fn listed<P: Platform>(service: &Service<P>, slot: Slot) -> Result<Vec<Device>, OutOfMemory> {
+/// The registered devices in a slot, ascending by key.
+pub(super) fn listed<P: Platform>(service: &Service<P>, slot: Slot) -> Result<Vec<Device>, OutOfMemory> {
     let mut devices = Vec::new();
     for info in slot.devices(service) {
         devices.try_reserve(1).map_err(|_| OutOfMemory)?;

@@ -5,6 +5,7 @@
 //! | something answers | [`HotPlug::arrived`] | what is there is enumerated, and what is new is added, bridges before what is below |
 //! | it is gone, or is going without being asked | [`left`] | each device is cut off by the SMMU and removed, children first; no register of it is touched |
 //! | someone wants to take it out | [`HotPlug::requested`] | each device is taken from its owner, made quiet and reset by its hooks, then removed, children first |
+//! | its buses get other numbers | [`HotPlug::renumbered`] | each device is made quiet and blocked, registered with its new streams, and given back to its owner |
 //!
 //! Each is one call with one result for each device. What fails for one does not keep the others, but for those that
 //! stand before it: a bridge stays while something behind it does.
@@ -17,6 +18,7 @@
 //! | `slot.rs` | where functions come and go |
 //! | `departures.rs` | out: by surprise, and orderly |
 //! | `arrivals.rs` | in |
+//! | `renumbering.rs` | buses that get other numbers while functions stay |
 //!
 //! # Context
 //!
@@ -26,7 +28,9 @@
 mod slot;
 mod departures;
 mod arrivals;
+mod renumbering;
 
 pub use arrivals::{Arrival, Arrived, HotPlug, NotOffered};
 pub use departures::{Departure, left};
+pub use renumbering::RenumberError;
 pub use slot::Slot;

@@ -72,7 +72,7 @@ impl fmt::Display for Slot {
 }
 
 /// The function that a device is, if it is one.
-fn key_of(device: &Device) -> Option<PciKey> {
+pub(super) fn key_of(device: &Device) -> Option<PciKey> {
     let key = device.key();
     PciKey::from_number(key.number()).filter(|_| key.source() == Source::Pci)
 }
