@@ -579,3 +579,33 @@ fn a11_what_an_overlay_brings_goes_to_no_guest_unless_the_policy_says_so() {
     let marked = stage.device("/soc/accelerator@310000");
     stage.bench.service.assign(&marked, &guest.domain).unwrap();
 }
+
+/// Found by the fuzz target `overlay`: an overlay that mends a node which the base has wrong could not be reverted, for the
+/// node would be refused again.
+#[test]
+fn an_overlay_that_mends_a_bad_node_of_the_base_can_be_reverted() {
+    let mut base = Builder::board();
+    base.smmu(0x1000, 1, 1).begin("dma").cells("iommus", &[0x99, 5]).end();
+    base.begin("__symbols__").strings("smmu", &["/iommu@1000"]).strings("dma", &["/dma"]).end();
+    let base: &'static [u8] = base.finish().leak();
+    let mut stage = Stage::on(base);
+    assert_eq!(stage.overlays.board().unwrap().refusals().len(), 1);
+    let before = stage.registry();
+    let mut overlay = Builder::new();
+    overlay.begin("").begin("fragment@0").cells("target", &[u32::MAX]).begin("__overlay__");
+    overlay.cells("iommus", &[u32::MAX, 5]).end().end().begin("__fixups__");
+    overlay.strings("dma", &["/fragment@0:target:0"]).strings("smmu", &["/fragment@0/__overlay__:iommus:0"]).end();
+    // The base's label `dma` leads to a node without a phandle.
+    let says = "/fragment@0: `target` refers to &dma, which is /dma, and that node has no phandle";
+    assert_eq!(stage.apply(&overlay.finish()).unwrap_err().to_string(), says);
+
+    let mut overlay = Builder::new();
+    overlay.begin("").begin("fragment@0").strings("target-path", &["/dma"]).begin("__overlay__");
+    overlay.cells("iommus", &[u32::MAX, 5]).end().end().begin("__fixups__");
+    overlay.strings("smmu", &["/fragment@0/__overlay__:iommus:0"]).end();
+    let mended = stage.apply(&overlay.finish()).unwrap();
+    assert_eq!(stage.log(), ["offer /dma"]);
+    stage.revert(mended).unwrap();
+    assert_eq!(stage.log(), ["release /dma"]);
+    assert_eq!((stage.registry(), stage.overlays.blob()), (before, base));
+}

@@ -234,3 +234,8 @@ impl fmt::Display for Names<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "overlay_error_tests.rs"]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+mod tests;

@@ -224,11 +224,12 @@ impl<'b> Overlays<'b> {
         Ok(Outcome { overlay, changes, unfinished })
     }
 
-    /// Reads a tree that is to follow. A node that was sound and would not be any more refuses it.
+    /// Reads a tree that is to follow. A node that is refused in it, and is not in the base, refuses it: so no tree on the way
+    /// has a bad node that the base has not, and each can be gone back to.
     fn next_board<'m>(&self, merged: &'m [u8]) -> Result<Board<'m>, OverlayError> {
-        let (old, new) = (self.board()?, Board::read_lenient(merged)?);
+        let (base, new) = (Board::read_lenient(self.base)?, Board::read_lenient(merged)?);
         let mut known: Vec<&str> = Vec::new();
-        for refusal in old.refusals().iter().filter(|refusal| refusal.is_malformed()) {
+        for refusal in base.refusals().iter().filter(|refusal| refusal.is_malformed()) {
             push(&mut known, refusal.path.as_str())?;
         }
         known.sort_unstable();
