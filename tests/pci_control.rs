@@ -4,14 +4,9 @@
 
 use std::cell::RefCell;
 
-use iommu_assign::pci::control::{
-    ControlError, Progress, Quiesce, Reason, Reset, Service, forbidden_writes, turn_translation_services_off,
-};
+use iommu_assign::pci::control::{ControlError, Progress, Quiesce, Reset, Service, turn_translation_services_off};
 use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
-use iommu_assign::pci::{
-    AcsControls, Bus, Capabilities, ConfigError, ConfigSpace, ExtendedCapability, FunctionConfig, HeaderType, PortType,
-    Sbdf,
-};
+use iommu_assign::pci::{AcsControls, Capabilities, ConfigError, ConfigSpace, FunctionConfig, PortType, Sbdf};
 
 fn here() -> Sbdf {
     "00:02.0".parse().unwrap()
@@ -245,63 +240,4 @@ fn a_6_a_function_that_vanishes_midway_never_counts_as_quiet() {
         assert_eq!(run(&make(), accesses).0, Err(gone), "after {accesses} of {needed}");
     }
     assert_eq!(run(&make(), needed).0, Ok(Progress::Done));
-}
-
-#[test]
-fn s_7_what_a_guest_must_not_write_is_listed() {
-    let everything = endpoint().phantom_functions(1).ats().pri().pasid().sr_iov(4, 1, 1);
-    let space = space(everything.acs(AcsControls::all(), AcsControls::all()));
-    let config = FunctionConfig::new(&space, here()).unwrap();
-    let capabilities = Capabilities::read(&config).unwrap();
-    let list: Vec<_> = forbidden_writes(config.header_type().unwrap(), &capabilities).collect();
-    let count = |reason| list.iter().filter(|write| write.reason == reason).count();
-    let once = [Reason::Ats, Reason::Pri, Reason::Pasid, Reason::AccessControl, Reason::Phantom];
-    assert_eq!(once.map(count), [1; 5]);
-    // Control, number, page size and six base addresses; the function's own six, and its ROM.
-    assert_eq!((count(Reason::VirtualFunctions), count(Reason::Addresses), count(Reason::Routing)), (9, 7, 0));
-    let ats = list.iter().find(|write| write.reason == Reason::Ats).unwrap();
-    assert_eq!((ats.offset, ats.bits), (capabilities.ats.unwrap().offset + 4, 0xffff_0000));
-}
-
-/// Bits that the list keeps a guest from, by offset.
-fn kept_from(header: HeaderType, capabilities: &Capabilities, reason: Reason) -> Vec<(u16, u32)> {
-    let list = forbidden_writes(header, capabilities).filter(|write| write.reason == reason);
-    list.map(|write| (write.offset, write.bits)).collect()
-}
-
-#[test]
-fn s_7_a_guest_does_not_move_its_function_over_others() {
-    let resizable = ExtendedCapability::RESIZABLE_BAR;
-    // Two base addresses of a size that can be set.
-    let space = space(endpoint().extended(resizable, 1, &[0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]));
-    let config = FunctionConfig::new(&space, here()).unwrap();
-    let capabilities = Capabilities::read(&config).unwrap();
-    let offset = capabilities.resizable.unwrap().offset;
-    let kept = kept_from(HeaderType::Endpoint, &capabilities, Reason::Addresses);
-    let expected = [offset + 8, offset + 16, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30];
-    assert_eq!(kept, expected.map(|offset| (offset, u32::MAX)));
-    // Bus mastering and interrupts are his.
-    let all: Vec<_> = forbidden_writes(HeaderType::Endpoint, &capabilities).collect();
-    assert!(all.iter().all(|write| ![0x04, 0x3c].contains(&write.offset)));
-}
-
-#[test]
-fn s_7_a_guest_does_not_change_where_a_bridge_leads() {
-    let header = HeaderType::Bridge { primary: Bus(0), secondary: Bus(1), subordinate: Bus(1) };
-    let routing = kept_from(header, &Capabilities::default(), Reason::Routing);
-    let offsets: Vec<u16> = routing.iter().map(|(offset, _)| *offset).collect();
-    assert_eq!(offsets, [0x18, 0x1c, 0x20, 0x24, 0x28, 0x2c, 0x30, 0x3c]);
-    // A 1 clears what the upper half of 0x1c says; the lower one of 0x3c is the interrupt line.
-    assert!(routing.contains(&(0x1c, 0xffff)) && routing.contains(&(0x3c, 0xffff_0000)));
-    let addresses = kept_from(header, &Capabilities::default(), Reason::Addresses);
-    assert_eq!(addresses, [0x10, 0x14, 0x38].map(|offset| (offset, u32::MAX)));
-}
-
-#[test]
-fn s_7_function_groups_of_ari_are_access_control() {
-    let space = space(endpoint().ari());
-    let config = FunctionConfig::new(&space, here()).unwrap();
-    let capabilities = Capabilities::read(&config).unwrap();
-    let kept = kept_from(HeaderType::Endpoint, &capabilities, Reason::AccessControl);
-    assert_eq!(kept, [(capabilities.ari.unwrap() + 4, 0xffff_0000)]);
 }

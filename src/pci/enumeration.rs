@@ -64,7 +64,7 @@ pub struct OutOfMemory;
 ///
 /// Virtual functions are not listed: they have no vendor ID of their own to be found by (9.3.4.1.1), and come and go
 /// with their physical function. Those that are on already are [requester IDs](AliasKind::Virtual) of it; nobody may switch
-/// on others ([`control::forbidden_writes`](super::control::forbidden_writes)).
+/// on others ([`control::GuestWrites`](super::control::GuestWrites)).
 ///
 /// # Errors
 ///

@@ -28,14 +28,13 @@ pub struct HostBridge {
 impl HostBridge {
     /// All streams of a function behind this host bridge, each once, in ascending order.
     ///
-    /// A phantom function that is not enabled may be unmapped: [`control::forbidden_writes`] names what must then not
-    /// be written.
+    /// A phantom function that is not enabled may be unmapped: [`control::GuestWrites`] lets no guest enable it.
     ///
     /// # Errors
     ///
     /// [`StreamsError::Map`] for the first other requester ID that the map does not send to an SMMU (contract A-6).
     ///
-    /// [`control::forbidden_writes`]: super::control::forbidden_writes
+    /// [`control::GuestWrites`]: super::control::GuestWrites
     pub fn streams(&self, function: &Function) -> Result<Vec<Stream>, StreamsError> {
         let mut streams = Vec::new();
         let uses_phantoms = function.capabilities.express.is_some_and(|express| express.phantom_enabled);

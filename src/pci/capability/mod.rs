@@ -12,7 +12,7 @@ mod conventional;
 pub use conventional::{AdvancedFeatures, PowerManagement};
 pub use single_root::SrIov;
 pub(super) use single_root::{ARI_HIERARCHY, VF_ENABLE, VF_MEMORY_ENABLE};
-pub(super) use views::{ARI_FORWARDING, ATS_ENABLE, PASID_ENABLE, PHANTOM_ENABLE, PRI_ENABLE, ari_control};
+pub(super) use views::{ATS_ENABLE, PASID_ENABLE, PRI_ENABLE, ari_control};
 pub use views::{Acs, AcsControls, Ats, Express, Msi, MsiX, Pasid, PortType, Pri, ResizableBars};
 
 /// An entry of the standard list (7.5.1.1.11): in the first 256 bytes.
@@ -150,7 +150,7 @@ fn keep<T>(slot: &mut Option<T>, read: impl FnOnce() -> T) {
 }
 
 /// Visits the standard list.
-fn walk<C: ConfigSpace + ?Sized>(
+pub(super) fn walk<C: ConfigSpace + ?Sized>(
     config: &FunctionConfig<'_, C>,
     mut visit: impl FnMut(Capability),
 ) -> Result<(), ConfigError> {
@@ -184,7 +184,7 @@ fn walk<C: ConfigSpace + ?Sized>(
 }
 
 /// Visits the extended list.
-fn walk_extended<C: ConfigSpace + ?Sized>(
+pub(super) fn walk_extended<C: ConfigSpace + ?Sized>(
     config: &FunctionConfig<'_, C>,
     mut visit: impl FnMut(ExtendedCapability),
 ) -> Result<(), ConfigError> {

@@ -73,11 +73,6 @@ impl SrIov {
     pub(in super::super) fn bars(self) -> impl Iterator<Item = u16> {
         [0x24, 0x28, 0x2c, 0x30, 0x34, 0x38].into_iter().map(move |by| at(self.offset, by))
     }
-
-    /// Where the page size and the six base addresses of the virtual functions are.
-    pub(in super::super) fn addresses(self) -> impl Iterator<Item = u16> {
-        core::iter::once(self.page_size_at()).chain(self.bars())
-    }
 }
 
 const CONTROL: u16 = 0x08;

@@ -13,16 +13,19 @@
 //! | `saved.rs` | what a reset loses: read before, written back after |
 //! | `bus_reset.rs` | the reset of a bus that one function has for itself |
 //! | `function_reset.rs` | a function's reset, by each method that there is |
-//! | `forbidden_writes.rs` | the registers that a guest must not write |
+//! | `write_rules.rs` | the table of what comes of a guest's writes |
+//! | `guest_writes.rs` | the same for one function, looked up write by write |
 
 mod quiesce;
 mod saved;
 mod bus_reset;
 mod function_reset;
-mod forbidden_writes;
+mod write_rules;
+mod guest_writes;
 
-pub use forbidden_writes::{ForbiddenWrite, Reason, forbidden_writes};
 pub use function_reset::{Reset, ResetMethod, power_up};
+pub use guest_writes::{GuestWrites, Phase, Width, WriteAnswer, WritePart};
 pub(super) use quiesce::BUS_MASTER;
 pub use quiesce::{ControlError, Progress, Quiesce, Service, turn_translation_services_off};
 pub(super) use saved::Saved;
+pub use write_rules::{CAPABILITY_RULES, CapabilityRule, Reason, RuleOf, Treatment, WRITE_RULES, WriteRule};

@@ -37,6 +37,12 @@ pub enum ControlError {
         /// The function.
         function: Sbdf,
     },
+    /// No memory to note where its capabilities are.
+    #[error("out of memory for the capabilities of {function}")]
+    OutOfMemory {
+        /// The function.
+        function: Sbdf,
+    },
     /// It did not come back from its reset before the steps were used up.
     #[error("{function} did not come back from its reset")]
     ResetTimeout {
@@ -58,6 +64,7 @@ impl ControlError {
             Self::StillPending { .. } => "transactions stay pending",
             Self::NoReset { .. } => "the function has no reset of its own",
             Self::AccessControlLost { .. } => "access control did not come back from the reset",
+            Self::OutOfMemory { .. } => "out of memory",
             Self::ResetTimeout { .. } => "the function did not come back from its reset",
         }
     }
