@@ -5,8 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iommu_assign::assign::{DeviceHooks, HookContext, HookError, Stream};
-use iommu_assign::pci::control::{Progress, Quiesce, Reset};
-use iommu_assign::pci::{Capabilities, FunctionConfig, Sbdf};
+use iommu_assign::pci::FunctionHooks;
 use machine::{Machine, Reached};
 
 use crate::guests::PAGE;
@@ -42,17 +41,8 @@ impl Attempts {
 pub(crate) struct Hooks {
     pub(crate) machine: Machine,
     pub(crate) attempts: Attempts,
-    /// Where the configuration space of a PCI function is.
-    pub(crate) function: Option<Function>,
-}
-
-/// A PCI function that can be brought under control.
-#[derive(Clone, Debug)]
-pub(crate) struct Function {
-    pub(crate) space: Space,
-    pub(crate) at: Sbdf,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) is_endpoint: bool,
+    /// The library's hooks, of a PCI function.
+    pub(crate) function: Option<FunctionHooks<Space>>,
 }
 
 impl Hooks {
@@ -70,45 +60,15 @@ impl Hooks {
 impl DeviceHooks for Hooks {
     fn quiesce(&self, context: &HookContext<'_>) -> Result<(), HookError> {
         self.attempt("quiesce", context);
-        self.function.as_ref().map_or(Ok(()), Function::quiesce)
+        self.function.as_ref().map_or(Ok(()), |function| function.quiesce(context))
     }
 
     fn reset(&self, context: &HookContext<'_>) -> Result<(), HookError> {
         self.attempt("reset", context);
-        self.function.as_ref().map_or(Ok(()), Function::reset)
+        self.function.as_ref().map_or(Ok(()), |function| function.reset(context))
     }
 
     fn release(&self, context: &HookContext<'_>) {
         self.attempt("release", context);
     }
 }
-
-impl Function {
-    fn quiesce(&self) -> Result<(), HookError> {
-        let space = self.space.lock();
-        let config = FunctionConfig::new(&*space, self.at).map_err(|_| HookError(GONE))?;
-        let mut quiesce = Quiesce::begin(&config, &self.capabilities, STEPS)
-            .map_err(|_| HookError("bus mastering cannot be turned off"))?;
-        while quiesce.step(&config).map_err(|_| HookError("transactions stay pending"))? == Progress::Waiting {}
-        Ok(())
-    }
-
-    /// A bridge has no reset of its own and carries no guest's data: it is left as it is.
-    fn reset(&self) -> Result<(), HookError> {
-        let can = self.capabilities.express.is_some_and(|express| express.function_level_reset);
-        if !(can && self.is_endpoint) {
-            return Ok(());
-        }
-        let space = self.space.lock();
-        let config = FunctionConfig::new(&*space, self.at).map_err(|_| HookError(GONE))?;
-        let mut reset =
-            Reset::begin(&config, &self.capabilities, STEPS).map_err(|_| HookError("its reset cannot begin"))?;
-        while reset.step(&*space).map_err(|_| HookError("it did not come back from its reset"))? == Progress::Waiting {}
-        Ok(())
-    }
-}
-
-const GONE: &str = "the function is not there any more";
-
-/// Steps before a function is given up; nothing here takes real time.
-const STEPS: u32 = 100;

@@ -12,8 +12,8 @@ use iommu_assign::assign::Stream;
 use iommu_assign::dt;
 use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
 use iommu_assign::pci::{
-    AcsControls, Bus, DeviceFunction, Enumeration, FunctionConfig, HostBridge, HostBridgeNumber, PortType, RequesterId,
-    Sbdf, Segment, control, enumerate,
+    AcsControls, Bus, ConfigSpace, Delay, DeviceFunction, Enumeration, FunctionHooks, HostBridge, HostBridgeNumber,
+    PortType, RequesterId, Sbdf, Segment, enumerate,
 };
 
 use crate::doorbells::Doorbell;
@@ -26,6 +26,16 @@ impl Space {
     /// The space itself.
     pub(crate) fn lock(&self) -> MutexGuard<'_, FakeConfigSpace> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConfigSpace for Space {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.lock().read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.lock().write(function, offset, value);
     }
 }
 
@@ -146,11 +156,10 @@ impl Bridge {
         plugged
     }
 
-    /// Turns off what would go round the SMMU.
-    pub(crate) fn tame(&self, function: &iommu_assign::pci::Function) -> Result<(), String> {
-        let space = self.space.lock();
-        let config = FunctionConfig::new(&*space, function.sbdf).map_err(|error| error.to_string())?;
-        control::turn_translation_services_off(&config, &function.capabilities).map_err(|error| error.to_string())
+    /// The library's hooks of a function, which turn off what would go round the SMMU. Nothing here takes real time.
+    pub(crate) fn hooks(&self, function: &iommu_assign::pci::Function) -> Result<FunctionHooks<Space>, String> {
+        let delay = Delay::sleeping(|_| ());
+        FunctionHooks::new(self.space.clone(), function, &self.found, delay).map_err(|error| error.to_string())
     }
 
     /// Plugs the function in that was pulled out of this place.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use iommu_assign::assign::{DeviceKey, DeviceSpec, Iommu, IommuKey, Label, Service};
 use iommu_assign::dt::{Board, NotOffered, SmmuNode};
-use iommu_assign::pci::{FunctionKind, Sbdf};
+use iommu_assign::pci::{FunctionHooks, FunctionKind, Sbdf};
 use iommu_assign::smmu::{ContextLines, Geometry, Masters, Quirk, Registers, Remedy, Smmu, quirks_of};
 use iommu_assign::sync::Spin;
 use machine::Machine;
@@ -13,9 +13,9 @@ use smmu_model::Counters;
 
 use crate::doorbells::{self, Doorbells};
 use crate::error::Failure;
-use crate::hooks::{Attempts, Function, Hooks};
+use crate::hooks::{Attempts, Hooks};
 use crate::names::Names;
-use crate::pci_world::{self, Bridge};
+use crate::pci_world::{self, Bridge, Space};
 use crate::policy::Rules;
 use crate::{inspect, presets};
 
@@ -248,22 +248,18 @@ impl World {
         for (index, bridge) in self.bridges.iter().enumerate() {
             for function in &bridge.found.functions {
                 let spec = function.spec(&bridge.host, &bridge.found).map_err(|error| error.to_string());
-                let tamed = bridge.tame(function);
-                let (mut spec, refused) = match spec.and_then(|spec| tamed.map(|()| spec)) {
-                    Ok(spec) => (spec, None),
+                let hooks = bridge.hooks(function);
+                let (spec, refused) = match spec.and_then(|spec| hooks.map(|hooks| (spec, hooks))) {
+                    Ok((mut spec, hooks)) => {
+                        spec.hooks = Arc::new(self.hooks(Some(hooks)));
+                        (spec, None)
+                    }
                     Err(why) => {
                         let label = Label::from(function.sbdf.to_string().as_str());
                         (DeviceSpec::new(function.key.into(), label, Vec::new()), Some(why))
                     }
                 };
                 let is_endpoint = function.kind == FunctionKind::Endpoint;
-                let capabilities = function.capabilities;
-                spec.hooks = Arc::new(self.hooks(Some(Function {
-                    space: bridge.space.clone(),
-                    at: function.sbdf,
-                    capabilities,
-                    is_endpoint,
-                })));
                 offers.push((spec, pci_world::kind(function.class), (index, function.sbdf), !is_endpoint, refused));
             }
         }
@@ -273,7 +269,7 @@ impl World {
         }
     }
 
-    fn hooks(&self, function: Option<Function>) -> Hooks {
+    fn hooks(&self, function: Option<FunctionHooks<Space>>) -> Hooks {
         Hooks { machine: self.machine.clone(), attempts: self.attempts.clone(), function }
     }
 

@@ -67,8 +67,9 @@ impl Ecam {
     ///
     /// # Safety
     ///
-    /// `base..base + size` must be mapped as device memory (nGnRnE, so that a write is complete when it returns), readable
-    /// and writable, hold configuration space of this layout and nothing else, and stay so for as long as the value lives.
+    /// `base..base + size` must be mapped as device memory, best as nGnRnE (with nGnRE a write may still be on its way when it
+    /// returns), readable and writable, hold configuration space of this layout and nothing else, and stay so for as long
+    /// as the value lives.
     /// An access to a function that is not there must not raise an exception that nobody handles.
     #[must_use]
     #[expect(unsafe_code, reason = "only the caller knows what is mapped there")]

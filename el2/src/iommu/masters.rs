@@ -10,14 +10,13 @@ use iommu_assign::assign::{
     Device, DeviceHooks, DeviceKey, DeviceSpec, HookContext, HookError, Label, Policy, PolicyRequest, Source, Why,
 };
 use iommu_assign::dt::{Board, NodeId};
-use iommu_assign::pci::{Enumeration, Function, FunctionKind, HostBridge};
+use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge};
 
 use super::gdma::Channel;
 use super::guests::{self, Guest};
 use super::modelled::{Modelled, Reached};
 use super::smmus::Unit;
-use crate::pci::ecam::Ecam;
-use crate::pci::functions::FunctionHooks;
+use crate::pci::functions::Counted;
 
 /// A device.
 #[derive(Clone, Debug)]
@@ -124,7 +123,7 @@ pub(crate) fn of_function(
     let model = spec.streams.first().and_then(|stream| model_of(units, stream.iommu()));
     // The host bridge shows itself as a function, of class 06.00, and stays the host's.
     spec.passthrough = function.kind == FunctionKind::Endpoint && function.class >> 8 != 0x0600;
-    spec.hooks = Arc::new(FunctionHooks::new(space, function).ok_or("its ATS, PRI or PASID stays on")?);
+    spec.hooks = Arc::new(Counted::new(space, function, found).map_err(|error| format!("{error}"))?);
     Ok(Master { spec, engine: model.map_or(Engine::None, Engine::Modelled) })
 }
 

@@ -2,9 +2,7 @@
 //!
 //! Buses are numbered depth first. A port that things can be plugged into keeps two numbers more than it has use for.
 
-use iommu_assign::pci::{Bus, Capabilities, DeviceFunction, FunctionConfig, HeaderType, HostBridge, Sbdf};
-
-use super::ecam::Ecam;
+use iommu_assign::pci::{Bus, Capabilities, DeviceFunction, Ecam, FunctionConfig, HeaderType, HostBridge, Sbdf};
 
 /// Numbers kept for what is plugged in later.
 const SPARE: u8 = 2;

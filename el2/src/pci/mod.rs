@@ -3,10 +3,10 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `ecam.rs` | configuration space |
+//! | `ecam.rs` | configuration space, mapped for the library |
 //! | `buses.rs` | bus numbers and virtual functions, where no firmware has set them up |
 //! | `slots.rs` | hot-plug slots |
-//! | `functions.rs` | the hooks of a function: bus mastering off, function-level reset |
+//! | `functions.rs` | the library's hooks of a function, counted |
 
 pub(crate) mod buses;
 pub(crate) mod ecam;

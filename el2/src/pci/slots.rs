@@ -3,9 +3,7 @@
 //! A slot says that something was plugged in, or that someone pressed its button, or that what was there has gone. What
 //! follows is the hypervisor's: power on and look, or take the function from its guest and power off.
 
-use iommu_assign::pci::{ConfigSpace, Function, PciKey, Sbdf};
-
-use super::ecam::Ecam;
+use iommu_assign::pci::{ConfigSpace, Ecam, Function, PciKey, Sbdf};
 
 /// A port with a slot.
 #[derive(Clone, Copy, Debug)]

@@ -49,7 +49,7 @@ pub(crate) fn end(world: &World) -> u8 {
         value(&REQUESTS)
     );
     log::info!(
-        "{} interrupts, {} times a line masked; {} function-level resets, {} surprise removals; {} bytes of heap in use; {} lines of the library not printed",
+        "{} interrupts, {} times a line masked; {} resets of functions, {} surprise removals; {} bytes of heap in use; {} lines of the library not printed",
         interrupts::count(),
         value(&MASKED),
         value(&RESETS),

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use iommu_assign::assign::{DeviceKey, Label, RawFault, Stream, StreamMask};
 use iommu_assign::dt::{self, Board};
-use iommu_assign::pci::{Bus, Enumeration, Function, FunctionKind, HostBridge, HostBridgeNumber, Segment, enumerate};
+use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge, enumerate};
 use smmu_model::Memory;
 
 use crate::iommu::gdma;
@@ -18,8 +18,7 @@ use crate::iommu::modelled::SharedMemory;
 use crate::iommu::platform::{RequestQueue, Service};
 use crate::iommu::smmus::{self, Unit};
 use crate::lock::Lock;
-use crate::pci::buses;
-use crate::pci::ecam::Ecam;
+use crate::pci::{buses, ecam};
 
 /// Guests.
 const GUESTS: [&str; 4] = ["guest-1", "guest-2", "guest-3", "guest-4"];
@@ -77,13 +76,14 @@ impl World {
             cpus,
         };
         let mut masters = masters::of_tree(board, &world.units, &channels);
-        for (number, node) in (0..).zip(board.host_bridges().iter().filter(|bridge| bridge.enabled && bridge.is_pci)) {
-            match Bridge::open(node, number) {
+        for host in board.pci_hosts().map_err(|error| format!("{error}"))? {
+            let path = host.path.clone();
+            match Bridge::open(host) {
                 Ok(bridge) => {
                     masters.extend(world.look_behind(&bridge)?);
                     world.bridges.push(bridge);
                 }
-                Err(why) => log::warn!("{}: {why}", node.path),
+                Err(why) => log::warn!("{path}: {why}"),
             }
         }
         world.add(masters);
@@ -182,10 +182,9 @@ impl World {
 }
 
 impl Bridge {
-    fn open(node: &dt::HostBridge, number: u16) -> Result<Self, String> {
-        let first = Bus(*node.buses.start());
-        let space = node.ecam.and_then(|region| Ecam::map(region, first)).ok_or("no ECAM that can be mapped")?;
-        let host = node.pci(HostBridgeNumber(number), Segment(number)).map_err(|reason| reason.to_string())?;
+    fn open(found: dt::PciHost) -> Result<Self, String> {
+        let host = found.host.map_err(|reason| reason.to_string())?;
+        let space = found.access.and_then(|access| ecam::map(access, &host)).ok_or("no ECAM that can be mapped")?;
         buses::number(&space, &host);
         let before = enumerate(&space, &host).map_err(|error| error.to_string())?;
         for function in before.functions.iter().filter(|function| function.capabilities.sr_iov.is_some()) {
