@@ -11,6 +11,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use super::{CallChain, Cause, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
+use crate::few;
 use crate::sync::atomic::AtomicU32;
 use crate::sync::inflight::{InFlight, Seen};
 use crate::sync::order::{Held, Unlocked};
@@ -67,9 +68,7 @@ impl DeviceSpec {
 impl DeviceSpec {
     /// The spec again, for one try: add consumes it.
     pub(crate) fn copied(&self) -> Result<Self, Cause> {
-        let mut streams = Vec::new();
-        streams.try_reserve_exact(self.streams.len()).map_err(|_| Cause::OutOfMemory)?;
-        streams.extend_from_slice(&self.streams);
+        let streams = few::copied(&self.streams).map_err(|_| Cause::OutOfMemory)?;
         let (label, source, hooks) = (self.label.clone(), self.source.clone(), self.hooks.clone());
         Ok(Self { streams, label, source, hooks, ..*self })
     }

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::{AddressSpace, Cause, DomainId, Instance, InstanceState, Iommu, IommuError, Label, Operation};
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::levels::FlushList;
 use crate::sync::lock::Lock;
@@ -83,10 +84,10 @@ impl<P: Platform> Domain<P> {
                 continue;
             }
             if list.capacity() < wanted {
-                grown.append(&mut list);
+                few::extend_within(&mut grown, list.drain(..));
                 core::mem::swap(&mut *list, &mut grown);
             }
-            list.insert(at, instance.clone());
+            few::insert_within(&mut list, at, instance.clone());
             break;
         }
         P::barrier();
@@ -97,7 +98,7 @@ impl<P: Platform> Domain<P> {
     pub(super) fn leave(&self, held: &mut Held<'_, Unlocked>, instance: &Instance) {
         let mut list = self.0.flush_list.lock(held);
         let at = list.binary_search_by_key(&instance.order(), |there| there.order());
-        let old = at.ok().map(|at| list.remove(at));
+        let old = at.ok().and_then(|at| few::take(&mut list, at));
         drop(list);
         drop(old);
     }

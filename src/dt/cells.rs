@@ -5,6 +5,7 @@ use core::{fmt, str};
 
 use super::tree::Node;
 use super::{DtError, NodeFault};
+use crate::few;
 
 /// A range of CPU physical addresses.
 ///
@@ -96,8 +97,7 @@ impl<'a> Node<'_, 'a> {
             let base = self.number(REG, &mut cells, address_cells)?;
             let size = self.number(REG, &mut cells, size_cells)?;
             let region = self.region(REG, base, size)?;
-            regions.try_reserve(1)?;
-            regions.push(self.as_the_cpu_sees(region)?);
+            few::push(&mut regions, self.as_the_cpu_sees(region)?)?;
         }
         Ok(regions)
     }

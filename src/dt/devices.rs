@@ -10,6 +10,7 @@ use super::specifiers::{self, SpecifierCount};
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::Stream;
+use crate::few;
 
 /// A node whose `iommus` names at least one SMMUv1/v2, or that one names in its `mmu-masters`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +67,7 @@ pub(super) fn read(
         match read_one(&node, smmus, named, &devices) {
             Ok(None) => {}
             Ok(Some(device)) => {
-                devices.try_reserve(1)?;
-                devices.push(device);
+                few::push(&mut devices, device)?;
             }
             Err(error) => refusals.add(tree, id, Refused::Master, error)?,
         }
@@ -108,10 +108,9 @@ pub(super) fn find(devices: &[DtDevice], node: NodeId) -> Option<&DtDevice> {
 /// Of two devices with one key neither is offered.
 fn refuse_collisions(tree: &mut Tree<'_>, refusals: &mut Refusals, devices: &mut Vec<DtDevice>) -> Result<(), DtError> {
     let mut keys: Vec<(u64, NodeId)> = Vec::new();
-    keys.try_reserve_exact(devices.len())?;
-    keys.extend(devices.iter().map(|device| (device.key, device.node)));
-    keys.sort_unstable();
-    for keys in keys.chunk_by(|one, next| one.0 == next.0) {
+    few::extend(&mut keys, devices.iter().map(|device| (device.key, device.node)))?;
+    few::sort(&mut keys, &|one, other| one < other);
+    for keys in few::runs(&keys, |one, next| one.0 == next.0) {
         let [first, second, ..] = keys else { continue };
         let all = keys.iter().skip(1).map(|other| (other, first)).chain([(first, second)]);
         for (&(key, node), (_, other)) in all {

@@ -16,6 +16,7 @@ use super::smmu::{self, SmmuNode};
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::StreamMask;
+use crate::few;
 use crate::pci::{MapEntry, MapFault, Provider, RequesterIdMap};
 
 /// A node whose `iommu-map` names at least one SMMUv1/v2, or a PCI host bridge that one names in its `mmu-masters`. Not each is a PCI host bridge: `fsl,qoriq-mc` is none.
@@ -78,8 +79,8 @@ pub(super) fn read(
         let ours = |entry: &MapEntry| matches!(entry.iommu, Provider::Smmu(_));
         let map = match (property, named) {
             (Some(_), Some(named)) => {
-                let smmu = smmus.iter().find(|smmu| smmu.key == named.smmu).map(|smmu| smmu.path.clone());
-                Err(node.error(NodeFault::TwoBindings { property: MAP, smmu: smmu.unwrap_or_default() }))
+                let smmu = smmus.iter().find(|smmu| smmu.key == named.smmu).map_or("", |smmu| &smmu.path);
+                Err(node.error(NodeFault::TwoBindings { property: MAP, smmu: few::text(smmu)? }))
             }
             (Some(property), None) => read_map(&node, property.value(), smmus),
             (None, _) => named_map(mmu_masters::of(all_named, id)),
@@ -91,8 +92,7 @@ pub(super) fn read(
         match bridge {
             Ok(None) => {}
             Ok(Some(bridge)) => {
-                bridges.try_reserve(1)?;
-                bridges.push(bridge);
+                few::push(&mut bridges, bridge)?;
             }
             Err(error) => refusals.add(tree, id, Refused::Master, error)?,
         }
@@ -104,8 +104,7 @@ pub(super) fn read(
 fn named_map<'n, 'a: 'n>(named: impl Iterator<Item = &'n Named<'a>>) -> Result<Map, DtError> {
     let mut map = Map { entries: Vec::new(), foreign: Vec::new() };
     for named in named {
-        map.entries.try_reserve(1)?;
-        map.entries.push(MapEntry::new(0, Provider::Smmu(named.smmu), 0, 0x1_0000));
+        few::push(&mut map.entries, MapEntry::new(0, Provider::Smmu(named.smmu), 0, 0x1_0000))?;
     }
     Ok(map)
 }
@@ -215,15 +214,13 @@ fn read_entries(node: &Node<'_, '_>, value: &[u8], smmus: &[SmmuNode<'_>], form:
         let (iommu, mask) = match smmu::find(smmus, target.id()) {
             Some(smmu) => (Provider::Smmu(smmu.key), own_mask.unwrap_or(smmu.stream_match_mask)),
             None => {
-                map.foreign.try_reserve(1)?;
-                map.foreign.push(target.id());
+                few::push(&mut map.foreign, target.id())?;
                 (Provider::Foreign, StreamMask::NONE)
             }
         };
-        map.entries.try_reserve(1)?;
-        map.entries.push(MapEntry::new(rid_base, iommu, stream_base, length).with_stream_mask(mask));
+        few::push(&mut map.entries, MapEntry::new(rid_base, iommu, stream_base, length).with_stream_mask(mask))?;
     }
-    map.foreign.sort_unstable();
+    few::sort(&mut map.foreign, &|one, other| one < other);
     map.foreign.dedup();
     Ok(map)
 }

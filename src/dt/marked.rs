@@ -13,6 +13,7 @@ use super::tree::{Node, NodeId, Refused, Tree};
 use super::unseen::Unseen;
 use super::{DtError, NodeFault};
 use crate::assign::IommuKey;
+use crate::few;
 use crate::pci::{MapEntry, Provider};
 
 /// Tells of each marked node that no SMMU in use sees. Takes nothing away: it was not offered, or its entry says why it
@@ -31,8 +32,8 @@ pub(super) fn tell(
         let below =
             node.ancestors().any(|above| bridges.iter().any(|bridge| bridge.is_pci && bridge.node == above.id()));
         let why = match (devices::find(devices, node.id()), bridge) {
-            (Some(device), _) => disabled(smmus, device.streams.iter().map(|stream| stream.iommu())),
-            (None, Some(bridge)) => disabled(smmus, bridge.entries.iter().filter_map(smmu_of)),
+            (Some(device), _) => disabled(smmus, device.streams.iter().map(|stream| stream.iommu()))?,
+            (None, Some(bridge)) => disabled(smmus, bridge.entries.iter().filter_map(smmu_of))?,
             (None, None) if below => None,
             (None, None) => Some(match foreign(&node) {
                 Some(iommu) => Unseen::Foreign { iommu: tree.path_of(iommu)? },
@@ -47,9 +48,12 @@ pub(super) fn tell(
 }
 
 /// The disabled one among these.
-fn disabled(smmus: &[SmmuNode<'_>], mut keys: impl Iterator<Item = IommuKey>) -> Option<Unseen> {
+fn disabled(smmus: &[SmmuNode<'_>], mut keys: impl Iterator<Item = IommuKey>) -> Result<Option<Unseen>, DtError> {
     let disabled = keys.find_map(|key| smmus.iter().find(|smmu| smmu.key == key && !smmu.enabled));
-    disabled.map(|smmu| Unseen::Disabled { smmu: smmu.path.clone() })
+    Ok(match disabled {
+        Some(smmu) => Some(Unseen::Disabled { smmu: few::text(&smmu.path)? }),
+        None => None,
+    })
 }
 
 fn smmu_of(entry: &MapEntry) -> Option<IommuKey> {

@@ -14,11 +14,14 @@ use super::smmu::SmmuNode;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::IommuKey;
+use crate::few;
 
 /// A node that an SMMU names as its master.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Named<'a> {
     node: NodeId,
+    /// How many were read before it.
+    order: usize,
     /// The SMMU.
     pub(super) smmu: IommuKey,
     /// Its stream IDs as written.
@@ -44,7 +47,7 @@ pub(super) fn read<'a>(
         }
     }
     smmus.retain(|smmu| tree.node(smmu.node).is_some_and(|node| node.refused() != Refused::Whole));
-    named.sort_by_key(|named| named.node);
+    few::sort(&mut named, &|one, other| (one.node, one.order) < (other.node, other.order));
     Ok(named)
 }
 
@@ -62,8 +65,8 @@ fn read_one<'a>(smmu: &Node<'_, 'a>, key: IommuKey, named: &mut Vec<Named<'a>>) 
         let ids = ids.ok_or_else(|| smmu.error(NodeFault::Truncated { property: MMU_MASTERS, entry }))?;
         // One that was refused is not offered, and how many IDs it has can be read all the same.
         if master.refused() == Refused::No && !ids.is_empty() {
-            named.try_reserve(1)?;
-            named.push(Named { node: master.id(), smmu: key, ids, is_pci: is_pci(&master)? });
+            let (node, order, is_pci) = (master.id(), named.len(), is_pci(&master)?);
+            few::push(named, Named { node, order, smmu: key, ids, is_pci })?;
         }
         entry = entry.saturating_add(1);
     }

@@ -121,8 +121,8 @@ impl<'a> Board<'a> {
     /// that is malformed or refers to no IOMMU, be the node enabled or not; [`DtError::OutOfMemory`]. Of several bad
     /// nodes one is told.
     pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
-        let board = Self::read_lenient(blob)?;
-        Refusals::first(&board.refusals)?;
+        let mut board = Self::read_lenient(blob)?;
+        board.refusals = Refusals::first(board.refusals)?;
         Ok(board)
     }
 

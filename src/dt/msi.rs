@@ -16,6 +16,7 @@ use super::references::resolve;
 use super::tree::{Node, NodeId};
 use super::{DtError, NodeFault};
 use crate::assign::{Granule, PhysicalAddress};
+use crate::few;
 use crate::pci::id_range::{self, IdRange};
 use crate::pci::{MapFault, RequesterId, RequesterIdMap};
 
@@ -252,15 +253,13 @@ pub(super) fn read(node: &Node<'_, '_>) -> Result<Option<Msi>, DtError> {
     let entries = map.iter().flat_map(|map| &map.entries).map(|entry| entry.controller);
     let mut named: Vec<NodeId> = Vec::new();
     for id in own.iter().map(|target| target.controller).chain(entries) {
-        named.try_reserve(1)?;
-        named.push(id);
+        few::push(&mut named, id)?;
     }
-    named.sort_unstable();
+    few::sort(&mut named, &|one, other| one < other);
     named.dedup();
     let mut controllers = Vec::new();
-    controllers.try_reserve_exact(named.len())?;
     for controller in named.into_iter().filter_map(|id| node.tree().node(id)) {
-        controllers.push(read_controller(&controller)?);
+        few::push(&mut controllers, read_controller(&controller)?)?;
     }
     Ok(Some(Msi { controllers, own, map, own_error }))
 }
@@ -276,8 +275,7 @@ fn read_parents(node: &Node<'_, '_>) -> Result<Vec<MsiTarget>, DtError> {
         let mut specifier = cells.split(target.u32(MSI_CELLS)?.unwrap_or(0)).ok_or_else(truncated)?;
         // What two cells mean would be for a binding to say that is not known here.
         let id = specifier.next().filter(|_| specifier.is_empty());
-        targets.try_reserve(1)?;
-        targets.push(MsiTarget { controller: target.id(), id });
+        few::push(&mut targets, MsiTarget { controller: target.id(), id })?;
     }
     Ok(targets)
 }
@@ -301,8 +299,7 @@ fn read_map(node: &Node<'_, '_>) -> Result<Option<MsiMap>, DtError> {
                 return Err(target.error(NodeFault::CellCount { property: MSI_CELLS, count, allowed: "0 or 1" }));
             }
         }
-        entries.try_reserve(1)?;
-        entries.push(MsiMapEntry { rid_base, controller: target.id(), id_base, length });
+        few::push(&mut entries, MsiMapEntry { rid_base, controller: target.id(), id_base, length })?;
     }
     let mask = node.u32("msi-map-mask")?.unwrap_or(RequesterIdMap::NO_MASK);
     let same_controller = |one: &MsiMapEntry, other: &MsiMapEntry| one.controller == other.controller;

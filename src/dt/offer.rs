@@ -5,6 +5,7 @@ use super::devices::{self, DtDevice};
 use super::iommu_map::HostBridge;
 use super::tree::{NodeId, Tree};
 use crate::assign::{DeviceKey, DeviceSpec, Label, Source, Target};
+use crate::few;
 use crate::pci;
 
 /// Why a node is not offered for assignment.
@@ -26,6 +27,9 @@ pub enum NotOffered {
     /// An SMMU that sees its DMA is disabled: nothing could confine it.
     #[error("an SMMU that sees its DMA is disabled by firmware")]
     OnDisabledSmmu,
+    /// There is no memory for a copy of its streams.
+    #[error("there is no memory for its streams")]
+    OutOfMemory,
 }
 
 impl DtDevice {
@@ -65,10 +69,11 @@ impl DtDevice {
             return Err(reason);
         }
         let label = Label::from(self.path.as_str());
+        let streams = few::copied(&self.streams).map_err(|_| NotOffered::OutOfMemory)?;
         Ok(DeviceSpec {
             parent: self.offered_parent.map(|key| DeviceKey::new(Source::Dt, key.into())),
             passthrough: self.passthrough,
-            ..DeviceSpec::new(self.device_key(), label, self.streams.clone())
+            ..DeviceSpec::new(self.device_key(), label, streams)
         })
     }
 }
@@ -106,7 +111,7 @@ impl HostBridge {
             number,
             segment: self.segment.map_or(segment, pci::Segment),
             buses: pci::Bus(*self.buses.start())..=pci::Bus(*self.buses.end()),
-            map: self.requesters.clone(),
+            map: self.requesters.copied().map_err(|_| NotOffered::OutOfMemory)?,
             passthrough: self.passthrough,
         })
     }

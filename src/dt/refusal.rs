@@ -12,6 +12,7 @@ use core::fmt;
 
 use super::tree::{NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
+use crate::few;
 
 /// A node that is not offered, and why.
 ///
@@ -66,8 +67,7 @@ impl Refusals {
             return Err(error);
         }
         let path = tree.path_of(node)?;
-        self.0.try_reserve(1)?;
-        self.0.push(Refusal { node, path, error });
+        few::push(&mut self.0, Refusal { node, path, error })?;
         tree.refuse(node, how);
         Ok(())
     }
@@ -83,8 +83,7 @@ impl Refusals {
     /// Tells of a node of which nothing is taken away.
     pub(super) fn tell(&mut self, tree: &Tree<'_>, node: NodeId, cause: NodeFault) -> Result<(), DtError> {
         let path = tree.path_of(node)?;
-        self.0.try_reserve(1)?;
-        self.0.push(Refusal { node, path, error: tree.error_at(node, cause) });
+        few::push(&mut self.0, Refusal { node, path, error: tree.error_at(node, cause) })?;
         Ok(())
     }
 
@@ -92,9 +91,9 @@ impl Refusals {
         self.0
     }
 
-    /// The first that is malformed as an error, for readers that refuse all for one.
-    pub(super) fn first(list: &[Refusal]) -> Result<(), DtError> {
-        let first = list.iter().find(|refusal| refusal.is_malformed());
-        first.map_or(Ok(()), |first| Err(first.error.clone()))
+    /// The first that is malformed as an error, for readers that refuse all for one; else all again.
+    pub(super) fn first(mut list: Vec<Refusal>) -> Result<Vec<Refusal>, DtError> {
+        let first = list.iter().position(Refusal::is_malformed).and_then(|at| few::take(&mut list, at));
+        first.map_or(Ok(list), |first| Err(first.error))
     }
 }

@@ -14,6 +14,7 @@ use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, Stage2};
+use crate::few;
 use crate::smmu::Reserved;
 
 /// A range of addresses that a device sends, and that firmware reserves.
@@ -44,8 +45,7 @@ pub(super) fn read(tree: &mut Tree<'_>, refusals: &mut Refusals) -> Result<Vec<R
             Refused::Above => refusals.add_below(tree, id)?,
             Refused::No => match read_one(&node, property.value()) {
                 Ok(read) => {
-                    regions.try_reserve(read.len())?;
-                    regions.extend(read);
+                    few::extend(&mut regions, read)?;
                 }
                 Err(error) => refusals.add(tree, id, Refused::Master, error)?,
             },
@@ -69,7 +69,7 @@ pub(super) fn offer<'b, E: From<DtError>>(
         let streams = collected(device.streams.iter().copied().filter(|stream| stream.iommu() == smmu))?;
         if !live.is_empty() && !streams.is_empty() {
             offered.try_reserve(1).map_err(DtError::from)?;
-            offered.push(Reserved { streams, space: tables(device, &live)? });
+            few::push_within(&mut offered, Reserved { streams, space: tables(device, &live)? });
         }
     }
     Ok(offered)
@@ -78,8 +78,7 @@ pub(super) fn offer<'b, E: From<DtError>>(
 fn collected<T>(items: impl Iterator<Item = T>) -> Result<Vec<T>, DtError> {
     let mut all = Vec::new();
     for item in items {
-        all.try_reserve(1)?;
-        all.push(item);
+        few::push(&mut all, item)?;
     }
     Ok(all)
 }
@@ -118,8 +117,10 @@ fn read_as(node: &Node<'_, '_>, value: &[u8], by_device: bool) -> Result<Vec<Res
             None if memory.is_empty() => None,
             None => return Err(node.error(NodeFault::ReservationSize { property: ADDRESSES, entry, size })),
         };
-        regions.try_reserve(1)?;
-        regions.push(ReservedRegion { node: node.id(), path: node.path()?, device: device.id(), iova, memory });
+        few::push(
+            &mut regions,
+            ReservedRegion { node: node.id(), path: node.path()?, device: device.id(), iova, memory },
+        )?;
     }
     Ok(regions)
 }

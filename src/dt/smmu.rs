@@ -12,6 +12,7 @@ use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, StreamMask};
+use crate::few;
 use crate::smmu::{Architecture, Chip, ContextLines, EmptyRoot, Implementation, Lockstep, SmmuConfig};
 
 /// An SMMUv1/v2 instance as its node describes it.
@@ -137,8 +138,7 @@ pub(super) fn read<'a>(tree: &mut Tree<'a>, refusals: &mut Refusals) -> Result<V
             (_, Err(error)) => refusals.add(tree, id, Refused::Whole, error)?,
             (_, Ok(Some((architecture, implementation)))) => match read_one(&node, architecture, implementation) {
                 Ok(smmu) => {
-                    smmus.try_reserve(1)?;
-                    smmus.push(smmu);
+                    few::push(&mut smmus, smmu)?;
                 }
                 Err(error) => refusals.add(tree, id, Refused::Whole, error)?,
             },
@@ -155,10 +155,9 @@ fn refuse_shared_registers(
     smmus: &mut Vec<SmmuNode<'_>>,
 ) -> Result<(), DtError> {
     let mut bases: Vec<(u64, NodeId)> = Vec::new();
-    bases.try_reserve_exact(smmus.len())?;
-    bases.extend(smmus.iter().map(|smmu| (smmu.key.base(), smmu.node)));
-    bases.sort_unstable();
-    for bases in bases.chunk_by(|one, next| one.0 == next.0) {
+    few::extend(&mut bases, smmus.iter().map(|smmu| (smmu.key.base(), smmu.node)))?;
+    few::sort(&mut bases, &|one, other| one < other);
+    for bases in few::runs(&bases, |one, next| one.0 == next.0) {
         let [first, second, ..] = bases else { continue };
         let all = bases.iter().skip(1).map(|other| (other, first)).chain([(first, second)]);
         for (&(base, node), (_, other)) in all {
@@ -184,8 +183,7 @@ fn read_one<'a>(
     let mut regions = node.regions()?.into_iter();
     let registers = regions.next().ok_or_else(|| node.error(NodeFault::MissingProperty { property: "reg" }))?;
     let mut mirrors = Vec::new();
-    mirrors.try_reserve_exact(regions.len())?;
-    mirrors.extend(regions);
+    few::extend(&mut mirrors, regions)?;
     let all = [registers].into_iter().chain(mirrors.iter().copied());
     if let Some((region, _)) = all.enumerate().find(|(_, region)| region.size() == 0) {
         return Err(node.error(NodeFault::EmptyRegion { region }));
@@ -214,8 +212,7 @@ fn read_one<'a>(
 
     let names = node.strings(COMPATIBLE)?;
     let mut compatibles = Vec::new();
-    compatibles.try_reserve_exact(names.clone().count())?;
-    compatibles.extend(names);
+    few::extend(&mut compatibles, names)?;
     Ok(SmmuNode {
         node: node.id(),
         path: node.path()?,
@@ -309,8 +306,7 @@ fn push<'a>(
     }
     let entry = interrupts.len();
     let specifier = cells.split(width).ok_or_else(|| node.error(NodeFault::Truncated { property, entry }))?;
-    interrupts.try_reserve(1)?;
-    interrupts.push(Interrupt { controller, specifier });
+    few::push(interrupts, Interrupt { controller, specifier })?;
     Ok(())
 }
 

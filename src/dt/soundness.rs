@@ -1,12 +1,12 @@
 //! From a blob to a [`Tree`] whose nodes can be relied on: what two nodes or two properties share is refused.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::blob::Walk;
 use super::refusal::Refusals;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{DtError, NodeFault};
+use crate::few;
 
 impl<'a> Tree<'a> {
     /// Reads the tree of `blob`; what follows the blob's `totalsize` bytes is ignored.
@@ -18,7 +18,7 @@ impl<'a> Tree<'a> {
     pub fn read(blob: &'a [u8]) -> Result<Self, DtError> {
         let mut refusals = Refusals::default();
         let tree = Self::read_lenient(blob, &mut refusals)?;
-        Refusals::first(&refusals.into_list())?;
+        Refusals::first(refusals.into_list())?;
         Ok(tree)
     }
 
@@ -40,10 +40,7 @@ fn refuse_repeated_properties(tree: &mut Tree<'_>, refusals: &mut Refusals) -> R
     let mut last = None;
     for (id, name) in repeated(properties, tree.property_count())? {
         if last != Some(id) {
-            let mut property = String::new();
-            property.try_reserve_exact(name.len())?;
-            property.push_str(name);
-            let error = tree.error_at(id, NodeFault::DuplicateProperty { property });
+            let error = tree.error_at(id, NodeFault::DuplicateProperty { property: few::text(name)? });
             refusals.add(tree, id, Refused::Whole, error)?;
         }
         last = Some(id);
@@ -75,14 +72,12 @@ fn repeated<'a>(
 ) -> Result<Vec<(NodeId, &'a str)>, DtError> {
     let mut sorted: Vec<(NodeId, &'a str)> = Vec::new();
     sorted.try_reserve_exact(at_most)?;
-    // Never more than was reserved: `extend` would abort when memory runs out.
-    sorted.extend(pairs.take(at_most));
-    sorted.sort_unstable();
+    few::extend_within(&mut sorted, pairs);
+    few::sort(&mut sorted, &|one, other| one < other);
     let mut found: Vec<(NodeId, &'a str)> = Vec::new();
     for (one, next) in sorted.iter().zip(sorted.iter().skip(1)) {
         if one == next && found.last() != Some(one) {
-            found.try_reserve(1)?;
-            found.push(*one);
+            few::push(&mut found, *one)?;
         }
     }
     Ok(found)
@@ -106,13 +101,12 @@ fn collect_phandles(tree: &mut Tree<'_>, refusals: &mut Refusals) -> Result<(), 
         match stated_phandle(&node) {
             Ok(None) => {}
             Ok(Some(phandle)) => {
-                phandles.try_reserve(1)?;
-                phandles.push((phandle, id));
+                few::push(&mut phandles, (phandle, id))?;
             }
             Err(error) => refusals.add(tree, id, Refused::Whole, error)?,
         }
     }
-    phandles.sort_unstable();
+    few::sort(&mut phandles, &|one, other| one < other);
     refuse_repeated_phandles(tree, refusals, &phandles)?;
     tree.set_phandles(phandles);
     Ok(())

@@ -9,6 +9,7 @@ use super::smmu::{self, SmmuNode};
 use super::tree::{Node, NodeId};
 use super::{DtError, NodeFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
+use crate::few;
 
 /// How many specifiers of a device name an SMMU, as written: repeated and overlapping ones counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,22 +61,20 @@ pub(super) fn read(
                 // An SMMU's width is 1 or 2, checked where its node was read.
                 let id = specifier.next().ok_or_else(truncated)?;
                 let mask = specifier.next().map_or(smmu.stream_match_mask, StreamMask::new);
-                masters.streams.try_reserve(1)?;
-                masters.streams.push(Stream::new(smmu.key, StreamId::new(id), mask));
+                few::push(&mut masters.streams, Stream::new(smmu.key, StreamId::new(id), mask))?;
                 masters.on_disabled_smmu |= !smmu.enabled;
                 count(&mut masters.specifiers, smmu.key)?;
             }
             None => {
-                masters.foreign.try_reserve(1)?;
-                masters.foreign.push(target.id());
+                few::push(&mut masters.foreign, target.id())?;
             }
         }
         entry = entry.saturating_add(1);
     }
-    masters.streams.sort_unstable();
+    few::sort(&mut masters.streams, &|one, other| one < other);
     masters.streams.dedup();
     add_named(node, &mut masters, smmus, named)?;
-    masters.foreign.sort_unstable();
+    few::sort(&mut masters.foreign, &|one, other| one < other);
     masters.foreign.dedup();
     Ok(if masters.streams.is_empty() { None } else { Some(masters) })
 }
@@ -91,11 +90,10 @@ fn add_named(
     for smmu in smmus.iter().filter(|smmu| smmu.mmu_masters) {
         let mut streams: Vec<Stream> = Vec::new();
         for id in of_node.clone().filter(|named| named.smmu == smmu.key).flat_map(|named| named.ids) {
-            streams.try_reserve(1)?;
-            streams.push(Stream::new(smmu.key, StreamId::new(id), smmu.stream_match_mask));
+            few::push(&mut streams, Stream::new(smmu.key, StreamId::new(id), smmu.stream_match_mask))?;
         }
         let listed = streams.len();
-        streams.sort_unstable();
+        few::sort(&mut streams, &|one, other| one < other);
         streams.dedup();
         if streams.is_empty() {
             continue;
@@ -103,18 +101,16 @@ fn add_named(
         let own = || masters.streams.iter().filter(|stream| stream.iommu() == smmu.key);
         if own().next().is_some() {
             if !own().eq(&streams) {
-                return Err(node.error(NodeFault::TwoBindings { property: IOMMUS, smmu: smmu.path.clone() }));
+                return Err(node.error(NodeFault::TwoBindings { property: IOMMUS, smmu: few::text(&smmu.path)? }));
             }
             continue;
         }
-        masters.streams.try_reserve(streams.len())?;
-        masters.streams.extend(streams);
+        few::extend(&mut masters.streams, streams)?;
         masters.on_disabled_smmu |= !smmu.enabled;
         masters.old_binding = true;
-        masters.specifiers.try_reserve(1)?;
-        masters.specifiers.push(SpecifierCount { smmu: smmu.key, count: listed });
+        few::push(&mut masters.specifiers, SpecifierCount { smmu: smmu.key, count: listed })?;
     }
-    masters.streams.sort_unstable();
+    few::sort(&mut masters.streams, &|one, other| one < other);
     Ok(())
 }
 
@@ -122,8 +118,7 @@ fn count(specifiers: &mut Vec<SpecifierCount>, smmu: IommuKey) -> Result<(), DtE
     match specifiers.iter_mut().find(|specifier| specifier.smmu == smmu) {
         Some(specifier) => specifier.count = specifier.count.saturating_add(1),
         None => {
-            specifiers.try_reserve(1)?;
-            specifiers.push(SpecifierCount { smmu, count: 1 });
+            few::push(specifiers, SpecifierCount { smmu, count: 1 })?;
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use core::ops::Range;
 
 use super::blob::{Event, Walk};
 use super::{DtError, MAX_DEPTH, NodeFault};
+use crate::few;
 
 /// A device tree that was read from a blob, whose names and values it borrows.
 #[derive(Clone)]
@@ -112,13 +113,11 @@ impl<'a> Tree<'a> {
                             None => FNV_OFFSET_BASIS,
                         },
                     };
-                    tree.nodes.try_reserve(1)?;
-                    tree.nodes.push(data);
+                    few::push(&mut tree.nodes, data)?;
                     open = Some(id);
                 }
                 Event::Property { name, value } => {
-                    tree.properties.try_reserve(1)?;
-                    tree.properties.push(Property { name, value });
+                    few::push(&mut tree.properties, Property { name, value })?;
                     if let Some(node) = open.and_then(|id| tree.nodes.get_mut(id.0)) {
                         node.properties.end = tree.properties.len();
                     }
@@ -254,11 +253,11 @@ impl<'t, 'a> Node<'t, 'a> {
         let mut path = String::new();
         path.try_reserve_exact(length)?;
         for name in names.iter().take(count).rev() {
-            path.push('/');
-            path.push_str(name);
+            few::append(&mut path, "/")?;
+            few::append(&mut path, name)?;
         }
         if count == 0 {
-            path.push('/');
+            few::append(&mut path, "/")?;
         }
         Ok(path)
     }

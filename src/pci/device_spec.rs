@@ -1,12 +1,11 @@
 //! From a function to what the service takes.
 
-use alloc::format;
-
 use super::enumeration::Enumeration;
 use super::function::{Function, FunctionKind};
 use super::host_bridge::{HostBridge, StreamsError};
 use super::key::PciKey;
 use crate::assign::{DeviceSpec, Label};
+use crate::few;
 
 impl Function {
     /// The function as [`Service::add`](crate::assign::Service::add) takes it: its key, its address as label, its streams,
@@ -27,7 +26,7 @@ impl Function {
     /// Waiting context: it allocates.
     pub fn spec(&self, host: &HostBridge, found: &Enumeration) -> Result<DeviceSpec, StreamsError> {
         let streams = host.streams(self)?;
-        let label = Label::from(format!("{}", self.sbdf).as_str());
+        let label = few::shown(&self.sbdf).ok_or(StreamsError::OutOfMemory)?;
         let bridges = core::iter::successors(self.key.parent(), |key| key.parent());
         let is_offered = |key: &PciKey| found.function(*key).is_some_and(|bridge| host.streams(bridge).is_ok());
         let mut bridges = bridges.filter(is_offered);
@@ -36,7 +35,7 @@ impl Function {
             ends_with_parent: self.kind == FunctionKind::Virtual,
             isolation: Some(self.isolation.number()),
             passthrough: host.passthrough,
-            ..DeviceSpec::new(self.key.into(), label, streams)
+            ..DeviceSpec::new(self.key.into(), Label::from(label.as_str()), streams)
         })
     }
 }

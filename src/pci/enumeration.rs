@@ -10,6 +10,7 @@ use super::key::{HostBridgeNumber, KeyError, PciKey};
 use super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS, Quirks};
 use super::topology::{self, Alias, AliasKind, Isolation, IsolationCause};
 use super::{Bus, DeviceFunction, Sbdf, Segment};
+use crate::few;
 
 /// What [`enumerate`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,7 +104,7 @@ pub(super) fn enumerate_around<C: ConfigSpace + ?Sized>(
     while let Some(level) = waiting.pop() {
         walk.bus(&level, &mut waiting)?;
     }
-    walk.found.functions.sort_unstable_by_key(|function| function.key);
+    few::sort(&mut walk.found.functions, &|one, other| one.key < other.key);
     Ok(walk.found)
 }
 
@@ -363,7 +364,5 @@ impl BusSet {
 }
 
 fn try_push<T>(list: &mut Vec<T>, item: T) -> Result<(), OutOfMemory> {
-    list.try_reserve(1).map_err(|_| OutOfMemory)?;
-    list.push(item);
-    Ok(())
+    few::push(list, item).map_err(|_| OutOfMemory)
 }

@@ -9,6 +9,7 @@ use super::requester_id_map::{MapError, RequesterIdMap};
 use super::topology::AliasKind;
 use super::{Bus, Sbdf, Segment};
 use crate::assign::Stream;
+use crate::few;
 
 /// A host bridge as firmware describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +45,10 @@ impl HostBridge {
                 Err(MapError::Unmapped { .. }) if alias.kind == AliasKind::Phantom && !uses_phantoms => continue,
                 Err(cause) => return Err(StreamsError::Map { function: function.sbdf, kind: alias.kind, cause }),
             };
-            streams.try_reserve(1).map_err(|_| StreamsError::OutOfMemory)?;
-            streams.push(stream);
+            few::push(&mut streams, stream).map_err(|_| StreamsError::OutOfMemory)?;
         }
-        streams.try_reserve(self.map.more().len()).map_err(|_| StreamsError::OutOfMemory)?;
-        streams.extend_from_slice(self.map.more());
-        streams.sort_unstable();
+        few::extend(&mut streams, self.map.more().iter().copied()).map_err(|_| StreamsError::OutOfMemory)?;
+        few::sort(&mut streams, &|one, other| one < other);
         streams.dedup();
         Ok(streams)
     }

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use crate::few;
+
 /// Requester ID `rid_base + n`, after the map's mask, becomes `id_base + n`, for n below `length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IdRange {
@@ -44,10 +46,9 @@ pub(crate) fn checked<E: Copy>(
         if rid_base.checked_add(last).is_none() || id_base.checked_add(last).is_none() {
             return Err(MapFault::Overflow { index });
         }
-        kept.try_reserve(1).map_err(|_| MapFault::OutOfMemory)?;
-        kept.push((index, entry));
+        few::push(&mut kept, (index, entry)).map_err(|_| MapFault::OutOfMemory)?;
     }
-    kept.sort_unstable_by_key(|(index, entry)| (range(entry).rid_base, *index));
+    few::sort(&mut kept, &|one, other| (range(&one.1).rid_base, one.0) < (range(&other.1).rid_base, other.0));
     for (place, (first, one)) in kept.iter().enumerate() {
         // Ascending: who begins behind the end of `one` is the first of those that cannot meet it.
         let behind = kept.iter().skip(place.saturating_add(1));
@@ -59,8 +60,7 @@ pub(crate) fn checked<E: Copy>(
         }
     }
     let mut checked = Vec::new();
-    checked.try_reserve_exact(kept.len()).map_err(|_| MapFault::OutOfMemory)?;
-    checked.extend(kept.into_iter().map(|(_, entry)| entry));
+    few::extend(&mut checked, kept.into_iter().map(|(_, entry)| entry)).map_err(|_| MapFault::OutOfMemory)?;
     Ok(checked)
 }
 

@@ -1,5 +1,6 @@
 //! From requester IDs to streams: the `iommu-map` of a host bridge.
 
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -7,6 +8,7 @@ use core::ops::RangeInclusive;
 use super::RequesterId;
 use super::id_range::{self, IdRange, MapFault};
 use crate::assign::{IommuKey, Stream, StreamId, StreamMask};
+use crate::few;
 
 /// Who sees the DMA of a range of requester IDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +109,11 @@ impl RequesterIdMap {
         map.more.try_reserve_exact(rest.len()).map_err(|_| MapFault::OutOfMemory)?;
         map.more.extend_from_slice(rest);
         Ok(map)
+    }
+
+    /// The same once more.
+    pub(crate) fn copied(&self) -> Result<Self, TryReserveError> {
+        Ok(Self { entries: few::copied(&self.entries)?, more: few::copied(&self.more)?, mask: self.mask })
     }
 
     /// The entries that map something, ascending by requester ID.

@@ -1,7 +1,7 @@
 //! One SMMU instance: the driver's state, and what every operation does first.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 use super::bank::banks::Banks;
@@ -34,7 +34,7 @@ pub struct Smmu<P: Platform, R: Registers> {
     pub(super) shadow: Lock<levels::StreamMap, Shadow, P::Lock>,
     pub(super) tlb: Tlb<P>,
     /// The syncs of the banks; empty where banks have none.
-    pub(super) bank_tlbs: Box<[Tlb<P>]>,
+    pub(super) bank_tlbs: Vec<Tlb<P>>,
     pub(super) faults: FaultRecords,
     pub(super) gate: Gate,
     pub(super) power: Supply,

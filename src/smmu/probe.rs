@@ -18,6 +18,7 @@ use super::stream::masters::Masters;
 use super::stream::user::Users;
 use super::supply::Supply;
 use crate::assign::{IommuKey, Stream};
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::lock::Lock;
 use crate::sync::order::{Held, Unlocked};
@@ -83,11 +84,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let faults = FaultRecords::new(&part).ok_or(out_of_memory)?;
         let own_syncs = if geometry.architecture == Architecture::V2 { geometry.banks } else { 0 };
         let mut bank_tlbs = room(own_syncs.into(), iommu)?;
-        bank_tlbs.extend((0..own_syncs).map(|bank| Tlb::of_bank(&geometry, bank)));
+        few::extend_within(&mut bank_tlbs, (0..own_syncs).map(|bank| Tlb::of_bank(&geometry, bank)));
         let tlb = Tlb::global(geometry.banks).ok_or(out_of_memory)?;
         let streams = || setup.reserved.iter().flat_map(|reserved| &reserved.streams);
         let mut reserved: Vec<Stream> = room(streams().count(), iommu)?;
-        reserved.extend(streams().copied());
+        few::extend_within(&mut reserved, streams().copied());
         tlb.meet_what_is_in_flight(&part.registers);
         let found = reset::reset(held, &part, &tlb, &reserved)?;
         (part.widths, part.spelling, part.geometry.entries) = (found.widths, found.spelling, found.entries);
@@ -103,7 +104,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             masters,
             shadow: Lock::new(Shadow { entries, users: Users::new(), banks }),
             tlb,
-            bank_tlbs: bank_tlbs.into_boxed_slice(),
+            bank_tlbs,
             faults,
             gate: Gate::new(),
             power: Supply::new(setup.power),

@@ -151,7 +151,7 @@ impl<P: Platform> Service<P> {
         for at in device.attachments() {
             let iommu = at.instance.iommu.call(held);
             let made = iommu.make_master(id, device.streams_on(at), device.is_lazy());
-            masters.push(made.map_err(|error| no_place(&at.instance, error))?);
+            few::put(&mut masters, made.map_err(|error| no_place(&at.instance, error))?);
         }
         let record = DeviceRecord::adding(device.clone());
         let (nodes, group) = (nodes_of(&device), Group::of(Member::new(device.clone())));
@@ -160,7 +160,7 @@ impl<P: Platform> Service<P> {
 
     /// The IOMMUs that sorted streams are on.
     fn attach_to_instances(&self, held: &mut Held<'_, Unlocked>, streams: &[Stream]) -> Result<Vec<Attachment>, Cause> {
-        let chunks = || streams.chunk_by(|one, next| one.iommu() == next.iommu());
+        let chunks = || few::runs(streams, |one, next| one.iommu() == next.iommu());
         let mut attachments = Vec::new();
         attachments.try_reserve_exact(chunks().count()).map_err(|_| Cause::OutOfMemory)?;
         let mut start = 0_u32;
@@ -169,7 +169,7 @@ impl<P: Platform> Service<P> {
             let Some(key) = chunk.first().map(|stream| stream.iommu()) else { continue };
             let instance = instances.find(key).ok_or(Cause::ProviderMissing(key))?;
             let end = start.saturating_add(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
-            attachments.push(Attachment { instance, streams: start..end });
+            few::push_within(&mut attachments, Attachment { instance, streams: start..end });
             start = end;
         }
         Ok(attachments)

@@ -11,6 +11,7 @@ use crate::assign::{
     Device, Error, Event, FaultAnswer, FaultLine, FaultRecord, IommuKey, Label, Operation, RawFault, Service,
     StormReport, StreamId,
 };
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -53,9 +54,8 @@ impl<P: Platform> Service<P> {
         let instance = self.named_instance(&mut held, Operation::HandleFault, iommu)?;
         let mut faults: Vec<RawFault> = Vec::new();
         let mut dropped = 0_usize;
-        let answer = instance.iommu.call(&mut held).take_faults(line, &mut |fault| match faults.try_reserve(1) {
-            Ok(()) => faults.push(fault),
-            Err(_) => dropped = dropped.saturating_add(1),
+        let answer = instance.iommu.call(&mut held).take_faults(line, &mut |fault| {
+            dropped = dropped.saturating_add(few::push(&mut faults, fault).is_err().into());
         });
         if dropped > 0 {
             log::warn!("{iommu}: {dropped} faults were read and not told, for want of memory");

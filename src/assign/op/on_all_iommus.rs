@@ -76,7 +76,7 @@ fn each_of_several(
         after = Some(instance.order());
         crew.0.clear();
         let here = members().filter(|member| member.device.attachment_to(instance).is_some());
-        crew.0.extend(here.map(|member| member.device.id()));
+        few::put_all(&mut crew.0, here.map(|member| member.device.id()));
         if act(instance, &crew.0) {
             return;
         }
@@ -215,7 +215,7 @@ impl Power {
             }
             let room = power.0.try_reserve(1).map_err(|_| IommuError::OutOfMemory);
             match room.and_then(|()| at.instance.iommu.call(held).hold_power()) {
-                Ok(()) => power.0.push(at.instance.clone()),
+                Ok(()) => _ = few::put(&mut power.0, at.instance.clone()),
                 Err(error) => {
                     power.release(held);
                     return Err((at.instance.clone(), error));
@@ -277,8 +277,9 @@ pub(super) fn names_of_keepers(
 ) -> Vec<Label> {
     for mate in claim.members().filter(|mate| !leaving(mate) && mate.state.get().owner().is_some()) {
         let mut left = claim.members().filter(|member| leaving(member));
-        if left.any(|one| shared_at(held, &one.device, &mate.device).is_some()) && names.try_reserve(1).is_ok() {
-            names.push(mate.device.label().clone());
+        if left.any(|one| shared_at(held, &one.device, &mate.device).is_some()) {
+            // Without memory it is not named.
+            let _ = few::push(&mut names, mate.device.label().clone());
         }
     }
     names

@@ -24,6 +24,7 @@
 use alloc::vec::Vec;
 
 use crate::assign::{AddressSpace, DomainId, own_space};
+use crate::few;
 use crate::smmu::hardware::part::BankIndex;
 use crate::smmu::stream::number_set::BankSet;
 use crate::sync::broken::broken;
@@ -122,7 +123,7 @@ impl Banks {
     pub(in crate::smmu) fn new(count: u8) -> Option<Self> {
         let (mut list, mut by_domain) = (Vec::new(), Vec::new());
         list.try_reserve_exact(count.into()).ok()?;
-        list.resize(count.into(), Bank::FREE);
+        few::extend_within(&mut list, (0..count).map(|_| Bank::FREE));
         by_domain.try_reserve_exact(usize::from(count).saturating_mul(2)).ok()?;
         Some(Self { list, free: BankSet::below(count), by_domain })
     }
@@ -153,13 +154,13 @@ impl Banks {
 
     pub(super) fn enlist(&mut self, domain: DomainId, index: BankIndex) {
         if let Err(at) = self.by_domain.binary_search(&(domain, index)) {
-            self.by_domain.insert(at, (domain, index));
+            few::insert_within(&mut self.by_domain, at, (domain, index));
         }
     }
 
     pub(super) fn strike(&mut self, domain: DomainId, index: BankIndex) {
         if let Ok(at) = self.by_domain.binary_search(&(domain, index)) {
-            self.by_domain.remove(at);
+            few::take(&mut self.by_domain, at);
         }
     }
 

@@ -22,6 +22,7 @@
 use alloc::vec::Vec;
 
 use crate::assign::DomainId;
+use crate::few;
 use crate::smmu::hardware::Geometry;
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::access::Access;
@@ -92,13 +93,13 @@ impl<P: Platform> Tlb<P> {
         let mut state = self.state.lock(held);
         let banks = &mut state.banks;
         let Err(place) = banks.binary_search(&(domain, bank)) else { return };
-        if banks.len() < banks.capacity() {
-            banks.insert(place, (domain, bank));
-        } else if let Some(stale) = banks.iter().position(|(_, theirs)| *theirs == bank) {
+        if !few::insert_within(banks, place, (domain, bank))
+            && let Some(stale) = banks.iter().position(|(_, theirs)| *theirs == bank)
+        {
             // There is room for each bank once, so that a full table has this one already, of a domain that did not leave.
-            banks.remove(stale);
+            few::take(banks, stale);
             let place = if stale < place { place.saturating_sub(1) } else { place };
-            banks.insert(place, (domain, bank));
+            few::insert_within(banks, place, (domain, bank));
         }
     }
 
@@ -106,7 +107,7 @@ impl<P: Platform> Tlb<P> {
     pub(in crate::smmu) fn leave<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
         let banks = &mut self.state.lock(held).banks;
         if let Ok(place) = banks.binary_search(&(domain, bank)) {
-            banks.remove(place);
+            few::take(banks, place);
         }
     }
 

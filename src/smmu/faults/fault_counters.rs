@@ -3,6 +3,7 @@
 use smallvec::{Array, SmallVec};
 
 use crate::assign::StreamId;
+use crate::few;
 use crate::smmu::hardware::part::BankIndex;
 
 /// How often a stream faulted in a context bank, or in none.
@@ -23,12 +24,8 @@ pub(in crate::smmu) fn count<A: Array<Item = Counted>>(
     keep: u32,
 ) -> Option<u32> {
     let new = Counted { bank, stream, faults: 0 };
-    if !list.iter().any(|one| (one.bank, one.stream) == (bank, stream)) {
-        if list.len() < list.inline_size() {
-            list.push(new);
-        } else {
-            *list.iter_mut().min_by_key(|one| one.faults).filter(|least| least.faults < keep)? = new;
-        }
+    if !list.iter().any(|one| (one.bank, one.stream) == (bank, stream)) && !few::put(list, new) {
+        *list.iter_mut().min_by_key(|one| one.faults).filter(|least| least.faults < keep)? = new;
     }
     let ours = list.iter_mut().find(|one| (one.bank, one.stream) == (bank, stream))?;
     ours.faults = ours.faults.saturating_add(1);

@@ -93,8 +93,8 @@ impl FaultRecords {
         let (limits, banks) = (part.config.fault_limits, part.geometry.banks);
         let mut slots = Vec::new();
         slots.try_reserve_exact(usize::from(banks).saturating_add(1)).ok()?;
-        slots.push(Slot::default());
-        slots.extend((0..banks).map(|bank| Slot { line: part.line_of(bank), ..Slot::default() }));
+        few::push_within(&mut slots, Slot::default());
+        few::extend_within(&mut slots, (0..banks).map(|bank| Slot { line: part.line_of(bank), ..Slot::default() }));
         let storm = limits.storm.max(limits.records);
         Some(Self {
             limits: FaultLimits { storm, line: limits.line.max(storm), ..limits },
@@ -265,7 +265,8 @@ impl FaultRecords {
     }
 
     pub(in crate::smmu) fn unknown(&self, report: &mut dyn FnMut(StreamId, u32)) {
-        let unknown = self.unknown.lock().clone();
+        let mut unknown = SmallVec::<[Counted; UNKNOWN]>::new();
+        few::put_all(&mut unknown, self.unknown.lock().iter().copied());
         unknown.iter().for_each(|counted| report(counted.stream, counted.faults));
     }
 
@@ -287,7 +288,8 @@ impl FaultRecords {
         let domain_of = |bank| self.slot(bank).and_then(Slot::domain);
         let counted = core::mem::take(&mut *self.streams.lock()).into_iter();
         let named = counted.map(|one| (owner_of(one.stream, domain_of(one.bank)), one));
-        let mut suspects: SmallVec<[(Option<DeviceId>, Counted); STREAMS]> = named.collect();
+        let mut suspects = SmallVec::<[(Option<DeviceId>, Counted); STREAMS]>::new();
+        few::put_all(&mut suspects, named);
         let place = |(device, counted): &(Option<DeviceId>, Counted)| (counted.bank, *device);
         few::sort(&mut suspects, &|one, other| place(one) < place(other));
         for (bank, slot) in self.each() {

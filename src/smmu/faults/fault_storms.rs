@@ -2,6 +2,7 @@
 
 use super::fault_counters::Counted;
 use crate::assign::{DeviceId, DomainId, StormReport};
+use crate::few;
 use crate::smmu::hardware::FaultLimits;
 use crate::smmu::hardware::part::BankIndex;
 
@@ -34,7 +35,7 @@ pub(in crate::smmu) fn accuse(
     };
     let (mut told, mut silence) = (false, false);
     let mut most = report(None, 0, None);
-    for of_device in suspects.chunk_by(|one, two| (one.0, one.1.bank) == (two.0, two.1.bank)) {
+    for of_device in few::runs(suspects, |one, two| (one.0, one.1.bank) == (two.0, two.1.bank)) {
         let busiest = of_device.iter().max_by_key(|(_, counted)| counted.faults).copied();
         let Some((device, busiest)) = busiest.filter(|(_, busiest)| busiest.bank == bank) else { continue };
         let sum = of_device.iter().map(|(_, counted)| counted.faults).fold(0, u32::saturating_add);

@@ -1,5 +1,6 @@
 //! Which interrupt line a context interrupt raises: the one place that knows (contract S-4, quirk Q23).
 
+use crate::few;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
@@ -47,12 +48,10 @@ impl ContextLines {
             let known = distinct.iter().position(|other| *other == entry);
             let at = known.unwrap_or(distinct.len());
             if known.is_none() {
-                distinct.try_reserve(1)?;
-                distinct.push(entry);
+                few::push(&mut distinct, entry)?;
             }
-            lines.try_reserve(1)?;
             // As many as entries so far, or fewer.
-            lines.push(u8::try_from(at).unwrap_or(line));
+            few::push(&mut lines, u8::try_from(at).unwrap_or(line))?;
         }
         Ok(Self(match (distinct.len(), u8::try_from(lines.len())) {
             (1, _) => Lines::Each(1),

@@ -4,6 +4,7 @@
 use core::fmt;
 use core::ptr::NonNull;
 
+use crate::few;
 use smallvec::SmallVec;
 
 /// The registers of one SMMU instance, at byte offsets from its base.
@@ -133,10 +134,9 @@ impl<R> FromIterator<R> for Lockstep<R> {
     fn from_iter<I: IntoIterator<Item = R>>(instances: I) -> Self {
         let mut all = SmallVec::new();
         for instance in instances {
-            if all.try_reserve(1).is_err() {
+            if all.try_reserve(1).is_err() || !few::put(&mut all, instance) {
                 break;
             }
-            all.push(instance);
         }
         Self(all)
     }

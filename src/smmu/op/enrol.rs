@@ -50,7 +50,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if id & !id_bits != 0 || mask & !self.part.widths.carried != 0 {
                 return Err(IommuError::TooWide { stream, id_bits, mask_bits });
             }
-            cubes.push(Cube::new(id, mask & id_bits));
+            few::put(&mut cubes, Cube::new(id, mask & id_bits));
         }
         if cubes.len() > 1 {
             few::sort(&mut cubes, &Cube::is_before);
@@ -64,7 +64,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let widths = &self.part.widths;
         if let Some(cube) = one_cube(streams).filter(|cube| cube.mask() & !widths.mask_bits == 0) {
             // There is room for as many as there are streams.
-            streams.push(cube);
+            few::put(streams, cube);
             return Ok(());
         }
         let total = usize::from(self.part.geometry.entries);
@@ -82,7 +82,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             return Err(too_many(cubes.len()));
         }
         streams.try_reserve_exact(cubes.len()).map_err(|_| IommuError::OutOfMemory)?;
-        streams.extend_from_slice(&cubes);
+        few::put_all(streams, cubes);
         Ok(())
     }
 

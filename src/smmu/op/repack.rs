@@ -10,6 +10,7 @@
 use alloc::vec::Vec;
 
 use crate::assign::{DeviceId, IommuError, Streams};
+use crate::few;
 use crate::smmu::hardware::Registers;
 use crate::smmu::instance::Smmu;
 use crate::smmu::stream::cover::{CoverError, CoverOptions, Cube, least_cover};
@@ -40,7 +41,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let all = || members(&shadow.users, newcomers, is_claimed).flat_map(|user| user.streams().iter().copied());
             room = all().count();
             if room <= streams.capacity() {
-                streams.extend(all());
+                few::extend_within(&mut streams, all());
                 break (gone, shadow.entries.generation);
             }
         };

@@ -20,6 +20,7 @@ use super::entry::{Entry, EntryIndex};
 use super::number_set::Set;
 use super::user::StreamUser;
 use crate::assign::Streams;
+use crate::few;
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::registers::S2cr;
@@ -44,7 +45,7 @@ impl Entries {
     pub(in crate::smmu) fn new(count: u8, matching: bool) -> Option<Self> {
         let mut list = Vec::new();
         list.try_reserve_exact(count.into()).ok()?;
-        list.resize(count.into(), Entry::FREE);
+        few::extend_within(&mut list, (0..count).map(|_| Entry::FREE));
         let empty = Set::EMPTY;
         let (free, indexed) = (Set::below(count), !matching);
         Some(Self { list, free, live: empty, surplus: empty, stale: empty, owing: empty, generation: 0, indexed })

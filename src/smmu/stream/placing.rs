@@ -18,6 +18,7 @@ use super::masters::{Tree, is_reserved};
 use super::number_set::Set;
 use super::user::{StreamUser, Users};
 use crate::assign::{DeviceId, IommuError, IommuKey, Resource, Streams};
+use crate::few;
 use crate::sync::broken::broken;
 
 /// In place, for refits alone: an entry that falls into more of them stays as it is.
@@ -178,7 +179,7 @@ impl Placing<'_> {
         let mut fits = true;
         let in_parts = self.each_user(cube, &mut |user| {
             for part in user.cover().iter().filter_map(|own| own.intersection(cube)) {
-                uncovered(&mut pieces, part, &lowest, &mut |pieces, piece| fits &= put(pieces, piece));
+                uncovered(&mut pieces, part, &lowest, &mut |pieces, piece| fits &= few::put(pieces, piece));
             }
             !user.cover().iter().any(|own| own.contains(cube))
         });
@@ -227,15 +228,6 @@ impl Placing<'_> {
             }
         }
     }
-}
-
-/// Adds a piece where there is room for it.
-fn put(pieces: &mut Pieces, piece: Cube) -> bool {
-    let has_room = pieces.len() < 128;
-    if has_room {
-        pieces.push(piece);
-    }
-    has_room
 }
 
 /// The lowest of the pieces that overlaps `wanted`.

@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::cube::Cube;
+use crate::few;
 
 /// What is wrong with a cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +54,7 @@ pub fn check(wanted: &[Cube], cover: &[Cube]) -> Result<(), Flaw> {
 fn uncovered(cube: Cube, listed: &[Cube], steps: &mut usize) -> Result<Option<Cube>, Flaw> {
     // A half has one ignored bit less than its whole, so at most one half for each of 32 bits waits.
     let mut waiting = SmallVec::<[Cube; 36]>::new();
-    waiting.push(cube);
+    few::put(&mut waiting, cube);
     while let Some(piece) = waiting.pop() {
         *steps = steps.checked_sub(listed.len()).ok_or(Flaw::Unchecked { limit: STEPS })?;
         let common = |listed: &&Cube| (listed.mask() & piece.mask()).count_ones();
@@ -64,7 +65,10 @@ fn uncovered(cube: Cube, listed: &[Cube], steps: &mut usize) -> Result<Option<Cu
         if open != 0 {
             let bit = open & open.wrapping_neg();
             let mask = piece.mask() & !bit;
-            waiting.extend([Cube::new(piece.id(), mask), Cube::new(piece.id() | bit, mask)]);
+            let halves = [Cube::new(piece.id(), mask), Cube::new(piece.id() | bit, mask)];
+            if !few::put_all(&mut waiting, halves) {
+                return Err(Flaw::Unchecked { limit: STEPS });
+            }
         }
     }
     Ok(None)

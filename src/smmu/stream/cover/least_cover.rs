@@ -60,7 +60,7 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
     }
     if stand_alone(ids, mask_bits) {
         let mut cubes = with_room(ids.len())?;
-        cubes.extend_from_slice(ids);
+        few::extend_within(&mut cubes, ids.iter().copied());
         few::sort(&mut cubes, &Cube::is_before);
         return Ok(Cover { cubes, exact: true });
     }
@@ -76,7 +76,7 @@ pub fn least_cover(ids: &[Cube], options: &CoverOptions) -> Result<Cover, CoverE
         component.iter_mut().for_each(|cube| *cube = Cube::new(cube.id(), cube.mask() & !free));
         merge(&mut component, mask_bits);
         exact &= search::improve(&mut component, mask_bits, &mut nodes)?;
-        cubes.extend(component.drain(..).map(|cube| cube.widened(free)));
+        few::extend_within(&mut cubes, component.drain(..).map(|cube| cube.widened(free)));
     }
     few::sort(&mut cubes, &Cube::is_before);
     match check(ids, &cubes) {

@@ -44,7 +44,7 @@ pub(super) fn disjoint(ids: &[Cube], mask_bits: u32, limit: usize) -> Result<Vec
         return Err(CoverError::TooComplex { limit });
     }
     let mut inputs = with_room(ids.len())?;
-    inputs.extend_from_slice(ids);
+    few::extend_within(&mut inputs, ids.iter().copied());
     // Widest first: what is there already is never inside what comes, which would be cut into pieces around it.
     let width = |cube: &Cube| (cube.mask() & mask_bits).count_ones();
     few::sort(&mut inputs, &|one, other| match width(other).cmp(&width(one)) {
@@ -85,9 +85,7 @@ pub(super) fn with_room<T>(count: usize) -> Result<Vec<T>, CoverError> {
 }
 
 pub(super) fn try_push<T>(list: &mut Vec<T>, item: T) -> Result<(), CoverError> {
-    list.try_reserve(1).map_err(|_| CoverError::OutOfMemory)?;
-    list.push(item);
-    Ok(())
+    few::push(list, item).map_err(|_| CoverError::OutOfMemory)
 }
 
 fn push(cubes: &mut Vec<Cube>, cube: Cube, limit: usize) -> Result<(), CoverError> {
@@ -122,10 +120,10 @@ pub(super) fn merge(cubes: &mut Vec<Cube>, bits: u32) {
 /// Moves from `rest` to the empty `component`, which has room, what no cube inside the set can keep apart from `seed`:
 /// what is connected with it by steps of one bit that can be ignored.
 pub(super) fn take_component(seed: Cube, rest: &mut Vec<Cube>, component: &mut Vec<Cube>, mask_bits: u32) {
-    component.push(seed);
+    few::push_within(component, seed);
     let mut grown = 0_usize;
     while let Some(&from) = component.get(grown) {
-        component.extend(rest.extract_if(.., |cube| from.touches(*cube, mask_bits)));
+        few::extend_within(component, rest.extract_if(.., |cube| from.touches(*cube, mask_bits)));
         grown = grown.saturating_add(1);
     }
 }

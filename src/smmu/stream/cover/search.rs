@@ -53,8 +53,8 @@ fn lower_bound(cubes: &[Cube]) -> usize {
     let mut apart = SmallVec::<[u32; CORNERS]>::new();
     for corner in cubes.iter().flat_map(|cube| [cube.id(), cube.last()]).filter(|_| cubes.len() <= CORNERS) {
         let is_apart = |other: &u32| !contains(cubes, Cube::point(*other).span(Cube::point(corner)));
-        if apart.len() < CORNERS && apart.iter().all(is_apart) {
-            apart.push(corner);
+        if apart.iter().all(is_apart) {
+            few::put(&mut apart, corner);
         }
     }
     apart.len().max(size(cubes).count_ones() as usize)
@@ -73,7 +73,7 @@ pub(super) fn improve(best: &mut Vec<Cube>, mask_bits: u32, nodes: &mut u32) -> 
     let price = u32::try_from(choices.len() / 512).unwrap_or(u32::MAX).saturating_add(1);
     let all = choices.iter().fold(0, |all, choice| all | choice.points);
     let (mut steps, mut reach) = (with_room(best.len())?, with_room(MAX_POINTS)?);
-    steps.push(next_step(all, &choices, &mut reach));
+    few::push_within(&mut steps, next_step(all, &choices, &mut reach));
     while let Some(depth) = steps.len().checked_sub(1)
         && let Some(step) = steps.last_mut()
     {
@@ -88,7 +88,7 @@ pub(super) fn improve(best: &mut Vec<Cube>, mask_bits: u32, nodes: &mut u32) -> 
         let remaining = remaining & !choice.points;
         if remaining == 0 {
             best.clear();
-            best.extend(steps.iter().filter_map(|step| step.taken));
+            few::extend_within(best, steps.iter().filter_map(|step| step.taken));
             continue;
         }
         if depth.saturating_add(1).saturating_add(fewest(remaining)) >= best.len() {
@@ -97,7 +97,7 @@ pub(super) fn improve(best: &mut Vec<Cube>, mask_bits: u32, nodes: &mut u32) -> 
         let Some(left) = nodes.checked_sub(price) else { return Ok(false) };
         *nodes = left;
         // A step is one cube of a cover that is smaller than the best: there is room.
-        steps.push(next_step(remaining, &choices, &mut reach));
+        few::push_within(&mut steps, next_step(remaining, &choices, &mut reach));
     }
     Ok(true)
 }
@@ -108,7 +108,7 @@ pub(super) fn improve(best: &mut Vec<Cube>, mask_bits: u32, nodes: &mut u32) -> 
 fn cubes_inside(set: &[Cube], bits: u32) -> Result<Vec<Choice>, CoverError> {
     let mut choices = with_room(MAX_POINTS)?;
     let points = set.iter().flat_map(|cube| cube.parts(u32::MAX)).take(MAX_POINTS);
-    choices.extend(points.map(|cube| Choice { cube, points: 0 }));
+    few::extend_within(&mut choices, points.map(|cube| Choice { cube, points: 0 }));
     // From here on the list is sorted by mask and ID: the masks that a further bit makes are above all earlier ones.
     few::sort(&mut choices, &|one, other| one.cube.is_before(&other.cube));
     choices.iter_mut().zip(each_place()).for_each(|(choice, place)| choice.points = place);
@@ -133,7 +133,7 @@ fn cubes_inside(set: &[Cube], bits: u32) -> Result<Vec<Choice>, CoverError> {
 /// The next step: at the point that the fewest choices still capture.
 fn next_step<'a>(remaining: u128, choices: &'a [Choice], reach: &mut Vec<Reach>) -> Step<'a> {
     reach.clear();
-    reach.resize(MAX_POINTS, Reach::default());
+    few::extend_within(reach, (0..MAX_POINTS).map(|_| Reach::default()));
     for choice in choices.iter().filter(|choice| choice.points & !remaining == 0) {
         let mut points = choice.points;
         while let Some(of_point) = reach.get_mut(points.trailing_zeros() as usize) {
