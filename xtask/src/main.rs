@@ -4,10 +4,13 @@
 //! `cargo xtask search`: the long searches, which `cargo test` does a little of.
 //! `cargo xtask instructions`: what each operation costs, against Xen's and the bounds.
 //! `cargo xtask rooms`: checks the rules of the house: what uses what, what writes which register.
+//! `cargo xtask no-panic`: shows that no panic begins in the library's own code, as it is linked.
 //! `cargo xtask el2`: boots the bare-metal image under QEMU, with functions plugged in and out.
 
+mod bare_metal;
 mod el2;
 mod instructions;
+mod no_panic;
 mod rooms;
 mod search;
 
@@ -90,6 +93,11 @@ bounds. The same each time with the same compiler.
 
 The rules of the house, checked from the source; prints each place where one does not hold.
 
+       cargo xtask no-panic
+
+Links all of the library's public functions for bare metal, and fails where a panic begins in its own code, or where one that
+a dependency or the compiler's crates leave has no reason in xtask/src/no_panic/reasons.txt.
+
        cargo xtask el2 [--minutes N | --seconds N] [--gic 2|3 | --zynqmp] [--size | --image]
 
 Builds the bare-metal image (el2/), boots it at EL2 under qemu-system-aarch64 with four CPUs, plugs functions in and out over
@@ -136,6 +144,11 @@ fn main() -> ExitCode {
             }
         }
         ["el2", rest @ ..] => match el2::run(rest) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(message) => refuse(&message),
+        },
+        ["no-panic"] => match no_panic::run() {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(message) => refuse(&message),

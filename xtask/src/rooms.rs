@@ -62,8 +62,7 @@ impl fmt::Display for Violation {
 /// Prints what does not hold, and says whether everything does.
 pub(crate) fn check() -> Result<bool, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the workspace has no folder")?;
-    let mut files = Vec::new();
-    collect(root, &root.join("src"), &mut files)?;
+    let files = files(root)?;
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let found = violations(&files, WRITERS);
     found.iter().for_each(|violation| println!("{violation}"));
@@ -71,6 +70,13 @@ pub(crate) fn check() -> Result<bool, String> {
     let counts: Vec<String> = (1..=6).map(|rule| format!("rule {rule}: {}", count(rule))).collect();
     println!("{} files, {} violations ({})", files.len(), found.len(), counts.join(", "));
     Ok(found.is_empty())
+}
+
+/// The library's source: each file's path from `root` on, and its text.
+pub(crate) fn files(root: &Path) -> Result<Vec<(String, String)>, String> {
+    let mut files = Vec::new();
+    collect(root, &root.join("src"), &mut files)?;
+    Ok(files)
 }
 
 fn collect(root: &Path, folder: &Path, files: &mut Vec<(String, String)>) -> Result<(), String> {
