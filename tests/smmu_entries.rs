@@ -22,7 +22,8 @@ use common::parts::{named, parts};
 use common::presets::used;
 use common::{Bench, SMMU, stream};
 use iommu_assign::assign::{
-    Cause, Device, DeviceId, Iommu, IommuError, IommuKey, IommuPower, Resource, StreamId, Streams, UsageRecord,
+    Cause, Device, DeviceId, DeviceSpec, Iommu, IommuError, IommuKey, IommuPower, Resource, StreamId, Streams,
+    UsageRecord,
 };
 use machine::Reached;
 use smmu_model::Config;
@@ -516,6 +517,22 @@ fn a5_a_device_that_does_not_fit_is_refused_and_usage_says_what_has_the_entries(
     let (_, writes, refused) = bench.cost(|| bench.service.add(spec));
     assert!(matches!(refused.unwrap_err().cause, Cause::Iommu { error: IommuError::Exhausted { .. }, .. }));
     assert_eq!(writes, 0);
+}
+
+#[test]
+fn i15_a_device_and_its_parent_do_not_merge_into_one_group_when_entries_run_out() {
+    let mut bench = Bench::new();
+    bench.smmu(SMMU, Config { groups: 2, ..Config::generic_v2() });
+    let parent = bench.add("parent", &[(0x18, 0)]);
+    bench.add("other", &[(0x40, 0)]);
+    let child = DeviceSpec { parent: Some(parent.key()), ..bench.spec("child", &[(0x19, 0)]) };
+    let refused = bench.service.add(child.clone()).unwrap_err();
+    assert!(matches!(refused.cause, Cause::Iommu { error: IommuError::Exhausted { .. }, .. }), "{refused}");
+    // Where their streams overlap they are one, and may be packed together.
+    let streams = vec![stream(SMMU, 0x18, 0), stream(SMMU, 0x19, 0)];
+    let child = bench.service.add(DeviceSpec { streams, ..child }).unwrap();
+    assert_eq!(bench.service.find(child.key()).unwrap().group, bench.service.find(parent.key()).unwrap().group);
+    bench.audit();
 }
 
 #[test]

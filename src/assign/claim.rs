@@ -22,8 +22,8 @@ use core::num::NonZeroU16;
 
 use super::lending::{Lent, give_back_to, take_lent};
 use super::{
-    CallChain, Cause, Device, DeviceId, DomainId, Frame, Group, Groups, Member, Nodes, Operation, Registry, Service,
-    why_joined,
+    CallChain, Cause, Device, DeviceId, DeviceRecord, DomainId, Frame, Group, Groups, Member, Nodes, Operation,
+    Registry, Service, why_joined,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -38,6 +38,8 @@ pub(super) struct Claim<'a> {
     group: Option<Box<Group>>,
     /// Further groups: of an add, until they are joined or put back as they were.
     pub(super) others: Groups,
+    /// The group of an add's parent, so that the parent stays. It is among `others` where it is joined, too.
+    pub(super) parent: Option<Box<Group>>,
     pub(super) operation: Operation,
     pub(super) above: CallChain<'a>,
     /// Its place in the chain, counted from 1.
@@ -83,6 +85,7 @@ impl<'a> Claim<'a> {
             device,
             group: Some(group),
             others: Groups::default(),
+            parent: None,
             operation,
             above,
             level: above.depth().saturating_add(1),
@@ -116,9 +119,20 @@ impl<'a> Claim<'a> {
         self.members().filter(|member| wanted(member)).filter(later).min_by_key(|member| member.device.id())
     }
 
-    /// Whether a device is in one of the groups.
+    /// Whether a device is in one of the groups that are about to be one.
     pub(super) fn owns(&self, id: DeviceId) -> bool {
         self.group.iter().any(|group| group.contains(id)) || self.others.iter().any(|group| group.contains(id))
+    }
+
+    /// Takes the group of `record`, to be joined.
+    pub(super) fn take_in<P: Platform>(&mut self, registry: &Registry<P>, record: &DeviceRecord) -> Result<(), Cause> {
+        let id = record.device.id();
+        let group = match self.parent.take_if(|group| group.contains(id)) {
+            Some(group) => group,
+            None => registry.take_group(record, self.operation, self.above)?,
+        };
+        self.others.push(group);
+        Ok(())
     }
 
     /// Where this operation takes a group.
@@ -137,7 +151,7 @@ impl<'a> Claim<'a> {
     /// Lends the groups to whatever `call` nests, and takes them back.
     pub(super) fn call_out<T>(&mut self, call: impl FnOnce(CallChain<'_>) -> T) -> T {
         let mut all = mem::take(&mut self.others);
-        if let Some(group) = self.group.take() {
+        for group in [self.parent.take(), self.group.take()].into_iter().flatten() {
             all.push(group);
         }
         let lent = Lent(Cell::new(all));
@@ -248,6 +262,9 @@ impl<P: Platform> Service<P> {
         let above = claim.above;
         let mut parts = Groups::default();
         let mut groups = mem::take(&mut claim.others);
+        if let Some(group) = claim.parent.take() {
+            groups.push(group);
+        }
         while let Some(mut group) = claim.group.take().or_else(|| groups.pop()) {
             release(&mut group, claim.level);
             if group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split") {

@@ -218,9 +218,7 @@ impl<P: Platform> Service<P> {
         drop(registry);
         drop(unused);
         let mut claim = Claim::of(device.clone(), group, Operation::Add, above);
-        if let Some(parent) = parent {
-            claim.others.push(parent);
-        }
+        claim.parent = parent;
         Ok(claim)
     }
 
@@ -246,9 +244,7 @@ impl<P: Platform> Service<P> {
         if device.isolation().is_some() {
             let registry = self.registry.lock(held);
             if let Some(mate) = registry.bus_mate(&device).filter(|mate| !claim.owns(mate.device.id())) {
-                let group = registry.take_group(mate, Operation::Add, claim.above)?;
-                drop(registry);
-                claim.others.push(group);
+                claim.take_in(&registry, mate)?;
             }
         }
         for at in device.attachments() {
@@ -286,11 +282,8 @@ impl<P: Platform> Service<P> {
             }
             let registry = self.registry.lock(held);
             // One that is not registered any more has left the driver since.
-            let record = registry.by_id(id);
-            if let Some(record) = record {
-                let group = registry.take_group(record, Operation::Add, claim.above)?;
-                drop(registry);
-                claim.others.push(group);
+            if let Some(record) = registry.by_id(id) {
+                claim.take_in(&registry, record)?;
             }
         }
         Ok(())
