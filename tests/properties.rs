@@ -13,7 +13,7 @@
     reason = "a test fails by panicking"
 )]
 
-use machine::op::{Ask, Guest, Op, Script, Side, Slot};
+use machine::op::{Ask, Guest, Op, Script, Sheet, Side, Slot};
 use machine::world::{self, Board};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -28,7 +28,7 @@ type Make = fn(Slot, Guest, u8) -> Op;
 
 /// How often each operation comes: mostly what brings a machine somewhere, rarely what breaks it. The simplest come
 /// first, for a sequence shrinks towards them.
-const KINDS: [(u32, Make); 35] = [
+const KINDS: [(u32, Make); 42] = [
     (12, |slot, _, _| Op::Add(slot)),
     (8, |_, guest, _| Op::Create(guest)),
     (14, |slot, guest, _| Op::Assign(slot, guest)),
@@ -64,6 +64,13 @@ const KINDS: [(u32, Make); 35] = [
     (1, |slot, _, _| Op::BreakHook(slot)),
     (1, |_, _, choice| Op::CutPower(side(choice))),
     (3, |_, _, choice| Op::RestorePower(side(choice))),
+    (5, |_, _, _| Op::Plug),
+    (2, |_, _, _| Op::Unplug),
+    (1, |_, _, _| Op::Pull),
+    (5, |_, _, _| Op::SwitchOn),
+    (2, |_, _, _| Op::SwitchOff),
+    (4, |_, _, choice| Op::Apply(sheet(choice))),
+    (3, |_, _, choice| Op::Revert(sheet(choice))),
 ];
 
 const fn ask(slot: Slot, guest: Guest, choice: u8) -> Ask {
@@ -74,6 +81,10 @@ const fn ask(slot: Slot, guest: Guest, choice: u8) -> Ask {
         5 => Ask::Pass(slot, guest),
         _ => Ask::Take(slot),
     }
+}
+
+const fn sheet(choice: u8) -> Sheet {
+    if choice.is_multiple_of(2) { Sheet::One } else { Sheet::Two }
 }
 
 const fn side(choice: u8) -> Side {
@@ -145,7 +156,7 @@ mod found {
     use machine::op::Guest::{Green, Red};
     use machine::op::Op::{
         Add, Assign, AssignGroup, Create, CutPower, Deassign, Destroy, Dma, DmaSecond, Flush, ForceUnregister,
-        HandleGlobal, Heal, LoseSync, Map, Register, Remove, Stick, TestAssign, Unmap, Unregister,
+        HandleGlobal, Heal, LoseSync, Map, Plug, Register, Remove, Stick, SwitchOn, TestAssign, Unmap, Unregister,
     };
     use machine::op::Side::{A, B};
     use machine::op::Slot::{Both, Bridge, Companion, Far, Late, Mate, Narrow, Nic, Usb, Wide};
@@ -159,6 +170,13 @@ mod found {
     }
 
     /// The policy was asked about a device on an SMMU that had gone: no entry is shared with it.
+    /// A virtual function was packed into one entry with its physical function, and became one group with it, since the add
+    /// had claimed that one as its parent.
+    #[test]
+    fn i15_a_virtual_function_is_not_packed_together_with_its_parent() {
+        run(Board::Mmu401, &[Plug, SwitchOn]);
+    }
+
     #[test]
     fn i11_c9_nobody_is_asked_about_a_device_on_an_instance_that_went() {
         run(

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use iommu_assign::assign::{DeviceKey, IommuKey, Label, Source, Stream, StreamId, StreamMask};
+use iommu_assign::pci::{Bus, DeviceFunction, HostBridgeNumber, PciKey, Sbdf, Segment};
 
 /// One thing that a source, a toolstack, a guest, a device or the hardware does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +85,56 @@ pub enum Op {
     RestorePower(Side),
     /// The next hook that is called for the device fails.
     BreakHook(Slot),
+    /// [`Slot::Card`] is put into its slot, which says so.
+    Plug,
+    /// Someone wants to take the card out: what stands behind it and the card itself are made quiet and removed.
+    Unplug,
+    /// The card is pulled out, as a surprise.
+    Pull,
+    /// The card's virtual functions are switched on.
+    SwitchOn,
+    /// They are switched off.
+    SwitchOff,
+    /// An overlay is put onto the device tree.
+    Apply(Sheet),
+    /// It is taken off again.
+    Revert(Sheet),
+}
+
+/// An overlay, which brings one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub enum Sheet {
+    /// Brings [`Slot::Fan`].
+    One,
+    /// Brings [`Slot::Pump`].
+    Two,
+}
+
+impl Sheet {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::One, Self::Two];
+
+    /// The device that it brings.
+    #[must_use]
+    pub const fn slot(self) -> Slot {
+        match self {
+            Self::One => Slot::Fan,
+            Self::Two => Slot::Pump,
+        }
+    }
+
+    /// The overlay as a blob; [`BASE`](Self::BASE) is what it is put onto.
+    #[must_use]
+    pub const fn blob(self) -> &'static [u8] {
+        match self {
+            Self::One => include_bytes!("../../boards/overlays/fan.dtbo"),
+            Self::Two => include_bytes!("../../boards/overlays/pump.dtbo"),
+        }
+    }
+
+    /// The device tree without overlays: an SMMU, [`Side::A`].
+    pub const BASE: &'static [u8] = include_bytes!("../../boards/overlays/universe.dtb");
 }
 
 /// What the queue can be asked for, about whatever device has the key when its turn comes.
@@ -189,6 +240,16 @@ pub enum Slot {
     TooWide,
     /// Has no stream.
     Bare,
+    /// A physical function of PCI, which comes by [`Op::Plug`] only.
+    Card,
+    /// Its first virtual function, which comes by [`Op::SwitchOn`] only.
+    FirstVirtual,
+    /// Its second.
+    SecondVirtual,
+    /// A node of the device tree, which comes by [`Op::Apply`] only.
+    Fan,
+    /// Another.
+    Pump,
 }
 
 impl Side {
@@ -234,7 +295,7 @@ impl Guest {
 
 impl Slot {
     /// All of them, parents before children.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::Nic,
         Self::Late,
         Self::Usb,
@@ -249,16 +310,57 @@ impl Slot {
         Self::Second,
         Self::TooWide,
         Self::Bare,
+        Self::Card,
+        Self::FirstVirtual,
+        Self::SecondVirtual,
+        Self::Fan,
+        Self::Pump,
     ];
 
     /// A stream ID that no device of the universe has.
     pub const STRANGER: u16 = 0x3f;
 
-    /// What its source calls it. Every other one comes from PCI, which changes nothing.
+    /// The port that the card is plugged into.
+    pub const PORT: Sbdf = Sbdf::new(Segment(0), Bus(0), DeviceFunction(0x08));
+    /// Where the card answers.
+    pub const PLACE: Sbdf = Sbdf::new(Segment(0), Bus(1), DeviceFunction(0));
+    /// The host bridge above.
+    pub const HOST: HostBridgeNumber = HostBridgeNumber(1);
+
+    /// The key of [`PORT`](Self::PORT).
     #[must_use]
-    pub const fn key(self) -> DeviceKey {
-        let source = if (self as u8).is_multiple_of(2) { Source::Dt } else { Source::Pci };
-        DeviceKey::new(source, self as u128)
+    pub const fn port() -> PciKey {
+        PciKey::root(Self::HOST, Self::PORT.device_function)
+    }
+
+    /// Whether a source offers it by itself. The others come with what they stand in.
+    #[must_use]
+    pub const fn is_offered(self) -> bool {
+        !matches!(self, Self::Card | Self::FirstVirtual | Self::SecondVirtual | Self::Fan | Self::Pump)
+    }
+
+    /// Whether it stands behind the port.
+    #[must_use]
+    pub const fn is_pluggable(self) -> bool {
+        matches!(self, Self::Card | Self::FirstVirtual | Self::SecondVirtual)
+    }
+
+    /// What its source calls it. Of those that a source offers by itself every other one comes from PCI, which changes
+    /// nothing.
+    #[must_use]
+    pub fn key(self) -> DeviceKey {
+        let card = || Self::port().child(Self::PLACE.device_function).unwrap_or(Self::port());
+        match self {
+            Self::Card => card().into(),
+            Self::FirstVirtual => card().virtual_function(0).unwrap_or(card()).into(),
+            Self::SecondVirtual => card().virtual_function(1).unwrap_or(card()).into(),
+            Self::Fan => DeviceKey::new(Source::Dt, 0x8c84_126c_9f34_2aab),
+            Self::Pump => DeviceKey::new(Source::Dt, 0xdb27_fb2c_59cf_0071),
+            _ => {
+                let source = if (self as u8).is_multiple_of(2) { Source::Dt } else { Source::Pci };
+                DeviceKey::new(source, self as u128)
+            }
+        }
     }
 
     /// Which one a key means.
@@ -297,6 +399,11 @@ impl Slot {
             Self::Second => &[(Side::B, 0x04, 0)],
             Self::TooWide => &[(Side::A, 0x8_0000, 0)],
             Self::Bare => &[],
+            Self::Card => &[(Side::B, 0x18, 0)],
+            Self::FirstVirtual => &[(Side::B, 0x19, 0)],
+            Self::SecondVirtual => &[(Side::B, 0x1a, 0)],
+            Self::Fan => &[(Side::A, 0x28, 0)],
+            Self::Pump => &[(Side::A, 0x29, 0)],
         }
     }
 
@@ -329,8 +436,15 @@ impl Slot {
     pub const fn parent(self) -> Option<Self> {
         match self {
             Self::First | Self::Second => Some(Self::Bridge),
+            Self::FirstVirtual | Self::SecondVirtual => Some(Self::Card),
             _ => None,
         }
+    }
+
+    /// Whether a reset of its parent ends it.
+    #[must_use]
+    pub const fn ends_with_parent(self) -> bool {
+        matches!(self, Self::FirstVirtual | Self::SecondVirtual)
     }
 
     /// Which devices its bus does not keep it apart from.
@@ -382,6 +496,13 @@ impl fmt::Display for Op {
             Self::CutPower(side) => write!(f, "SMMU {side:?} cannot be given power"),
             Self::RestorePower(side) => write!(f, "SMMU {side:?} has power again"),
             Self::BreakHook(slot) => write!(f, "the next hook of {slot:?} fails"),
+            Self::Plug => f.write_str("plug the card in"),
+            Self::Unplug => f.write_str("take the card out in order"),
+            Self::Pull => f.write_str("pull the card out"),
+            Self::SwitchOn => f.write_str("switch the virtual functions on"),
+            Self::SwitchOff => f.write_str("switch the virtual functions off"),
+            Self::Apply(sheet) => write!(f, "apply overlay {sheet:?}"),
+            Self::Revert(sheet) => write!(f, "revert overlay {sheet:?}"),
         }
     }
 }
@@ -409,6 +530,17 @@ mod tests {
     fn a_script_prints_as_one_line_of_rust() {
         let script = Script(vec![Op::Add(Slot::Usb), Op::Assign(Slot::Usb, Guest::Red), Op::Audit]);
         assert_eq!(format!("{script:#?}"), "[Add(Usb), Assign(Usb, Red), Audit]");
+    }
+
+    #[test]
+    fn keys_of_nodes_are_those_of_the_overlays() {
+        for sheet in Sheet::ALL {
+            let merged = iommu_assign::dt::overlay::merge(Sheet::BASE, sheet.blob()).unwrap();
+            let board = iommu_assign::dt::Board::read(&merged).unwrap();
+            let keys: Vec<DeviceKey> = board.devices().iter().map(|device| device.device_key()).collect();
+            assert_eq!(keys, [sheet.slot().key()]);
+            assert_eq!(board.devices()[0].streams, sheet.slot().offered());
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! which entries there are (contract I-11, I-15, A-5), which drains are owed (I-6, I-8), and what is broken.
 
 mod claims;
+mod comings;
 mod cover;
 mod entries;
 mod groups;
@@ -20,7 +21,7 @@ mod queue;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::op::{Guest, Op, Side, Slot};
+use crate::op::{Guest, Op, Sheet, Side, Slot};
 use cover::Cube;
 use instances::Gone;
 use queue::Waiting;
@@ -99,6 +100,13 @@ pub struct Specification {
     line: Vec<Waiting>,
     /// Devices whose next hook fails.
     broken: BTreeSet<Slot>,
+    /// The card is in its slot; its virtual functions are on.
+    plugged: bool,
+    on: bool,
+    /// The overlays that are applied; devices of others that could not go yet; and those that went without a reset.
+    sheets: BTreeSet<Sheet>,
+    leaving: Vec<Slot>,
+    not_reset: BTreeSet<Slot>,
 }
 
 /// A guest that was created once.
@@ -207,6 +215,11 @@ impl Specification {
             aside: Vec::new(),
             line: Vec::new(),
             broken: BTreeSet::new(),
+            plugged: false,
+            on: false,
+            sheets: BTreeSet::new(),
+            leaving: Vec::new(),
+            not_reset: BTreeSet::new(),
         }
     }
 
@@ -334,6 +347,11 @@ impl Specification {
             Owner::Assigned(guest) => Some(guest),
             _ => None,
         }
+    }
+
+    /// Whether a device is registered that a reset of this one would end.
+    fn has_dependents(&self, slot: Slot) -> bool {
+        self.devices.keys().any(|child| child.parent() == Some(slot) && child.ends_with_parent())
     }
 
     fn is_quarantined(&self, slot: Slot) -> bool {

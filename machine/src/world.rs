@@ -6,6 +6,7 @@
 
 mod board;
 mod checks;
+mod comings;
 mod ending;
 mod requests;
 
@@ -28,6 +29,7 @@ use crate::specification::{Outcome, Refusal, Specification};
 use crate::{Machine, ModelRegisters, Reached, Stage2Tables};
 
 pub use board::Board;
+use comings::Comings;
 use requests::Requests;
 
 /// The guest-physical page that every guest has mapped, and which the oracle watches.
@@ -44,6 +46,7 @@ pub struct World<'s> {
     service: &'s Service<Spin>,
     reservations: BTreeMap<Slot, Reservation<'s, Spin>>,
     requests: Requests,
+    comings: Comings,
     masters: Arc<Masters<Spin>>,
     oracles: [Oracle; 2],
     smmus: [Option<Arc<Smmu<Spin, ModelRegisters>>>; 2],
@@ -118,12 +121,15 @@ impl<'s> World<'s> {
     pub fn new(board: Board, service: &'s Service<Spin>) -> Result<Self, Violation> {
         let machine = Machine::new();
         let registers = Side::ALL.map(|side| machine.add_smmu(side.key(), board.model(side)));
+        let unread = || Violation { board, script: Script(Vec::new()), what: "slot or tree cannot be read".into() };
+        let comings = Comings::new().ok_or_else(unread)?;
         let mut world = Self {
             board,
             machine,
             service,
             reservations: BTreeMap::new(),
             requests: Requests::default(),
+            comings,
             masters: Arc::new(Masters::new()),
             oracles: <[Oracle; 2]>::default(),
             smmus: [None, None],
@@ -189,6 +195,7 @@ impl<'s> World<'s> {
     /// Does it. An error is something that the specification has no words for.
     fn act(&mut self, op: Op) -> Result<Outcome, String> {
         Ok(match op {
+            Op::Add(slot) if !slot.is_offered() => Outcome::Skipped,
             Op::Add(slot) => self.add(slot),
             Op::Remove(slot) => told(&self.service.remove(slot.key()), removed),
             Op::Assign(slot, guest) => self.moving(slot, guest, Service::assign),
@@ -196,6 +203,7 @@ impl<'s> World<'s> {
             Op::Reassign(slot, guest) => self.moving(slot, guest, Service::reassign),
             Op::ReassignGroup(slot, guest) => self.moving(slot, guest, Service::reassign_group),
             Op::TestAssign(slot, guest) => self.moving(slot, guest, Service::test_assign),
+            Op::Reserve(slot, _) if !slot.is_offered() => Outcome::Skipped,
             Op::Reserve(slot, guest) => self.reserve(slot, guest),
             Op::Commit(slot) => self.end(slot, Reservation::commit),
             Op::Abandon(slot) => self.end(slot, Reservation::abandon),
@@ -245,6 +253,13 @@ impl<'s> World<'s> {
                 self.hooks(slot).broken.store(true, Ordering::Relaxed);
                 Outcome::Done
             }
+            Op::Plug => self.plug()?,
+            Op::Unplug => self.unplug()?,
+            Op::Pull => self.pull()?,
+            Op::SwitchOn => self.switch_on()?,
+            Op::SwitchOff => self.switch_off()?,
+            Op::Apply(sheet) => self.apply(sheet),
+            Op::Revert(sheet) => self.revert(sheet),
         })
     }
 

@@ -64,6 +64,9 @@ pub(super) fn assign_reasons(
     if is_denied(state, &movers, guest) {
         reasons.insert(Refusal::Denied);
     }
+    if movers.iter().any(|mover| state.is_quarantined(*mover) && state.has_dependents(*mover)) {
+        reasons.insert(Refusal::HasChildren);
+    }
     (movers, reasons)
 }
 
@@ -86,6 +89,9 @@ pub(super) fn reassign(state: &Specification, slot: Slot, guest: Guest, whole_gr
     }
     if is_denied(state, &movers, guest) {
         reasons.insert(Refusal::Denied);
+    }
+    if movers.iter().any(|mover| state.has_dependents(*mover)) {
+        reasons.insert(Refusal::HasChildren);
     }
     with_banks(state, &movers, guest, reasons, |next| carry_out(next, &movers, guest))
 }
@@ -157,6 +163,9 @@ pub(super) fn deassign(state: &Specification, slot: Slot, whole_group: bool) -> 
         named(state, slot, whole_group).into_iter().filter(|named| state.owner(*named).is_some()).collect();
     if movers.is_empty() {
         return refuse(state, BTreeSet::from([Refusal::NotAssigned]));
+    }
+    if movers.iter().any(|mover| state.has_dependents(*mover)) {
+        return refuse(state, BTreeSet::from([Refusal::HasChildren]));
     }
     let group = state.group(slot);
     let unpowered = without_power(state, &movers);

@@ -6,13 +6,14 @@ use super::cover::Cube;
 use super::instances::{self, Gone};
 use super::moves::{self, block};
 use super::{After, Lacking, Lacks, Outcome, Owner, Record, Refusal, Specification};
-use super::{claims, entries, guests, is_on, queue};
+use super::{claims, comings, entries, guests, is_on, queue};
 use crate::op::{Op, Side, Slot};
 
 pub(super) type Steps = Vec<(Outcome, Specification)>;
 
 pub(super) fn step(state: &Specification, op: Op) -> Steps {
     match op {
+        Op::Add(slot) if !slot.is_offered() => skip(state),
         Op::Add(slot) => add(state, slot),
         Op::Remove(slot) => remove(state, slot),
         Op::Assign(slot, guest) => moves::assign(state, slot, guest, false),
@@ -21,6 +22,7 @@ pub(super) fn step(state: &Specification, op: Op) -> Steps {
         Op::ReassignGroup(slot, guest) => moves::reassign(state, slot, guest, true),
         Op::Deassign(slot) => moves::deassign(state, slot, false),
         Op::DeassignGroup(slot) => moves::deassign(state, slot, true),
+        Op::Reserve(slot, _) if !slot.is_offered() => skip(state),
         Op::Reserve(slot, guest) => claims::reserve(state, slot, guest),
         Op::Commit(slot) => claims::commit(state, slot),
         Op::Abandon(slot) => claims::abandon(state, slot),
@@ -63,6 +65,13 @@ pub(super) fn step(state: &Specification, op: Op) -> Steps {
         Op::BreakHook(slot) => changed(state, |next| {
             next.broken.insert(slot);
         }),
+        Op::Plug => comings::plug(state),
+        Op::Unplug => comings::unplug(state),
+        Op::Pull => comings::pull(state),
+        Op::SwitchOn => comings::switch_on(state),
+        Op::SwitchOff => comings::switch_off(state),
+        Op::Apply(sheet) => comings::apply(state, sheet),
+        Op::Revert(sheet) => comings::revert(state, sheet),
     }
 }
 
@@ -87,7 +96,7 @@ pub(super) fn refuse(state: &Specification, reasons: BTreeSet<Refusal>) -> Steps
 
 // --- devices come and go ---
 
-fn add(state: &Specification, slot: Slot) -> Steps {
+pub(super) fn add(state: &Specification, slot: Slot) -> Steps {
     let mut reasons = BTreeSet::new();
     if state.devices.contains_key(&slot) {
         let is_leaving = state.is_leaving_device(slot);
@@ -166,7 +175,7 @@ pub(super) fn with_entries(states: &[Specification], side: Side, ways: &[BTreeSe
     states.iter().flat_map(|state| ways.iter().map(|way| with(state, way))).collect()
 }
 
-fn remove(state: &Specification, slot: Slot) -> Steps {
+pub(super) fn remove(state: &Specification, slot: Slot) -> Steps {
     if !state.devices.contains_key(&slot) {
         return refuse(state, BTreeSet::from([Refusal::NotFound]));
     }
@@ -175,7 +184,21 @@ fn remove(state: &Specification, slot: Slot) -> Steps {
         let stays = children.any(|child| !state.is_leaving_device(*child));
         return refuse(state, BTreeSet::from([if stays { Refusal::HasChildren } else { Refusal::Busy }]));
     }
-    claims::remove_later(state, slot).unwrap_or_else(|| remove_now(state, slot))
+    let steps = claims::remove_later(state, slot).unwrap_or_else(|| remove_now(state, slot));
+    steps.into_iter().flat_map(|(outcome, next)| parent_follows(slot, outcome, next)).collect()
+}
+
+/// A parent that was asked to go with its children goes with the last of them (contract C-5).
+fn parent_follows(child: Slot, outcome: Outcome, mut state: Specification) -> Steps {
+    let parent = child.parent().filter(|parent| state.marked.contains(parent));
+    let is_last = !state.devices.keys().any(|other| other.parent() == child.parent());
+    match parent.filter(|_| is_last) {
+        None => vec![(outcome, state)],
+        Some(parent) => {
+            state.marked.remove(&parent);
+            remove_now(&state, parent).into_iter().map(|(_, next)| (outcome.clone(), next)).collect()
+        }
+    }
 }
 
 /// The removal of a registered device to which nothing stands in the way. Where its DMA cannot be cut, or the cut is not

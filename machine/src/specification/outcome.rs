@@ -28,6 +28,8 @@ pub enum Outcome {
     Worked(Ask, Box<Self>),
     /// The worker has nothing to do now; so many requests wait for a claim to end.
     Idle(usize),
+    /// What became of each device, in the order in which they came or went.
+    Each(Vec<(Slot, Self)>),
     /// It was refused, or failed, and left this.
     Failed(Refusal, After),
 }
@@ -51,6 +53,12 @@ pub enum After {
     Stale,
     /// An SMMU takes nothing new, and is not out of service.
     Closing,
+    /// Everything was undone that had been done.
+    Undone,
+    /// Virtual functions are on, and some may be registered.
+    SwitchedOn,
+    /// What an overlay brought is on its way out still.
+    Unfinished,
 }
 
 /// Why an operation was not done, without the names that an error carries beside that.
@@ -58,7 +66,9 @@ pub enum After {
 #[expect(missing_docs, reason = "the names are those of `Cause` and `IommuError`")]
 pub enum Refusal {
     AlreadyAssigned,
+    AlreadyOn,
     AlreadyRegistered,
+    AppliedAlready,
     Busy,
     Cancelled,
     Denied,
@@ -76,6 +86,7 @@ pub enum Refusal {
     NoStreams,
     NotAssigned,
     NotFound,
+    NotRegistered,
     ParentMissing,
     /// An SMMU was not put into service because its probe failed.
     Probe(Side),
@@ -84,6 +95,7 @@ pub enum Refusal {
     Removed,
     SyncTimeout(Side),
     TooWide(Side),
+    VirtualRegistered,
     /// Nothing that a single caller on this machine should ever see.
     Unexpected,
 }

@@ -27,6 +27,9 @@ impl Waiting {
 }
 
 pub(super) fn submit(state: &Specification, ask: Ask) -> Steps {
+    if matches!(ask, Ask::Offer(slot) if !slot.is_offered()) {
+        return skip(state);
+    }
     let running = ask.guest().map(|guest| state.guests.get(&guest));
     match running {
         Some(None) => skip(state),

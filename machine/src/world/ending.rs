@@ -4,7 +4,7 @@ use iommu_assign::assign::{Device, DeviceKey, DeviceSpec, Error, Label, Source, 
 
 use super::{Board, Running, Violation, World};
 use crate::Stage2Tables;
-use crate::op::{Guest, Op, Side, Slot};
+use crate::op::{Guest, Op, Sheet, Side, Slot};
 use crate::specification::{After, Lacking, Outcome, Refusal, Specification};
 
 impl World<'_> {
@@ -21,6 +21,8 @@ impl World<'_> {
         ending.extend(Slot::ALL.into_iter().rev().filter(going).map(Op::Remove));
         let waiting = self.states.iter().map(Specification::waiting).max().unwrap_or(0);
         ending.extend(std::iter::repeat_n(Op::Work, waiting));
+        ending.push(Op::Pull);
+        ending.extend(Sheet::ALL.map(Op::Revert));
         ending.extend(Slot::ALL.into_iter().rev().map(Op::Remove));
         ending.extend(Guest::ALL.map(Op::Destroy));
         let leaving = Side::ALL.into_iter().filter(|side| self.states.iter().any(|state| state.is_leaving(*side)));
@@ -29,7 +31,7 @@ impl World<'_> {
         for op in ending {
             let outcome = self.run(op)?;
             let is_gone = matches!(outcome, Outcome::Done | Outcome::Removed(_) | Outcome::Skipped)
-                || matches!(outcome, Outcome::Worked(..) | Outcome::Idle(0))
+                || matches!(outcome, Outcome::Worked(..) | Outcome::Idle(0) | Outcome::Each(_))
                 || outcome == Outcome::refused(Refusal::NotFound)
                 || outcome == Outcome::refused(Refusal::Gone)
                 || outcome == Outcome::refused(Refusal::AlreadyRegistered)
@@ -37,6 +39,9 @@ impl World<'_> {
             if !is_gone {
                 return Err(self.violation(format!("A-4: at the end, {op} comes to {outcome:?}")));
             }
+        }
+        if !self.nothing_has_come() {
+            return Err(self.violation("A-3: a card or an overlay is there at the end".into()));
         }
         for side in Side::ALL {
             self.use_up(side).map_err(|what| self.violation(format!("A-3: SMMU {side:?}: {what}")))?;

@@ -69,6 +69,9 @@ impl Requests {
 
 impl World<'_> {
     pub(super) fn submit(&mut self, ask: Ask) -> Outcome {
+        if matches!(ask, Ask::Offer(slot) if !slot.is_offered()) {
+            return Outcome::Skipped;
+        }
         let domain = ask.guest().map(|guest| self.guests.get(&guest).map(|running| running.domain.clone()));
         let target = Target::Key(ask.slot().key());
         let request = match (ask, domain) {
