@@ -26,10 +26,11 @@ use iommu_assign::assign::{
 };
 use iommu_assign::pci::control::ControlError;
 use iommu_assign::pci::fake::FakeFunction;
-use iommu_assign::pci::hotplug::{Arrival, Departure, HotPlug, NotOffered, Slot, left};
+use iommu_assign::pci::hotplug::{Arrival, Departure, HotPlug, NotOffered, RenumberError, Slot, left};
 use iommu_assign::pci::sriov::PhysicalFunction;
 use iommu_assign::pci::{
-    AcsControls, ConfigSpace, Enumeration, Function, FunctionHooks, HostBridgeNumber, PortType, Problem, Sbdf,
+    AcsControls, AliasKind, ConfigSpace, Enumeration, Function, FunctionHooks, HostBridgeNumber, MapError, OutOfMemory,
+    PortType, Problem, Sbdf, StreamsError,
 };
 use iommu_assign::sync::{Micros, Spin};
 use machine::Reached;
@@ -781,4 +782,25 @@ fn i_14_a_device_that_its_owner_does_not_get_back_is_reset_before_it_goes_to_ano
     assert_eq!(slots.bench.dma(0x300), Reached::Memory(two.backing));
     slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0), (0x700, 0)], &[two.backing]);
     slots.bench.audit();
+}
+
+/// What an operator reads is in the document, word for word.
+#[test]
+fn every_message_is_in_the_document() {
+    let document = include_str!("../docs/pci.md");
+    let function = at(CARD[3]);
+    let stays_on = ControlError::StaysOn { function, service: iommu_assign::pci::control::Service::Ats };
+    let gone = ControlError::Config(iommu_assign::pci::ConfigError::NotPresent { function });
+    let cause = MapError::Unmapped { rid: function.requester_id() };
+    let unmapped = StreamsError::Map { function, kind: AliasKind::Own, cause };
+    let offers =
+        [NotOffered::Known, NotOffered::Streams(unmapped), NotOffered::Control(stays_on), NotOffered::Control(gone)];
+    let renumbers = [
+        RenumberError::OutOfMemory(OutOfMemory),
+        RenumberError::Control(ControlError::StillPending { function: at(CARD[4]) }),
+    ];
+    let told = offers.iter().map(ToString::to_string).chain(renumbers.iter().map(ToString::to_string));
+    for line in told {
+        assert!(document.contains(&format!("`{line}`")), "docs/pci.md must have {line}");
+    }
 }

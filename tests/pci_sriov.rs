@@ -25,7 +25,7 @@ use iommu_assign::pci::control::{Progress, Quiesce, Reset, ResetMethod};
 use iommu_assign::pci::fake::FakeFunction;
 use iommu_assign::pci::sriov::{PhysicalFunction, SriovError, SwitchError, SwitchLeft, VirtualFunction};
 use iommu_assign::pci::{
-    AcsControls, Capabilities, ConfigError, ConfigSpace, Function, FunctionHooks, FunctionKind, FunctionQuirk,
+    AcsControls, Bus, Capabilities, ConfigError, ConfigSpace, Function, FunctionHooks, FunctionKind, FunctionQuirk,
     IsolationCause, KNOWN_QUIRKS, PortType, QuirkEffect,
 };
 use iommu_assign::sync::Micros;
@@ -657,4 +657,38 @@ fn c_2_an_operation_on_the_physical_function_is_waited_for() {
     assert_eq!(error.left, SwitchLeft::Off);
     reservation.abandon().unwrap();
     assert_eq!(switch_on(&slots, 2).unwrap().len(), 2);
+}
+
+/// What an operator reads is in the document, word for word.
+#[test]
+fn every_message_is_in_the_document() {
+    let document = include_str!("../docs/pci.md");
+    let (first, place) = ("0000:01:02.0", at("02:00.0"));
+    let every = [
+        SriovError::NotPhysical,
+        SriovError::Count { asked: 9, total: 8 },
+        SriovError::AlreadyOn { count: 3 },
+        SriovError::Registered { first: first.into() },
+        SriovError::NotRegistered,
+        SriovError::Assigned { device: first.into(), domain: "guest A".into() },
+        SriovError::PageSize { bytes: 0x4000 },
+        SriovError::Address { index: 0, address: 0, count: 8 },
+        SriovError::Stride,
+        SriovError::PastEnd { number: 5 },
+        SriovError::Buses { number: 5, place, last: Bus(1) },
+        SriovError::BusTaken { number: 5, place, bridge: at("01:00.1") },
+        SriovError::NeedsAri { number: 0, place: at(first), port: at("00:01.0") },
+        SriovError::Taken { number: 1, place: at("01:00.2") },
+        SriovError::NotApart { function: at(first), peer: at("01:00.1") },
+        SriovError::Stuck,
+        SriovError::OutOfMemory,
+    ];
+    for cause in every {
+        let name = format!("{cause:?}");
+        let row = format!("| `{}` | `{cause}` |", name.split([' ', '{', '(']).next().unwrap());
+        assert!(document.contains(&row), "docs/pci.md must have {row}");
+    }
+    for left in [SwitchLeft::Unchanged, SwitchLeft::Off, SwitchLeft::On, SwitchLeft::Gone] {
+        assert!(document.contains(&format!("`{left}`")), "docs/pci.md must have {left}");
+    }
 }

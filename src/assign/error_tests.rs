@@ -94,7 +94,7 @@ fn causes() -> String {
         Cause::NoStreams => (failed(Operation::Add, Cause::NoStreams), "Do not pass it through: no IOMMU sees its DMA."),
         Cause::Gone => (failed(RUNNING, Cause::Gone), "Drop the handle. The key may be registered anew: `Service::find`."),
         Cause::GroupConflict { .. } => (failed(RUNNING, conflict(ConflictReason::SharedStream(SMMU))), "Give the whole group to one domain: `assign_group`."),
-        Cause::HasChildren { .. } => (failed(Operation::Remove, Cause::HasChildren { children: 3, first: "0000:01:00.0".into() }), "Remove these first, or use `remove_tree`."),
+        Cause::HasChildren { .. } => (failed(Operation::Remove, Cause::HasChildren { children: 3, first: "0000:01:00.0".into() }), "Remove these first, or use `remove_tree`. Virtual functions: `switch_off`."),
         Cause::Hook { .. } => (quarantined, "Assign it later: what it lacks is tried again before."),
         Cause::Incompatible(..) => (failed(Operation::CreateDomain, Cause::Incompatible(root)), "Build the tables as the message says."),
         Cause::InUse { .. } => (failed(Operation::DestroyDomain, Cause::InUse { devices: 2, first: usb() }), "Deassign or remove these first."),
