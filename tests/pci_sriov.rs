@@ -30,6 +30,7 @@ use iommu_assign::pci::{
 };
 use iommu_assign::sync::Micros;
 use machine::Reached;
+use proptest::prelude::*;
 
 /// A virtual function with what a NIC's has: FLR, ATS (on, as broken hardware would have it) and, maybe, ACS.
 fn virtual_nic(_: u16) -> FakeFunction {
@@ -690,5 +691,44 @@ fn every_message_is_in_the_document() {
     }
     for left in [SwitchLeft::Unchanged, SwitchLeft::Off, SwitchLeft::On, SwitchLeft::Gone] {
         assert!(document.contains(&format!("`{left}`")), "docs/pci.md must have {left}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the capability and the virtual functions answer, and wherever they vanish: a failed switch leaves nothing
+    /// registered, a successful one no requester ID twice.
+    #[test]
+    fn a_8_hostile_capabilities_and_virtual_functions_do_no_harm(
+        lies in prop::collection::vec((2_u16..15, prop_oneof![any::<u32>(), 0_u32..0x200, Just(u32::MAX)]), 0..3),
+        virtual_lies in prop::collection::vec((1_u16..0x50, any::<u32>()), 0..3),
+        (count, vanishes) in (0_u16..10, prop::option::of(0_u32..1200)),
+    ) {
+        let make = |number| virtual_lies.iter().fold(with_acs(number), |one, (word, value)| one.broken(word * 4, *value));
+        let card = physical(0x10, 2, make);
+        let capability = card.last_extended_capability();
+        let card = lies.iter().fold(card, |card, (word, value)| card.broken(capability + word * 4, *value));
+        let mut slots = Slots::new(vec![("00:01.0", ari_port(1, 4)), (PF, card)]);
+        // Where some are on already, their streams are the physical function's: it may have more than there are entries.
+        let found = slots.found();
+        prop_assume!(found.functions.iter().all(|one| one.capabilities.sr_iov.is_none_or(|sr_iov| !sr_iov.enabled)));
+        slots.add(PF);
+        let (registered, found, key) = (slots.registered(), slots.found(), slots.key(PF));
+        let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, key).unwrap();
+        vanishes.inspect(|step| slots.space.vanish_after(*step));
+        match physical.switch_on(&slots.bench.service, count, DELAY, &mut plain) {
+            Ok(on) => {
+                let mut streams: Vec<u32> = on.iter().flat_map(|one| ids(&one.device)).collect();
+                streams.sort_unstable();
+                prop_assert!(streams.is_sorted_by(|one, next| one < next) && !streams.contains(&0x100), "{streams:x?}");
+                prop_assert_eq!(slots.registered().len(), registered.len() + usize::from(count));
+                let off = physical.switch_off(&slots.bench.service, DELAY);
+                prop_assert!(off.is_ok() || matches!(off, Err(SwitchError { left: SwitchLeft::Gone, .. })), "{off:?}");
+            }
+            Err(error) => prop_assert!(error.left != SwitchLeft::On, "{error}"),
+        }
+        prop_assert_eq!(slots.registered(), registered);
+        slots.bench.audit();
     }
 }
