@@ -27,7 +27,8 @@
 //!    [`reassign`](assign::Service::reassign) to the next guest. In between the device is quiesced and reset, by its
 //!    [`DeviceHooks`](assign::DeviceHooks).
 //! 7. A device is unplugged, whatever its state: [`remove`](assign::Service::remove), with all that stands behind it
-//!    [`remove_tree`](assign::Service::remove_tree).
+//!    [`remove_tree`](assign::Service::remove_tree). What an overlay of the device tree brings, it brings and takes as one:
+//!    [`dt::overlay::Overlays`]. What a guest's own tree says of its devices: [`dt::guest::GuestTree`].
 //! 8. The guest's tables are to be freed: [`destroy_domain`](assign::Service::destroy_domain). Where an SMMU does not
 //!    confirm that it forgot them, [`retire_domain`](assign::Service::retire_domain) gives a token to try later.
 //! 9. At any time: [`audit`](assign::Service::audit) compares registry, driver and registers;

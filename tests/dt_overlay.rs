@@ -15,7 +15,7 @@ mod builder;
 mod files;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use builder::Builder;
@@ -578,6 +578,59 @@ fn a11_what_an_overlay_brings_goes_to_no_guest_unless_the_policy_says_so() {
     assert!(matches!(refused.cause, Cause::Denied { .. }));
     let marked = stage.device("/soc/accelerator@310000");
     stage.bench.service.assign(&marked, &guest.domain).unwrap();
+}
+
+/// One CPU applies and reverts overlays, another gives every device that it sees to a guest and takes it back.
+#[test]
+fn c15_overlays_come_and_go_while_guests_take_and_return_devices() {
+    let mut stage = Stage::new();
+    let before = stage.registry();
+    let guest = stage.bench.guest("guest");
+    let (over, moves, busy) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let (service, host, overlays) = (&stage.bench.service, &mut stage.host, &mut stage.overlays);
+        let (over, moves, busy, domain) = (&over, &moves, &busy, &guest.domain);
+        scope.spawn(move || {
+            while !over.load(Ordering::SeqCst) {
+                for info in service.devices() {
+                    if service.assign(&info.device, domain).is_ok() {
+                        moves.fetch_add(1, Ordering::SeqCst);
+                    }
+                    let _ = service.deassign(&info.device);
+                }
+            }
+        });
+        let mut again =
+            |mut step: Box<dyn FnMut(&mut Overlays<'static>, &mut Host) -> Result<(), OverlayError> + '_>| {
+                while let Err(error) = step(overlays, host) {
+                    assert!(error.is_busy(), "{error}");
+                    busy.fetch_add(1, Ordering::SeqCst);
+                }
+            };
+        for _ in 0..40 {
+            let ids = Mutex::new(Vec::new());
+            for overlay in [CARD, REWIRE, FABRIC] {
+                let ids = &ids;
+                again(Box::new(move |overlays, host| {
+                    ids.lock().unwrap().push(overlays.apply(service, overlay, host)?.overlay);
+                    Ok(())
+                }));
+            }
+            for id in ids.into_inner().unwrap() {
+                again(Box::new(move |overlays, host| overlays.revert(service, id, host).map(drop)));
+            }
+            again(Box::new(move |overlays, host| overlays.finish(service, host)));
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(moves.load(Ordering::SeqCst) > 0, "the other CPU did nothing");
+    for info in stage.bench.service.devices().collect::<Vec<_>>() {
+        let _ = stage.bench.service.deassign(&info.device);
+    }
+    assert_eq!(stage.registry(), before, "after {} that met another operation", busy.load(Ordering::SeqCst));
+    assert!(stage.overlays.blob() == SLOTS && stage.overlays.is_finished());
+    stage.bench.audit();
+    stage.bench.service.destroy_domain(&guest.domain).unwrap();
 }
 
 /// Found by the fuzz target `overlay`: an overlay that mends a node which the base has wrong could not be reverted, for the

@@ -144,6 +144,44 @@ fn a_merged_tree_is_a_blob_that_all_readers_take() {
     assert_eq!(paths, expected);
 }
 
+/// Real trees, with names of any length, come through as they are.
+#[test]
+fn any_board_with_an_overlay_on_it_is_what_the_fields_tool_makes() {
+    let mut overlay = onto("/");
+    overlay.cells("example,new-property", &[7]).strings("model", &["another"]);
+    overlay.begin("example-node").cells("phandle", &[1]).cells("self", &[1]).end().end().end();
+    overlay.begin("__local_fixups__").begin("fragment@0").begin("__overlay__").begin("example-node");
+    let overlay = overlay.cells("self", &[0]).end().end().end().end().finish();
+    let own = files::OWN.map(|(name, blob)| (name.to_owned(), blob.to_vec()));
+    let have_tool = have("fdtoverlay");
+    for (name, base) in own.into_iter().chain(files::real_boards("dt_overlay_merge")) {
+        let merged = merge(&base, &overlay).unwrap();
+        let tree = Tree::read(&merged).unwrap();
+        let node = tree.find("/example-node").unwrap();
+        let reference = node.property("self").unwrap().value();
+        assert_eq!(Some(u32::from_be_bytes(reference.try_into().unwrap())), node.phandle(), "{name}");
+        let found = changes(&base, &merged);
+        let paths: Vec<&str> = found.nodes.iter().map(|node| node.path.as_str()).collect();
+        assert_eq!((paths, found.devices.len()), (vec!["/", "/example-node"], 0), "{name}");
+        if have_tool {
+            let theirs = oracle(&format!("board-{name}"), &base, &[&overlay]).unwrap();
+            assert_eq!(shape(&merged), shape(&theirs), "{name}");
+        }
+    }
+}
+
+/// A tree is written as it was read, whatever version and padding it had.
+#[test]
+fn a_tree_of_version_16_with_padding_is_written_as_it_was_read() {
+    let mut base = Builder::new();
+    (base.version, base.nops) = (16, true);
+    base.begin("").begin("soc").property("a", &[1]).property("b", &[]).property("a-b", &[1, 2, 3, 4, 5]).end();
+    let base = base.finish();
+    let merged = merge(&base, &closed(&mut onto("/soc"))).unwrap();
+    assert_eq!(shape(&merged), shape(&base));
+    assert_eq!(merged[20..28], [0, 0, 0, 17, 0, 0, 0, 16]);
+}
+
 /// Path, change, and streams that come and go, of each device.
 fn told(changes: &Changes) -> Vec<String> {
     let device = |device: &iommu_assign::dt::overlay::DeviceChange| {
