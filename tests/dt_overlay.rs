@@ -607,7 +607,7 @@ fn c15_overlays_come_and_go_while_guests_take_and_return_devices() {
                     busy.fetch_add(1, Ordering::SeqCst);
                 }
             };
-        for _ in 0..40 {
+        for _ in 0..15 {
             let ids = Mutex::new(Vec::new());
             for overlay in [CARD, REWIRE, FABRIC] {
                 let ids = &ids;
