@@ -241,3 +241,40 @@ fn a_6_a_function_that_vanishes_midway_never_counts_as_quiet() {
     }
     assert_eq!(run(&make(), needed).0, Ok(Progress::Done));
 }
+
+/// Answers all ones once at one place, as while one card is pulled and another comes.
+struct Flickers {
+    space: FakeConfigSpace,
+    at: u16,
+    left: std::cell::Cell<u32>,
+}
+
+impl ConfigSpace for Flickers {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        // From the first answer of all ones on, the vendor ID is gone too.
+        let left = self.left.get();
+        if offset == self.at && left == 1 || offset == 0 && left == 0 {
+            self.left.set(0);
+            return u32::MAX;
+        }
+        self.space.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.space.write(function, offset, value);
+    }
+}
+
+#[test]
+fn a_6_a_service_that_reads_as_all_ones_is_not_written_before_the_function_has_answered() {
+    let function = endpoint().ats();
+    let at = function.last_extended_capability() + 4;
+    let whole = space(function);
+    let capabilities = Capabilities::read(&FunctionConfig::new(&whole, here()).unwrap()).unwrap();
+    let flickers = Flickers { space: whole, at, left: std::cell::Cell::new(1) };
+    let config = FunctionConfig::new(&flickers, here()).unwrap();
+    let before = snapshot(&flickers.space);
+    let gone = ControlError::Config(ConfigError::NotPresent { function: here() });
+    assert_eq!(turn_translation_services_off(&config, &capabilities), Err(gone));
+    assert_eq!(snapshot(&flickers.space), before, "nothing was written");
+}

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use arbitrary::{Arbitrary, Unstructured};
 use iommu_assign::assign::{
-    DeviceState, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest, Service, StreamId,
+    Device, DeviceSpec, DeviceState, Domain, IommuKey, Label, PhysicalAddress, Policy, PolicyRequest, Service, StreamId,
 };
 use iommu_assign::pci::control::{GuestWrites, Phase, Quiesce, Reset, ResetMethod, Width, power_up};
+use iommu_assign::pci::sriov::PhysicalFunction;
 use iommu_assign::pci::{
     Bus, Capabilities, ConfigSpace, Delay, DeviceFunction, Enumeration, Function, FunctionConfig, FunctionHooks,
     FunctionKind, HostBridge, HostBridgeNumber, MapEntry, PciKey, Provider, RequesterIdMap, Sbdf, Segment, enumerate,
@@ -37,9 +38,16 @@ struct Shape {
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Header {
-    Endpoint { multi: bool },
-    Bridge { secondary: u8, subordinate: u8 },
+    Endpoint {
+        multi: bool,
+    },
+    Bridge {
+        secondary: u8,
+        subordinate: u8,
+    },
     Other(u8),
+    /// A virtual function's: its IDs read as all ones.
+    Virtual,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -51,6 +59,7 @@ struct Input {
     /// How much of the input is spent on each: which function, and what is written.
     guest_writes: Vec<(u16, u8, u32)>,
     method: u8,
+    virtual_functions: u8,
 }
 
 #[derive(Debug)]
@@ -109,11 +118,16 @@ impl ConfigSpace for Space {
         inner.accesses += 1;
         let is_gone = inner.gone_at.is_some_and(|at| inner.accesses > at);
         let Some(registers) = inner.functions.get_mut(&function) else { return u32::MAX };
-        let noise = if registers.noise.is_empty() { 0 } else { registers.noise[registers.reads % registers.noise.len()] };
+        let noise =
+            if registers.noise.is_empty() { 0 } else { registers.noise[registers.reads % registers.noise.len()] };
         registers.reads += 1;
         let value = if is_gone { u32::MAX } else { registers.words[usize::from(offset / 4)] ^ noise };
+        // A virtual function has no IDs to answer with, and does so by Command.
+        let is_virtual = registers.words[0] == u32::MAX;
         match (value, offset) {
+            (u32::MAX, 0) if is_virtual => {}
             (u32::MAX, _) => registers.doubted = true,
+            (_, 4) if is_virtual => registers.doubted = false,
             (_, 0) => registers.doubted = false,
             _ => {}
         }
@@ -146,6 +160,10 @@ fn words(shape: &Shape, at: Sbdf) -> Box<[u32; 1024]> {
             1
         }
         Header::Other(layout) => u32::from(layout),
+        Header::Virtual => {
+            words[0] = u32::MAX;
+            0
+        }
     };
     words[3] = layout << 16;
     let mut pointer = 0x34;
@@ -291,50 +309,117 @@ fn guest(space: &Space, function: &Function, input: &Input) {
     });
 }
 
+/// A machine with a service, and a guest.
+struct Rig {
+    machine: Machine,
+    service: Service<Spin>,
+    domain: Domain<Spin>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let machine = Machine::new();
+        let model = smmu_model::Config::generic_v2();
+        let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
+        let mut config = SmmuConfig::new(SMMU, u64::from(model.bank_base()) * 2, Architecture::V2, empty);
+        config.polls = 100;
+        config.context_lines = ContextLines::each(model.banks);
+        let registers = machine.add_smmu(SMMU, model);
+        let service = Service::<Spin>::new(Box::new(Anyone));
+        let masters = Arc::new(Masters::<Spin>::new());
+        service.register_iommu(Arc::new(Smmu::probe(config, registers, masters).expect("probe"))).expect("register");
+        let mut tables = Stage2Tables::new(&machine, 0x8000_0000, 40, 40);
+        tables.map(PAGE, 0x1_0000_0000, true);
+        let domain = service.create_domain(Label::from("A"), tables.stage2()).expect("domain");
+        Self { machine, service, domain }
+    }
+
+    fn faults(&self, device: &Device) -> bool {
+        device.streams().iter().all(|stream| {
+            self.machine.dma_write(SMMU, StreamId::new(stream.id().value()), PAGE) == Some(Reached::Fault)
+        })
+    }
+}
+
+const DELAY: Delay = Delay::sleeping(|_: Micros| ());
+
 /// A life with the standard hooks, under an SMMU.
 fn hooks(space: &Arc<Space>, function: &Function, found: &Enumeration, host: &HostBridge, input: &Input) {
-    let made = space.bounded(200, None, |_| {
-        FunctionHooks::new(space.clone(), function, found, Delay::sleeping(|_: Micros| ()))
-    });
-    let Ok(hooks) = made else { return };
-    let Ok(mut spec) = function.spec(host, found) else { return };
+    let made = space.bounded(200, None, |_| FunctionHooks::new(space.clone(), function, found, DELAY));
+    let (Ok(hooks), Ok(mut spec)) = (made, function.spec(host, found)) else { return };
     if spec.streams.len() > 8 {
         return;
     }
     let hooks = Arc::new(hooks);
     (spec.parent, spec.hooks) = (None, hooks.clone());
-
-    let machine = Machine::new();
-    let model = smmu_model::Config::generic_v2();
-    let empty = EmptyRoot { address: PhysicalAddress::new(0x100_0000), size: 0x10_0000 };
-    let mut config = SmmuConfig::new(SMMU, u64::from(model.bank_base()) * 2, Architecture::V2, empty);
-    config.polls = 100;
-    config.context_lines = ContextLines::each(model.banks);
-    let registers = machine.add_smmu(SMMU, model);
-    let service = Service::<Spin>::new(Box::new(Anyone));
-    let masters = Arc::new(Masters::<Spin>::new());
-    service.register_iommu(Arc::new(Smmu::probe(config, registers, masters).expect("probe"))).expect("register");
-    let mut tables = Stage2Tables::new(&machine, 0x8000_0000, 40, 40);
-    tables.map(PAGE, 0x1_0000_0000, true);
-    let domain = service.create_domain(Label::from("A"), tables.stage2()).expect("domain");
+    let rig = Rig::new();
     // Streams that the part cannot hold are refused.
-    let Ok(device) = service.add(spec) else { return };
-    service.assign(&device, &domain).expect("assign");
-
+    let Ok(device) = rig.service.add(spec) else { return };
+    if function.capabilities.sr_iov.is_some() {
+        virtual_functions(space, function, found, host, input, &rig);
+    }
+    if rig.service.assign(&device, &rig.domain).is_err() {
+        // Its virtual functions are still there.
+        return;
+    }
     let before = space.0.lock().unwrap().writes;
-    let result = space.bounded(RESET + 1100 * 4, input.gone_after, |_| service.deassign(&device).map(drop));
-    let state = service.find(device.key()).expect("registered").state;
+    let result = space.bounded(RESET + 1100 * 4, input.gone_after, |_| rig.service.deassign(&device).map(drop));
+    let state = rig.service.find(device.key()).expect("registered").state;
     match result {
         Ok(()) => {
             assert_eq!(state, DeviceState::Blocked);
             assert!(!hooks.in_transition() && hooks.last_reset().is_some());
         }
+        Err(error) if error.cause.to_string().contains("behind it") => return,
         Err(_) => assert!(matches!(state, DeviceState::Quarantined(_)), "{state:?}"),
     }
     let after = space.0.lock().unwrap().writes;
     assert!(after - before <= 200, "{} writes", after - before);
-    for stream in device.streams() {
-        let id = StreamId::new(stream.id().value());
-        assert_eq!(machine.dma_write(SMMU, id, PAGE), Some(Reached::Fault));
+    assert!(rig.faults(&device));
+}
+
+/// Virtual functions that are said to be anywhere, and may not be there.
+fn virtual_functions(
+    space: &Arc<Space>,
+    function: &Function,
+    found: &Enumeration,
+    host: &HostBridge,
+    input: &Input,
+    rig: &Rig,
+) {
+    let physical = PhysicalFunction::new(&**space, host, found, function.key).expect("it has the capability");
+    // Each is read, maybe waited for, for a second, and undone; at most eight of them.
+    let most = 16 * (WALK + 1001 * 4 + 600);
+    let count = u16::from(input.virtual_functions % 8) + 1;
+    let on = space.bounded(most, input.gone_after, |_| {
+        physical.switch_on(&rig.service, count, DELAY, &mut |function, spec| {
+            let hooks = FunctionHooks::new(space.clone(), function, found, DELAY);
+            match hooks {
+                Ok(hooks) => DeviceSpec { hooks: Arc::new(hooks), ..spec },
+                Err(_) => spec,
+            }
+        })
+    });
+    let registered = || rig.service.devices().filter(|info| info.device.key() != function.key.into()).count();
+    match on {
+        Ok(on) => {
+            assert_eq!((on.len(), registered()), (usize::from(count), usize::from(count)));
+            for one in &on {
+                assert!(host.buses.contains(&one.function.sbdf.bus) && one.function.sbdf != function.sbdf);
+                assert!(rig.faults(&one.device));
+            }
+            let first = &on[0].device;
+            if rig.service.assign(first, &rig.domain).is_ok() {
+                let _ = space.bounded(RESET + 1100 * 4, input.gone_after, |_| rig.service.deassign(first).map(drop));
+                assert!(rig.faults(first));
+            }
+            let _ = space.bounded(most, None, |_| physical.switch_off(&rig.service, DELAY));
+            assert_eq!(registered(), 0, "nobody has one");
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            assert_eq!(registered(), 0, "all or none: {error}");
+        }
     }
+    let _ = space.bounded(most, input.gone_after, |_| physical.virtual_functions().map(drop));
 }

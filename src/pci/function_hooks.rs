@@ -101,7 +101,8 @@ pub struct FunctionHooks<C> {
 }
 
 impl<C: ConfigSpace> FunctionHooks<C> {
-    /// The hooks of `function`, one of `found`, whose ATS, PRI and PASID are turned off now: such requests go round the SMMU.
+    /// The hooks of `function`, one of `found` or a virtual function of one, whose ATS, PRI and PASID are turned off now:
+    /// such requests go round the SMMU.
     ///
     /// `space` is an `Arc` of the host bridge's configuration space, or a reference that lives as long.
     ///
