@@ -12,8 +12,9 @@ use iommu_assign::assign::{
 use iommu_assign::pci::control::{GuestWrites, Phase, Quiesce, Reset, ResetMethod, Width, power_up};
 use iommu_assign::pci::sriov::PhysicalFunction;
 use iommu_assign::pci::{
-    Bus, Capabilities, ConfigSpace, Delay, DeviceFunction, Enumeration, Function, FunctionConfig, FunctionHooks,
-    FunctionKind, HostBridge, HostBridgeNumber, MapEntry, PciKey, Provider, RequesterIdMap, Sbdf, Segment, enumerate,
+    Bus, Capabilities, ConfigSpace, Delay, DeviceFunction, Enumeration, ExtendedCapability, Function, FunctionConfig,
+    FunctionHooks, FunctionKind, HostBridge, HostBridgeNumber, MapEntry, PciKey, Provider, RequesterIdMap, Sbdf,
+    Segment, enumerate,
 };
 use iommu_assign::smmu::{Architecture, ContextLines, EmptyRoot, Masters, Smmu, SmmuConfig};
 use iommu_assign::sync::{Micros, Spin};
@@ -27,13 +28,43 @@ struct Shape {
     place: u16,
     header: Header,
     capabilities: Vec<(u8, u8)>,
-    extended: Vec<(u8, u8)>,
+    extended: Vec<(Kind, u8)>,
+    /// Virtual functions stand behind it, if it can have some.
+    has_virtual: bool,
     /// Registers that say anything.
     words: Vec<(u16, u32)>,
     /// Bits that each read flips, in turn.
     noise: Vec<u32>,
     /// Writes that are lost.
     read_only: bool,
+}
+
+/// An extended capability.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Acs,
+    Ari,
+    Ats,
+    SrIov,
+    Pri,
+    Pasid,
+    ResizableBars,
+    Other(u8),
+}
+
+impl Kind {
+    fn id(self) -> u16 {
+        match self {
+            Self::Acs => ExtendedCapability::ACS,
+            Self::Ari => ExtendedCapability::ARI,
+            Self::Ats => ExtendedCapability::ATS,
+            Self::SrIov => ExtendedCapability::SR_IOV,
+            Self::Pri => ExtendedCapability::PRI,
+            Self::Pasid => ExtendedCapability::PASID,
+            Self::ResizableBars => ExtendedCapability::RESIZABLE_BAR,
+            Self::Other(id) => id.into(),
+        }
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -70,6 +101,8 @@ struct Registers {
     reads: usize,
     /// It has read as all ones, and not answered since.
     doubted: bool,
+    /// Where the base addresses of virtual functions are, whose low bits are read-only.
+    bars: Option<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -89,9 +122,13 @@ impl Space {
         for shape in shapes.iter().take(24) {
             let [low, high] = shape.place.to_le_bytes();
             let at = Sbdf::new(Segment(0), Bus(high & 3), DeviceFunction(low));
-            let words = words(shape, at);
-            let noise = shape.noise.iter().take(16).copied().collect();
-            functions.insert(at, Registers { words, noise, read_only: shape.read_only, reads: 0, doubted: false });
+            functions.insert(at, Registers::new(shape, at));
+            let physical = shape.has_virtual && shape.extended.iter().take(8).any(|(kind, _)| *kind == Kind::SrIov);
+            for number in (1..=VIRTUAL).filter(|_| physical) {
+                let place = Sbdf { device_function: DeviceFunction(low.wrapping_add(number)), ..at };
+                let shape = Shape { header: Header::Virtual, words: Vec::new(), ..shape.clone() };
+                functions.entry(place).or_insert_with(|| Registers::new(&shape, place));
+            }
         }
         Self(Mutex::new(Inner { functions, ..Inner::default() }))
     }
@@ -143,10 +180,28 @@ impl ConfigSpace for Space {
         let Some(registers) = inner.functions.get_mut(&function) else { return };
         assert!(!registers.doubted, "{function} was written to at {offset:#x} after it had read as all ones");
         if !registers.read_only && !is_gone && offset != 0 {
-            registers.words[usize::from(offset / 4)] = value;
+            let is_bar = registers.bars.is_some_and(|bars| (bars..bars + 24).contains(&offset));
+            registers.words[usize::from(offset / 4)] = if is_bar { value & 0xffff_f000 } else { value };
         }
     }
 }
+
+impl Registers {
+    fn new(shape: &Shape, at: Sbdf) -> Self {
+        let bars = shape.extended.iter().take(8).position(|(kind, _)| *kind == Kind::SrIov);
+        Self {
+            words: words(shape, at),
+            noise: shape.noise.iter().take(16).copied().collect(),
+            read_only: shape.read_only,
+            reads: 0,
+            doubted: false,
+            bars: bars.and_then(|index| u16::try_from(0x124 + 0x40 * index).ok()),
+        }
+    }
+}
+
+/// How many virtual functions there are behind a physical one, right behind its place.
+const VIRTUAL: u8 = 8;
 
 /// What a function of this shape has in its registers.
 fn words(shape: &Shape, at: Sbdf) -> Box<[u32; 1024]> {
@@ -174,10 +229,16 @@ fn words(shape: &Shape, at: Sbdf) -> Box<[u32; 1024]> {
         fill(&mut words, offset, u32::from(id % 0x16), u32::from(*body), 8);
         pointer = offset;
     }
-    for (index, (id, body)) in (0_u16..).zip(shape.extended.iter().take(8)) {
+    for (index, (kind, body)) in (0_u16..).zip(shape.extended.iter().take(8)) {
         let offset = 0x100 + index * 0x40;
         let next = if usize::from(index) + 1 < shape.extended.len().min(8) { u32::from(offset + 0x40) } else { 0 };
-        fill(&mut words, offset, u32::from(id % 0x32) | 1 << 16 | next << 20, u32::from(*body), 16);
+        let header = u32::from(kind.id()) | 1 << 16 | next << 20;
+        fill(&mut words, offset, header, u32::from(*body), 16);
+        if *kind == Kind::SrIov {
+            let places = 1 | 1 << 16;
+            let all = [header, 0, 0, 0x0008_0008, 0, places, 0x1520_0000, 0x553, 1, 0x9000_0000, 0, 0, 0, 0, 0, 0];
+            words[usize::from(offset / 4)..][..all.len()].copy_from_slice(&all);
+        }
     }
     for (offset, value) in shape.words.iter().take(64) {
         words[usize::from(offset % 0x1000 / 4)] = *value;
