@@ -113,7 +113,13 @@ pub(crate) fn copied<T: Copy>(items: &[T]) -> Result<Vec<T>, TryReserveError> {
     Ok(list)
 }
 
+/// More bytes at the end.
+pub(crate) fn append_bytes(list: &mut Vec<u8>, more: &[u8]) -> Result<(), TryReserveError> {
+    extend(list, more.iter().copied())
+}
+
 /// More text at the end.
+#[inline(never)]
 pub(crate) fn append(text: &mut String, more: &str) -> Result<(), TryReserveError> {
     text.try_reserve(more.len())?;
     if more.len() <= text.capacity().wrapping_sub(text.len()) {

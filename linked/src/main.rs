@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod assign;
 mod dt;
+mod dt_changes;
 mod pci;
 mod platform;
 mod smmu;
@@ -44,6 +45,7 @@ fn all() {
     smmu::keep_all();
     pci::keep_all();
     dt::keep_all();
+    dt_changes::keep_all();
     platform::keep_all();
 }
 

@@ -1,13 +1,20 @@
 //! PCI functions.
 
 use iommu_assign::pci::control::{
-    ControlError, ForbiddenWrite, Quiesce, Reset, forbidden_writes, turn_translation_services_off,
+    ControlError, ForbiddenWrite, Quiesce, Reset, forbidden_writes, power_up, turn_translation_services_off,
+};
+use iommu_assign::pci::hotplug::{Arrival, Arrived, Departure, HotPlug, Slot, left};
+use iommu_assign::pci::sriov::{
+    BaseAddress, PhysicalFunction, SriovError, SwitchError, SwitchLeft, VirtualBar, VirtualFunction,
 };
 use iommu_assign::pci::*;
 
-use super::{keep, keep_messages, keep_types};
+use super::platform::P;
+use super::{exhaust, keep, keep_messages, keep_types};
 
 type Space = dyn ConfigSpace;
+/// A space of a hypervisor that has the accesses of `pci_types`.
+type Foreign = RegionAccess<AsRegionAccess<Ecam>>;
 
 pub(crate) fn keep_all() {
     keep![
@@ -74,9 +81,69 @@ pub(crate) fn keep_all() {
         Quiesce::begin::<Space>,
         Quiesce::step::<Space>,
         map,
+        <Function as Clone>::clone,
+        <HostBridge as Clone>::clone,
         parsed,
+        base_addresses,
+        AdvancedFeatures::control,
+        ConfigLayout::bus_size,
+        ControlError::short,
+        Delay::sleeping,
+        Delay::spinning::<P>,
+        Departure::is_gone,
+        Ecam::new,
+        <Ecam as ConfigSpace>::read,
+        <Ecam as ConfigSpace>::write,
+        Express::link_control,
+        Express::link_control_2,
+        Function::config::<Space>,
+        FunctionHooks::<Foreign>::in_transition,
+        FunctionHooks::<Foreign>::last_reset,
+        FunctionHooks::<Foreign>::new,
+        FunctionHooks::<Foreign>::without_reset,
+        HotPlug::<'_, P, Space>::arrived,
+        HotPlug::<'_, P, Space>::new,
+        HotPlug::<'_, P, Space>::requested,
+        HotPlug::<'_, P, Space>::with_quirks,
+        PciKey::virtual_function,
+        PciKey::virtual_number,
+        PhysicalFunction::<'_, Space>::switch_off::<P>,
+        PhysicalFunction::<'_, Space>::switch_on::<P>,
+        PhysicalFunction::<'_, Space>::function,
+        PhysicalFunction::<'_, Space>::new,
+        PhysicalFunction::<'_, Space>::virtual_functions,
+        PhysicalFunction::<'_, Space>::with_pages_of,
+        PhysicalFunction::<'_, Space>::with_quirks,
+        PowerManagement::control,
+        Foreign::new,
+        RequesterIdMap::more,
+        RequesterIdMap::shared,
+        Reset::begin_by::<Space>,
+        Reset::delay,
+        Slot::has,
+        VirtualBar::of,
+        left::<P>,
+        power_up::<Space>,
     ];
     keep_types![
+        AdvancedFeatures,
+        Arrival,
+        Arrived,
+        BaseAddress,
+        ConfigLayout,
+        Delay,
+        Departure,
+        Ecam,
+        FunctionHooks<Foreign>,
+        HotPlug<'_, P, Foreign>,
+        PhysicalFunction<'_, Foreign>,
+        PowerManagement,
+        Slot,
+        SriovError,
+        SwitchError,
+        SwitchLeft,
+        VirtualBar,
+        VirtualFunction,
         Acs,
         AddressError,
         Alias,
@@ -125,6 +192,8 @@ pub(crate) fn keep_all() {
         StreamsError,
     ];
     keep_messages![
+        SriovError,
+        SwitchError,
         AddressError,
         ConfigError,
         ControlError,
@@ -147,4 +216,8 @@ fn map(entries: &[MapEntry], mask: u32) -> Result<RequesterIdMap, MapFault> {
 
 fn parsed(text: &str) -> Result<Sbdf, AddressError> {
     text.parse()
+}
+
+fn base_addresses(function: &VirtualFunction) {
+    exhaust(function.base_addresses());
 }

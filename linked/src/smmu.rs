@@ -43,6 +43,8 @@ pub(crate) fn keep_all() {
         CoverOptions::new,
         least_cover,
         lines,
+        <SmmuConfig as Clone>::clone,
+        <Reserved as Clone>::clone,
         geometry,
         quirks_of_one,
         remainder,
@@ -51,7 +53,6 @@ pub(crate) fn keep_all() {
         several,
     ];
     keep_types![
-        AlwaysOn,
         Architecture,
         Chip,
         ContextLines,

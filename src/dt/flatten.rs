@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use super::DtError;
 use super::blob::{BEGIN_NODE, END, END_NODE, MAGIC, PROPERTY};
+use crate::few;
 
 /// A blob in the making: nodes and properties in the order of the blob, the properties of a node before its children.
 #[derive(Debug, Default)]
@@ -91,7 +92,7 @@ impl Writer {
             Err(place) => {
                 let at = length(&self.strings)?;
                 self.sorted.try_reserve(1)?;
-                self.sorted.insert(place, at);
+                few::insert_within(&mut self.sorted, place, at);
                 append(&mut self.strings, name.as_bytes())?;
                 append(&mut self.strings, &[0])?;
                 Ok(at)
@@ -111,9 +112,7 @@ impl Writer {
 
 /// Copies `bytes` to the end of `to`.
 pub(super) fn append(to: &mut Vec<u8>, bytes: &[u8]) -> Result<(), DtError> {
-    to.try_reserve(bytes.len())?;
-    to.extend_from_slice(bytes);
-    Ok(())
+    Ok(few::append_bytes(to, bytes)?)
 }
 
 fn length(bytes: &[u8]) -> Result<u32, DtError> {

@@ -12,6 +12,7 @@ use super::offer::NotOffered;
 use super::specifiers::IOMMUS;
 use super::tree::{Node, NodeId, Refused, Tree};
 use super::{Board, DtError, NodeFault};
+use crate::few;
 use crate::pci::{self, Bus, ConfigLayout, HostBridgeNumber, MapFault, RequesterIdMap, Segment};
 
 /// A PCI host bridge whose functions' DMA an SMMUv1/v2 sees.
@@ -81,18 +82,15 @@ impl<'a> Board<'a> {
                 (None, Some(device)) if is_root(&node) => Streams::Shared(device),
                 _ => continue,
             };
-            found.try_reserve(1)?;
-            found.push(Found { node, streams });
+            few::push(&mut found, Found { node, streams })?;
         }
         let mut segments = Vec::new();
-        segments.try_reserve_exact(found.len())?;
-        segments.extend(found.iter().map(|found| iommu_map::segment(&found.node).ok().flatten()));
+        few::extend(&mut segments, found.iter().map(|found| iommu_map::segment(&found.node).ok().flatten()))?;
         let mut hosts = Vec::new();
-        hosts.try_reserve_exact(found.len())?;
         for (index, found) in (0..u16::MAX).zip(&found) {
             let segment =
                 segments.get(usize::from(index)).copied().flatten().unwrap_or_else(|| free(&mut segments, index));
-            hosts.push(found.read(&self.tree, HostBridgeNumber(index), Segment(segment))?);
+            few::push(&mut hosts, found.read(&self.tree, HostBridgeNumber(index), Segment(segment))?)?;
         }
         Ok(hosts)
     }

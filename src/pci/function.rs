@@ -1,5 +1,6 @@
 //! What is known of a function once it was found.
 
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 
 use super::capability::Capabilities;
@@ -7,6 +8,7 @@ use super::config::{ConfigError, ConfigSpace, FunctionConfig, Identity};
 use super::key::PciKey;
 use super::topology::{Alias, Isolation};
 use super::{Bus, Sbdf};
+use crate::few;
 
 /// A function that was found.
 ///
@@ -35,6 +37,12 @@ pub struct Function {
 }
 
 impl Function {
+    /// The same once more.
+    pub(super) fn copied(&self) -> Result<Self, TryReserveError> {
+        let requester_ids = few::copied(&self.requester_ids)?;
+        Ok(Self { requester_ids, ..*self })
+    }
+
     /// Its configuration space, if it answers. A virtual function is not found by [`FunctionConfig::new`], since it has
     /// no IDs of its own to answer with.
     ///

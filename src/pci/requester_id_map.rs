@@ -106,8 +106,7 @@ impl RequesterIdMap {
         };
         let (first, rest) = streams.split_first().map_or((None, streams), |(first, rest)| (Some(entry(first)), rest));
         let mut map = Self::new(first, 0)?;
-        map.more.try_reserve_exact(rest.len()).map_err(|_| MapFault::OutOfMemory)?;
-        map.more.extend_from_slice(rest);
+        map.more = few::copied(rest).map_err(|_| MapFault::OutOfMemory)?;
         Ok(map)
     }
 

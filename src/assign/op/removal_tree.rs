@@ -10,6 +10,7 @@ use super::removal::{Removal, done};
 use crate::assign::{
     CallChain, Cause, Device, DeviceRecord, Error, Group, Marked, Operation, Registry, Service, Target,
 };
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
 
@@ -40,8 +41,8 @@ impl<P: Platform> Service<P> {
         let is_gone =
             self.remove_tree_in(&mut Held::enter(), above, target, &mut |_, removed| match (removed, &mut result) {
                 (Ok(Removal::StillReachable(names)), Ok(all)) => {
-                    let room = all.try_reserve(names.len());
-                    all.extend(names.into_iter().take_while(|_| room.is_ok()));
+                    // Without memory they are not named.
+                    let _ = few::extend(all, names);
                 }
                 (Err(error), Ok(_)) => result = Err(error),
                 _ => {}

@@ -14,6 +14,7 @@ use crate::dt::cells::{ADDRESS_CELLS, DMA_RANGES, RANGES, SIZE_CELLS};
 use crate::dt::flatten::Writer;
 use crate::dt::tree::{Node, NodeId};
 use crate::dt::{Board, DtError};
+use crate::few;
 
 /// A guest's tree in the making.
 ///
@@ -148,7 +149,7 @@ impl<'b, 'a> GuestTree<'b, 'a> {
         let (mark, missing, phandle) = (self.writer.mark(), self.missing.len(), self.next_phandle);
         let written = self.write(node, &name, write);
         match written {
-            Ok(()) => self.shown.push((name, path)),
+            Ok(()) => _ = few::push_within(&mut self.shown, (name, path)),
             Err(_) => {
                 self.writer.back_to(mark);
                 self.missing.truncate(missing);

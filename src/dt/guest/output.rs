@@ -8,6 +8,7 @@ use super::guest_error::GuestError;
 use crate::dt::DtError;
 use crate::dt::flatten::Writer;
 use crate::dt::tree::Node;
+use crate::few;
 
 /// What is being written.
 pub(super) struct Output<'o> {
@@ -18,10 +19,7 @@ pub(super) struct Output<'o> {
 }
 
 pub(super) fn copy(text: &str) -> Result<String, DtError> {
-    let mut copy = String::new();
-    copy.try_reserve_exact(text.len())?;
-    copy.push_str(text);
-    Ok(copy)
+    Ok(few::text(text)?)
 }
 
 impl Output<'_> {
@@ -43,22 +41,18 @@ impl Output<'_> {
         target: Option<Node<'_, '_>>,
         specifier: &[u32],
     ) -> Result<(), GuestError> {
-        let mut cells = Vec::new();
-        cells.try_reserve_exact(specifier.len())?;
-        cells.extend_from_slice(specifier);
         self.add(Missing {
             node: node.path()?,
             kind,
             property: Some(copy(property)?),
             name: name.map(copy).transpose()?,
             target: target.map(|target| target.path()).transpose()?,
-            specifier: cells,
+            specifier: few::copied(specifier)?,
         })
     }
 
     pub(super) fn add(&mut self, missing: Missing) -> Result<(), GuestError> {
-        self.missing.try_reserve(1)?;
-        self.missing.push(missing);
+        few::push(self.missing, missing)?;
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use super::values::{Value, dma_ranges, node_name, reg};
 use crate::dt::cells::{ADDRESS_CELLS, Cells, DMA_RANGES, RANGES, REG, SIZE_CELLS};
 use crate::dt::tree::{Node, NodeId};
 use crate::dt::{Board, DtError, Interrupt, Region, smmu};
+use crate::few;
 
 /// What is free in the guest's tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,16 +93,14 @@ pub(super) fn write(
                 return Err(GuestError::SameName { path: node.path()?, name, other });
             }
             output.writer.begin(&name)?;
-            names.try_reserve(1)?;
-            names.push((parent.id(), name, node.id()));
+            few::push(&mut names, (parent.id(), name, node.id()))?;
             match node.property(REG) {
                 Some(_) if in_memory => output.writer.property(REG, reg(&places)?.bytes())?,
                 Some(property) => output.writer.property(REG, property.value())?,
                 None => {}
             }
         }
-        open.try_reserve(1)?;
-        open.push(node.id());
+        few::push(&mut open, node.id())?;
         subtree.write_bus(&node, copied, output)?;
         subtree.write_interrupts(&node, view, output)?;
         subtree.write_others(&node, output)?;
@@ -126,8 +125,7 @@ pub(super) fn placed(node: &Node<'_, '_>, view: &mut dyn GuestView) -> Result<Ve
             let (base, size) = (region.base(), region.size());
             return Err(GuestError::NotPlaced { path: node.path()?, base, size });
         };
-        places.try_reserve(1)?;
-        places.push(place);
+        few::push(&mut places, place)?;
     }
     Ok(places)
 }
@@ -158,8 +156,7 @@ impl<'s, 't, 'a> Subtree<'s, 't, 'a> {
                 let phandle = node.phandle().map(|_| output.phandle(&node)).transpose()?;
                 copied = Some(Copied { phandle, is_memory_bus });
             }
-            subtree.copied.try_reserve(1)?;
-            subtree.copied.push(copied);
+            few::push(&mut subtree.copied, copied)?;
         }
         Ok(subtree)
     }
@@ -233,8 +230,7 @@ impl<'s, 't, 'a> Subtree<'s, 't, 'a> {
             } else {
                 let mut specifier = Vec::new();
                 for cell in interrupt.specifier() {
-                    specifier.try_reserve(1)?;
-                    specifier.push(cell);
+                    few::push(&mut specifier, cell)?;
                 }
                 let target = self.board.tree().node(controller);
                 output.miss(node, Dependency::Interrupt, listed, name, target, &specifier)?;
@@ -317,8 +313,7 @@ impl<'s, 't, 'a> Subtree<'s, 't, 'a> {
             is_whole = false;
             let mut all = Vec::new();
             for cell in specifier {
-                all.try_reserve(1).map_err(DtError::from)?;
-                all.push(cell);
+                few::push(&mut all, cell).map_err(DtError::from)?;
             }
             output.miss(node, binding.kind, property, name, target, &all)?;
         }

@@ -7,6 +7,7 @@ use crate::dt::cells::{Cells, DMA_RANGES};
 use crate::dt::flatten::append;
 use crate::dt::tree::Node;
 use crate::dt::{DtError, Region};
+use crate::few;
 
 /// A property's value in the making.
 #[derive(Debug, Default)]
@@ -77,9 +78,7 @@ fn push_number(text: &mut String, address: u64) -> Result<(), DtError> {
 }
 
 fn push(text: &mut String, more: &str) -> Result<(), DtError> {
-    text.try_reserve(more.len())?;
-    text.push_str(more);
-    Ok(())
+    Ok(few::append(text, more)?)
 }
 
 /// The `dma-ranges` of `bus` with two cells for each number; `None` where it has none or its children's addresses are its own.

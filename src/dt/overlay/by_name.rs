@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::dt::DtError;
+use crate::few;
 
 /// Entries by a node of type `K` and a name.
 #[derive(Debug)]
@@ -21,18 +22,17 @@ impl<'a, K: Copy + Ord> ByName<'a, K> {
     pub(super) fn insert(&mut self, node: K, name: &'a str, what: usize) -> Result<(), DtError> {
         self.0.try_reserve(1)?;
         let at = self.0.binary_search_by(|entry| (entry.0, entry.1).cmp(&(node, name)));
-        self.0.insert(at.unwrap_or_else(|at| at), (node, name, what));
+        few::insert_within(&mut self.0, at.unwrap_or_else(|at| at), (node, name, what));
         Ok(())
     }
 
     /// Adds an entry; [`sort`](Self::sort) follows when all are there.
     pub(super) fn push(&mut self, node: K, name: &'a str, what: usize) -> Result<(), DtError> {
-        self.0.try_reserve(1)?;
-        self.0.push((node, name, what));
+        few::push(&mut self.0, (node, name, what))?;
         Ok(())
     }
 
     pub(super) fn sort(&mut self) {
-        self.0.sort_unstable();
+        few::sort(&mut self.0, &|one, other| one < other);
     }
 }

@@ -8,6 +8,7 @@ use super::fixups::owned;
 use crate::assign::Stream;
 use crate::dt::tree::{Node, NodeId, Tree};
 use crate::dt::{Board, DtDevice, DtError, HostBridge, Interrupt, SmmuNode};
+use crate::few;
 
 /// What becomes of a node, a device, an SMMU or a host bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -301,13 +302,10 @@ fn nth<'a>(node: &Node<'_, 'a>, at: usize) -> Option<&'a [u8]> {
 
 fn nothing(tree: &Tree<'_>) -> Result<Vec<Option<NodeId>>, DtError> {
     let mut all = Vec::new();
-    all.try_reserve_exact(tree.len())?;
-    all.resize(tree.len(), None);
+    few::extend(&mut all, (0..tree.len()).map(|_| None))?;
     Ok(all)
 }
 
 pub(super) fn push<T>(all: &mut Vec<T>, one: T) -> Result<(), DtError> {
-    all.try_reserve(1)?;
-    all.push(one);
-    Ok(())
+    Ok(few::push(all, one)?)
 }

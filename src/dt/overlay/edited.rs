@@ -14,6 +14,7 @@ use super::overlay_error::{OverlayError, OverlayFault};
 use crate::dt::flatten::{Writer, append};
 use crate::dt::tree::{NodeId, Tree};
 use crate::dt::{DtError, MAX_DEPTH};
+use crate::few;
 
 /// Names a node of an [`Edited`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -234,7 +235,7 @@ impl<'a> Edited<'a> {
         }
         if let (true, Err(at)) = (found, self.phandles.binary_search_by_key(&phandle, |entry| entry.0)) {
             self.phandles.try_reserve(1)?;
-            self.phandles.insert(at, (phandle, place));
+            few::insert_within(&mut self.phandles, at, (phandle, place));
         }
         Ok(())
     }
@@ -276,8 +277,7 @@ impl<'a> Edited<'a> {
             at = self.node(parent);
         }
         let mut path = String::new();
-        path.try_reserve(1)?;
-        path.push('/');
+        few::append(&mut path, "/")?;
         for name in names.iter().take(count).rev() {
             super::join(&mut path, name)?;
         }
@@ -319,19 +319,21 @@ impl<'a> Edited<'a> {
     fn push_node(&mut self, name: &'a str, parent: Option<Place>, overlay: u64) -> Result<Place, DtError> {
         let place = Place(self.nodes.len());
         let depth = parent.and_then(|parent| self.node(parent)).map_or(1, |parent| parent.depth.saturating_add(1));
-        self.nodes.try_reserve(1)?;
-        self.nodes.push(EditedNode {
-            name,
-            parent,
-            first_child: None,
-            last_child: None,
-            next: None,
-            first_property: None,
-            last_property: None,
-            phandle: None,
-            depth,
-            overlay,
-        });
+        few::push(
+            &mut self.nodes,
+            EditedNode {
+                name,
+                parent,
+                first_child: None,
+                last_child: None,
+                next: None,
+                first_property: None,
+                last_property: None,
+                phandle: None,
+                depth,
+                overlay,
+            },
+        )?;
         let Some(parent) = parent.and_then(|parent| self.nodes.get_mut(parent.0)) else { return Ok(place) };
         let before = parent.last_child.replace(place);
         if parent.first_child.is_none() {
@@ -351,8 +353,7 @@ impl<'a> Edited<'a> {
         origin: Origin,
     ) -> Result<usize, DtError> {
         let at = self.properties.len();
-        self.properties.try_reserve(1)?;
-        self.properties.push(EditedProperty { name, value, own: None, next: None, origin });
+        few::push(&mut self.properties, EditedProperty { name, value, own: None, next: None, origin })?;
         let Some(node) = self.nodes.get_mut(place.0) else { return Ok(at) };
         let before = node.last_property.replace(at);
         if node.first_property.is_none() {

@@ -11,6 +11,7 @@ use super::overlay_error::{OverlayError, OverlayFault};
 use crate::dt::flatten::append;
 use crate::dt::tree::{Node, NodeId, Tree};
 use crate::dt::{DtError, Property};
+use crate::few;
 
 /// Four bytes of a property of the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,8 +77,7 @@ pub(super) fn external(overlay: &Tree<'_>, tree: &Edited<'_>) -> Result<Vec<Exte
                 return Err(OverlayError::at(node.path()?, fault));
             };
             let label_by = tree.property_brought_by(symbols, label.name());
-            all.try_reserve(1)?;
-            all.push(External { cell, target, phandle, label_by });
+            few::push(&mut all, External { cell, target, phandle, label_by })?;
         }
     }
     Ok(all)
@@ -102,8 +102,7 @@ pub(super) fn local(overlay: &Tree<'_>) -> Result<Vec<Local>, OverlayError> {
             (false, None) => break,
         };
         let meant = meant.ok_or_else(|| malformed_at(&node, node.name()))?;
-        means.try_reserve(1)?;
-        means.push(meant.id());
+        few::push(&mut means, meant.id())?;
         for property in node.properties() {
             if !property.value().len().is_multiple_of(4) {
                 return Err(malformed_at(&node, property.name()));
@@ -119,8 +118,7 @@ pub(super) fn local(overlay: &Tree<'_>) -> Result<Vec<Local>, OverlayError> {
                     let fault = OverlayFault::Unplaced { property: owned(property.name())?, target };
                     return Err(OverlayError::at(meant.path()?, fault));
                 };
-                all.try_reserve(1)?;
-                all.push(Local { cell, target: target.id() });
+                few::push(&mut all, Local { cell, target: target.id() })?;
             }
         }
     }
@@ -174,10 +172,7 @@ fn malformed_at(node: &Node<'_, '_>, property: &str) -> OverlayError {
 
 /// A copy of a name.
 pub(super) fn owned(name: &str) -> Result<String, DtError> {
-    let mut copy = String::new();
-    copy.try_reserve_exact(name.len())?;
-    copy.push_str(name);
-    Ok(copy)
+    Ok(few::text(name)?)
 }
 
 /// A phandle as errors say it.

@@ -15,6 +15,7 @@ use super::overlay_error::{OverlayError, OverlayFault, OverlayId};
 use crate::dt::DtError;
 use crate::dt::flatten::append;
 use crate::dt::tree::{Node, NodeId, Tree};
+use crate::few;
 
 /// What an overlay was found to mean.
 #[derive(Debug, Default)]
@@ -73,8 +74,7 @@ pub(super) fn resolve<'a>(
         let target = merge.target(&fragment, &external, &local)?;
         merge.need(target, 0)?;
         let path = merge.tree.path(target)?;
-        resolution.targets.try_reserve(1)?;
-        resolution.targets.push((fragment.id(), path));
+        few::push(&mut resolution.targets, (fragment.id(), path))?;
         merge.graft(&fragment, target)?;
     }
     if resolution.targets.is_empty() {
@@ -120,8 +120,7 @@ impl<'m, 'a> Merge<'m, 'a> {
         known: &'m [(NodeId, u32)],
     ) -> Result<Self, OverlayError> {
         let mut places = Vec::new();
-        places.try_reserve_exact(overlay.len())?;
-        places.resize(overlay.len(), None);
+        few::extend(&mut places, (0..overlay.len()).map(|_| None))?;
         let behind = tree.greatest_phandle();
         Ok(Self { tree, overlay, id, places, known, needs: Vec::new(), behind })
     }
@@ -214,8 +213,7 @@ impl<'m, 'a> Merge<'m, 'a> {
     fn settle(&self, resolution: &mut Resolution, external: &[External], local: &[Local]) -> Result<(), OverlayError> {
         for node in self.overlay.nodes().filter(|node| node.phandle().is_some()) {
             if let Some(phandle) = self.placed(node.id()).and_then(|place| self.tree.phandle(place)) {
-                resolution.phandles.try_reserve(1)?;
-                resolution.phandles.push((node.id(), phandle));
+                few::push(&mut resolution.phandles, (node.id(), phandle))?;
             }
         }
         resolution.references.try_reserve(external.len().saturating_add(local.len()))?;
@@ -225,10 +223,13 @@ impl<'m, 'a> Merge<'m, 'a> {
             if self.placed(local.cell.node).is_some() {
                 let property = property_of(self.overlay, local.cell).map_or("", |property| property.name());
                 let phandle = phandle.ok_or_else(|| self.unplaced(local.cell.node, property, local.target))?;
-                resolution.references.push((local.cell, phandle));
+                few::push_within(&mut resolution.references, (local.cell, phandle));
             }
         }
-        resolution.references.extend(external.iter().map(|external| (external.cell, external.phandle)));
+        few::extend_within(
+            &mut resolution.references,
+            external.iter().map(|external| (external.cell, external.phandle)),
+        );
         Ok(())
     }
 
@@ -292,8 +293,7 @@ impl<'m, 'a> Merge<'m, 'a> {
         for other in [self.tree.brought_by(place), label_by].map(OverlayId) {
             if other.0 != 0 && other != self.id && self.needs.iter().all(|need| need.0 != other) {
                 let path = self.tree.path(place)?;
-                self.needs.try_reserve(1)?;
-                self.needs.push((other, path));
+                few::push(&mut self.needs, (other, path))?;
             }
         }
         Ok(())

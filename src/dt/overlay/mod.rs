@@ -33,13 +33,12 @@ pub use overlay_host::OverlayHost;
 pub use overlays::{Outcome, Overlays, merge};
 
 use super::DtError;
+use crate::few;
 
 /// Adds a name to a path.
 fn join(path: &mut String, name: &str) -> Result<(), DtError> {
-    path.try_reserve(name.len().saturating_add(1))?;
     if !path.ends_with('/') {
-        path.push('/');
+        few::append(path, "/")?;
     }
-    path.push_str(name);
-    Ok(())
+    Ok(few::append(path, name)?)
 }

@@ -13,9 +13,10 @@ use super::transition::{Leaving, Transition};
 use crate::assign::Service;
 use crate::dt::blob::Walk;
 use crate::dt::flatten::append;
-use crate::dt::refusal::Refusals;
+use crate::dt::refusal::{Refusal, Refusals};
 use crate::dt::tree::Tree;
 use crate::dt::{Board, DtError};
+use crate::few;
 use crate::sync::Platform;
 
 /// A board's tree, the overlays that are on it, and the way from one to the next.
@@ -136,7 +137,7 @@ impl<'b> Overlays<'b> {
         append(&mut blob, overlay)?;
         self.applied.try_reserve(1)?;
         let outcome = self.change(service, host, id, &merged)?;
-        self.applied.push(Applied { id, blob, resolution });
+        few::push_within(&mut self.applied, Applied { id, blob, resolution });
         self.merged = Some(merged);
         self.last = id.0;
         Ok(outcome)
@@ -172,7 +173,7 @@ impl<'b> Overlays<'b> {
         let is_only = self.applied.len() == 1;
         let merged = if is_only { None } else { Some(self.without(overlay)?) };
         let outcome = self.change(service, host, overlay, merged.as_deref().unwrap_or(self.base))?;
-        self.applied.remove(at);
+        few::take(&mut self.applied, at);
         self.merged = merged;
         Ok(outcome)
     }
@@ -227,15 +228,16 @@ impl<'b> Overlays<'b> {
     /// Reads a tree that is to follow. A node that is refused in it, and is not in the base, refuses it: so no tree on the way
     /// has a bad node that the base has not, and each can be gone back to.
     fn next_board<'m>(&self, merged: &'m [u8]) -> Result<Board<'m>, OverlayError> {
-        let (base, new) = (Board::read_lenient(self.base)?, Board::read_lenient(merged)?);
+        let (base, mut new) = (Board::read_lenient(self.base)?, Board::read_lenient(merged)?);
         let mut known: Vec<&str> = Vec::new();
         for refusal in base.refusals().iter().filter(|refusal| refusal.is_malformed()) {
             push(&mut known, refusal.path.as_str())?;
         }
-        known.sort_unstable();
-        let mut refusals = new.refusals().iter().filter(|refusal| refusal.is_malformed());
-        match refusals.find(|refusal| known.binary_search(&refusal.path.as_str()).is_err()) {
-            Some(refusal) => Err(OverlayError::Refused(refusal.clone())),
+        few::sort(&mut known, &|one, other| one < other);
+        let is_new = |refusal: &Refusal| refusal.is_malformed() && known.binary_search(&refusal.path.as_str()).is_err();
+        let refused = new.refusals.iter().position(is_new);
+        match refused.and_then(|at| few::take(&mut new.refusals, at)) {
+            Some(refusal) => Err(OverlayError::Refused(refusal)),
             None => Ok(new),
         }
     }

@@ -31,6 +31,7 @@ use crate::assign::{
     Removal, Service, Target,
 };
 use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
+use crate::few;
 use crate::sync::Platform;
 
 /// What is to go and has not gone yet.
@@ -94,9 +95,10 @@ impl<P: Platform> Transition<'_, P> {
         if let Err(error) = self.come(&mut plan, &mut done) {
             return Err(self.undo(done, lost, error));
         }
-        self.leaving.bridges.append(&mut plan.bridges_go);
-        self.leaving.devices.extend(plan.devices_go.iter().rev().map(|device| Target::from(*device)));
-        self.leaving.smmus.append(&mut plan.smmus_go);
+        few::extend_within(&mut self.leaving.bridges, plan.bridges_go.drain(..));
+        let devices = plan.devices_go.iter().rev().map(|device| Target::from(*device));
+        few::extend_within(&mut self.leaving.devices, devices);
+        few::extend_within(&mut self.leaving.smmus, plan.smmus_go.drain(..));
         self.depart(&mut failures);
         Ok(failures)
     }
@@ -108,9 +110,8 @@ impl<P: Platform> Transition<'_, P> {
         let mut stays = |outcome: Result<(), OverlayError>| match outcome {
             Ok(()) => false,
             Err(error) => {
-                if failures.try_reserve(1).is_ok() {
-                    failures.push(error);
-                }
+                // Without memory it is not told.
+                let _ = few::push(failures, error);
                 true
             }
         };
@@ -161,7 +162,7 @@ impl<P: Platform> Transition<'_, P> {
                     }
                     anew.try_reserve(1)?;
                     let at = anew.binary_search(&other.key).unwrap_or_else(|at| at);
-                    anew.insert(at, other.key);
+                    few::insert_within(&mut anew, at, other.key);
                     if self.may_change(one)? {
                         push(&mut plan.devices_change, one)?;
                     }
@@ -173,7 +174,7 @@ impl<P: Platform> Transition<'_, P> {
             }
         }
         // In the order of the old board, so that parents come first.
-        plan.devices_change.sort_unstable_by_key(|device| device.node);
+        few::sort(&mut plan.devices_change, &|one, other| one.node < other.node);
         Ok(plan)
     }
 
@@ -195,15 +196,15 @@ impl<P: Platform> Transition<'_, P> {
                 self.host.smmu_left(smmu.key);
                 return Err(OverlayError::Service(error));
             }
-            done.push(Step::Registered(smmu.key));
+            few::push_within(done, Step::Registered(smmu.key));
         }
         for device in plan.devices_change.iter().rev() {
             let target = Target::from(*device);
             match self.service.remove(target.clone()) {
-                Ok(Removal::Done | Removal::StillReachable(_)) => done.push(Step::Removed(device)),
+                Ok(Removal::Done | Removal::StillReachable(_)) => _ = few::push_within(done, Step::Removed(device)),
                 Ok(Removal::Pending) => {
                     // It goes when the running operation ends, and is offered again by the caller's next try.
-                    done.push(Step::Removed(device));
+                    few::push_within(done, Step::Removed(device));
                     return Err(OverlayError::Service(pending(&target)));
                 }
                 Err(Error { cause: Cause::NotFound, .. }) => {}
@@ -212,12 +213,12 @@ impl<P: Platform> Transition<'_, P> {
         }
         for device in &plan.devices_come {
             if let Some(added) = self.add(device)? {
-                done.push(Step::Added(added));
+                few::push_within(done, Step::Added(added));
             }
         }
         for (bridge, path) in plan.bridges_come.drain(..) {
             self.host.bridge_came(bridge).map_err(|error| refused(&bridge.path, "arrival", error))?;
-            done.push(Step::BridgeCame(path));
+            few::push_within(done, Step::BridgeCame(path));
         }
         Ok(())
     }
@@ -229,10 +230,10 @@ impl<P: Platform> Transition<'_, P> {
         if let Some(at) = self.leaving.not_reset.iter().position(|known| *known == key) {
             if let Err(error) = self.quarantine(&added, device) {
                 // There is room: one for each that comes.
-                self.leaving.devices.push(Target::from(&added));
+                few::push_within(&mut self.leaving.devices, Target::from(&added));
                 return Err(error);
             }
-            self.leaving.not_reset.swap_remove(at);
+            few::take(&mut self.leaving.not_reset, at);
         }
         Ok(Some(added))
     }
@@ -255,15 +256,15 @@ impl<P: Platform> Transition<'_, P> {
     fn undo(&mut self, done: Vec<Step<'_>>, mut lost: Vec<String>, error: OverlayError) -> OverlayError {
         for step in done.into_iter().rev() {
             match step {
-                Step::Registered(key) => self.leaving.smmus.push(key),
-                Step::Added(device) => self.leaving.devices.push(Target::from(&device)),
-                Step::BridgeCame(path) => self.leaving.bridges.push(path),
+                Step::Registered(key) => _ = few::push_within(&mut self.leaving.smmus, key),
+                Step::Added(device) => _ = few::push_within(&mut self.leaving.devices, Target::from(&device)),
+                Step::BridgeCame(path) => _ = few::push_within(&mut self.leaving.bridges, path),
                 Step::Removed(device) => {
                     // Those that were added in its place go first.
                     self.depart(&mut Vec::new());
                     if !matches!(self.add(device), Ok(Some(_))) {
                         log::warn!("{} was registered, and could not be put back", device.path);
-                        lost.push(owned(&device.path).unwrap_or_default());
+                        few::push_within(&mut lost, owned(&device.path).unwrap_or_default());
                     }
                 }
             }
@@ -308,8 +309,7 @@ fn let_go<P: Platform>(
     // One that is going already was noted the first time.
     let lacks = matches!(state(), Some(DeviceState::Assigned(_) | DeviceState::Quarantined(_)));
     if lacks && !not_reset.contains(&key) {
-        not_reset.try_reserve(1)?;
-        not_reset.push(key);
+        few::push(not_reset, key)?;
     }
     match service.remove_tree(target.clone()) {
         Ok(Removal::Pending) => Err(OverlayError::Service(pending(target))),

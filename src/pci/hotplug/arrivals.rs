@@ -12,6 +12,7 @@ use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS};
 use super::departures::{self, ATTEMPTS, Departure, STEP, persist};
 use super::slot::Slot;
 use crate::assign::{self, Device, DeviceSpec, Service};
+use crate::few;
 use crate::sync::Platform;
 
 /// The slots behind a host bridge.
@@ -102,8 +103,11 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         let found = self.enumerate(slot)?;
         let mut functions = Vec::new();
         for function in found.functions.iter().filter(|function| slot.has(function.key)) {
-            functions.try_reserve(1).map_err(|_| OutOfMemory)?;
-            functions.push(Arrived { function: function.clone(), result: Err(NotOffered::Known) });
+            few::push(
+                &mut functions,
+                Arrived { function: function.copied().map_err(|_| OutOfMemory)?, result: Err(NotOffered::Known) },
+            )
+            .map_err(|_| OutOfMemory)?;
         }
         for arrived in &mut functions {
             arrived.result = self.offered(&arrived.function, &found, offer);

@@ -7,6 +7,7 @@ use super::super::enumeration::OutOfMemory;
 use super::super::function_hooks::Delay;
 use super::slot::Slot;
 use crate::assign::{Cause, Device, DeviceState, Error, Removal, Service};
+use crate::few;
 use crate::sync::{Micros, Platform};
 
 /// What became of a device that was to go.
@@ -55,16 +56,15 @@ pub fn left<P: Platform>(service: &Service<P>, slot: Slot) -> Result<Vec<Departu
         }
         // Where the root has gone meanwhile, so has what was behind it.
         let _ = service.remove_tree_telling(root, &mut |device, result| {
-            if departures.try_reserve(1).is_ok() {
-                departures.push(Departure { device: device.clone(), result });
-            }
+            // Without memory it is not told.
+            let _ = few::push(&mut departures, Departure { device: device.clone(), result });
         });
     }
     for device in devices {
         let is_told = departures.iter().any(|departure| departure.device.id() == device.id());
         let stays = service.find(device.key()).is_some_and(|info| info.device.id() == device.id());
-        if !is_told && stays && departures.try_reserve(1).is_ok() {
-            departures.push(Departure { device, result: Ok(Removal::Pending) });
+        if !is_told && stays {
+            let _ = few::push(&mut departures, Departure { device, result: Ok(Removal::Pending) });
         }
     }
     Ok(departures)
@@ -82,7 +82,7 @@ pub(super) fn requested<P: Platform>(
     // Ascending by key, a bridge comes before what is below it, and a physical function before its virtual ones.
     while let Some(device) = devices.pop() {
         let result = persist(delay, || take_out(service, &device));
-        departures.push(Departure { device, result });
+        few::push_within(&mut departures, Departure { device, result });
     }
     Ok(departures)
 }
@@ -107,8 +107,7 @@ fn take_out<P: Platform>(service: &Service<P>, device: &Device) -> Result<Remova
 pub(super) fn listed<P: Platform>(service: &Service<P>, slot: Slot) -> Result<Vec<Device>, OutOfMemory> {
     let mut devices = Vec::new();
     for info in slot.devices(service) {
-        devices.try_reserve(1).map_err(|_| OutOfMemory)?;
-        devices.push(info.device);
+        few::push(&mut devices, info.device).map_err(|_| OutOfMemory)?;
     }
     Ok(devices)
 }

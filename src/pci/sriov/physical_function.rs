@@ -12,6 +12,7 @@ use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS, Quirks};
 use super::super::topology::{self, Alias, AliasKind, Isolation, IsolationCause};
 use super::SriovError;
 use super::virtual_places::{VirtualPlaces, device_of};
+use crate::few;
 
 /// A function that can have virtual functions.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,7 @@ impl<'a, C: ConfigSpace + ?Sized> PhysicalFunction<'a, C> {
             places.check(self.host, self.found, self.function)?;
             functions.try_reserve_exact(capability.count.into()).map_err(|_| SriovError::OutOfMemory)?;
             for number in 0..capability.count {
-                functions.push(self.read(number, &places, &capability)?);
+                few::push_within(&mut functions, self.read(number, &places, &capability)?);
             }
         }
         Ok(functions)
@@ -101,8 +102,7 @@ impl<'a, C: ConfigSpace + ?Sized> PhysicalFunction<'a, C> {
         for alias in
             core::iter::once(own).chain(self.quirks.aliases(own.rid, ids, subsystem)).chain(from_above.copied())
         {
-            requester_ids.try_reserve(1).map_err(|_| SriovError::OutOfMemory)?;
-            requester_ids.push(alias);
+            few::push(&mut requester_ids, alias).map_err(|_| SriovError::OutOfMemory)?;
         }
         Ok(Function {
             sbdf,

@@ -19,6 +19,7 @@ use super::{SriovError, SwitchError, SwitchLeft};
 use crate::assign::{
     Cause, Device, DeviceInfo, DeviceKey, DeviceSpec, DeviceState, Error, Left, Operation, Removal, Service, Source,
 };
+use crate::few;
 use crate::sync::{Micros, Platform};
 
 /// A virtual function that is on and registered.
@@ -114,7 +115,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             for number in 0..count {
                 let (function, spec) = self.offered(number, &places, &capability, delay, offer)?;
                 let device = persist(delay, || service.add_copy(&spec))?;
-                on.push(VirtualFunction { function, device, bars });
+                few::push_within(&mut on, VirtualFunction { function, device, bars });
             }
             Ok(())
         });
@@ -145,9 +146,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
                 let device = info.device.label().clone();
                 return Err(self.failed(SriovError::Assigned { device, domain }, SwitchLeft::Unchanged));
             }
-            let room = devices.try_reserve(1).map_err(|_| SriovError::OutOfMemory);
+            let room = few::push(&mut devices, info.device).map_err(|_| SriovError::OutOfMemory);
             room.map_err(|cause| self.failed(cause, SwitchLeft::Unchanged))?;
-            devices.push(info.device);
         }
         for device in devices.iter().rev() {
             let removed = persist(delay, || match service.remove_unassigned(device) {
