@@ -54,7 +54,7 @@ pub(in crate::smmu) struct FaultRecords {
     slots: Vec<Slot>,
     /// Each bank raises a line of its own, which has its number: the others need not be looked at.
     own_lines: bool,
-    late: Tried<SmallVec<[RawFault; LATE]>>,
+    late: Tried<[Option<RawFault>; LATE]>,
     /// Since the last call of the worker, as are the counts of the slots.
     streams: Tried<SmallVec<[Counted; STREAMS]>>,
     /// How often a record was found taken, since then.
@@ -174,10 +174,9 @@ impl FaultRecords {
         let members = from.registers.members().filter(|_| taking.is_some());
         for fault in members.filter_map(|member| fault_reading::take(from, member, Some(bank))) {
             let mut late = self.late.lock();
-            if late.len() < LATE {
-                late.push(RawFault { domain: Some(domain), ..fault });
-            } else {
-                self.lost.fetch_add(if fault.more_lost { 2 } else { 1 }, Ordering::Relaxed);
+            match late.iter_mut().find(|place| place.is_none()) {
+                Some(place) => *place = Some(RawFault { domain: Some(domain), ..fault }),
+                None => _ = self.lost.fetch_add(if fault.more_lost { 2 } else { 1 }, Ordering::Relaxed),
             }
         }
         slot.domain.store(0, Ordering::Release);
@@ -208,7 +207,8 @@ impl FaultRecords {
         report: &mut dyn FnMut(RawFault),
     ) -> FaultAnswer {
         let limits = self.limits;
-        for fault in self.late.try_lock().map(|mut late| core::mem::take(&mut *late)).unwrap_or_default() {
+        // One by one: all at once would be most of the stack that there is here.
+        for fault in (0..LATE).map_while(|_| self.late.try_lock()?.iter_mut().find_map(Option::take)) {
             self.note(&fault);
             report(fault);
         }
