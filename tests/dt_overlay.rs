@@ -600,26 +600,25 @@ fn c15_overlays_come_and_go_while_guests_take_and_return_devices() {
                 }
             }
         });
-        let mut again =
-            |mut step: Box<dyn FnMut(&mut Overlays<'static>, &mut Host) -> Result<(), OverlayError> + '_>| {
-                while let Err(error) = step(overlays, host) {
-                    assert!(error.is_busy(), "{error}");
-                    busy.fetch_add(1, Ordering::SeqCst);
-                }
-            };
+        let mut again = |step: &mut dyn FnMut(&mut Overlays<'static>, &mut Host) -> Result<(), OverlayError>| {
+            while let Err(error) = step(overlays, host) {
+                assert!(error.is_busy(), "{error}");
+                busy.fetch_add(1, Ordering::SeqCst);
+            }
+        };
         for _ in 0..15 {
             let ids = Mutex::new(Vec::new());
             for overlay in [CARD, REWIRE, FABRIC] {
                 let ids = &ids;
-                again(Box::new(move |overlays, host| {
+                again(&mut |overlays, host| {
                     ids.lock().unwrap().push(overlays.apply(service, overlay, host)?.overlay);
                     Ok(())
-                }));
+                });
             }
             for id in ids.into_inner().unwrap() {
-                again(Box::new(move |overlays, host| overlays.revert(service, id, host).map(drop)));
+                again(&mut |overlays, host| overlays.revert(service, id, host).map(drop));
             }
-            again(Box::new(move |overlays, host| overlays.finish(service, host)));
+            again(&mut |overlays, host| overlays.finish(service, host));
         }
         over.store(true, Ordering::SeqCst);
     });

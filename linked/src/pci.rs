@@ -1,7 +1,8 @@
 //! PCI functions.
 
 use iommu_assign::pci::control::{
-    ControlError, ForbiddenWrite, Quiesce, Reset, forbidden_writes, power_up, turn_translation_services_off,
+    CapabilityRule, ControlError, GuestWrites, Phase, Quiesce, Reset, Width, WriteAnswer, WritePart, WriteRule,
+    power_up, turn_translation_services_off,
 };
 use iommu_assign::pci::hotplug::{Arrival, Arrived, Departure, HotPlug, Slot, left};
 use iommu_assign::pci::sriov::{
@@ -74,7 +75,11 @@ pub(crate) fn keep_all() {
         Pasid::control,
         SrIov::control,
         SrIov::number,
-        forbidden_writes,
+        GuestWrites::read::<Space>,
+        GuestWrites::with_vendor_registers,
+        GuestWrites::answer,
+        GuestWrites::write::<Space>,
+        guest_write_parts,
         Reset::begin::<Space>,
         Reset::step::<Space>,
         turn_translation_services_off::<Space>,
@@ -158,7 +163,13 @@ pub(crate) fn keep_all() {
         Enumeration,
         Express,
         ExtendedCapability,
-        ForbiddenWrite,
+        CapabilityRule,
+        GuestWrites,
+        Phase,
+        Width,
+        WriteAnswer,
+        WritePart,
+        WriteRule,
         Function,
         FunctionKind,
         FunctionQuirk,
@@ -220,4 +231,8 @@ fn parsed(text: &str) -> Result<Sbdf, AddressError> {
 
 fn base_addresses(function: &VirtualFunction) {
     exhaust(function.base_addresses());
+}
+
+fn guest_write_parts(writes: &GuestWrites, offset: u16) {
+    exhaust(writes.parts(offset, Width::Double, Phase::Owned));
 }

@@ -523,6 +523,7 @@ impl fmt::Debug for Script {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -537,7 +538,7 @@ mod tests {
         for sheet in Sheet::ALL {
             let merged = iommu_assign::dt::overlay::merge(Sheet::BASE, sheet.blob()).unwrap();
             let board = iommu_assign::dt::Board::read(&merged).unwrap();
-            let keys: Vec<DeviceKey> = board.devices().iter().map(|device| device.device_key()).collect();
+            let keys: Vec<DeviceKey> = board.devices().iter().map(iommu_assign::dt::DtDevice::device_key).collect();
             assert_eq!(keys, [sheet.slot().key()]);
             assert_eq!(board.devices()[0].streams, sheet.slot().offered());
         }

@@ -139,6 +139,8 @@ struct State {
     stale: BTreeSet<(Guest, bool)>,
     stuck: bool,
     next_lost: bool,
+    /// The sync that was lost is in flight still, for the operation that lost it goes on: none behind it completes.
+    held_up: bool,
     /// Its power is there.
     powered: bool,
 }
@@ -166,6 +168,7 @@ impl State {
             stale: BTreeSet::new(),
             stuck: false,
             next_lost: false,
+            held_up: false,
             powered: true,
         }
     }
@@ -187,6 +190,14 @@ impl State {
             Drain::Stuck => vec![(false, again)],
             Drain::Late if again.sync() => vec![(true, again)],
             Drain::Late => vec![(true, self.clone()), (false, again)],
+        }
+    }
+
+    /// The operation goes on after one of its parts, which began with `before`.
+    fn go_on(&mut self, before: &Self) {
+        if before.next_lost && !self.next_lost && !self.stuck {
+            (self.held_up, self.stuck) = (true, true);
+            self.poisoned.values_mut().chain(self.owed.values_mut()).for_each(|drain| *drain = Drain::Stuck);
         }
     }
 
@@ -226,7 +237,21 @@ impl Specification {
     /// Everything that `op` may come to, each with the state that follows. Never empty.
     #[must_use]
     pub fn step(&self, op: Op) -> Vec<(Outcome, Self)> {
-        operations::step(self, op)
+        let mut steps = operations::step(self, op);
+        for (_, next) in &mut steps {
+            for side in Side::ALL {
+                let here = next.side_mut(side);
+                if std::mem::take(&mut here.held_up) {
+                    here.heal();
+                }
+            }
+        }
+        steps
+    }
+
+    /// An operation goes on after one of its parts, which began with `before`.
+    fn go_on(&mut self, before: &Self) {
+        Side::ALL.into_iter().for_each(|side| self.side_mut(side).go_on(before.side(side)));
     }
 
     /// What `op` may come to beside [`step`](Self::step) where a forced unregister overlaps it (contract C-9): it was begun

@@ -87,7 +87,8 @@ fn take_out(state: &Specification, slot: Slot) -> Steps {
         return remove_unassigned(state, slot);
     }
     let mut steps = Steps::new();
-    for (outcome, next) in moves::deassign(state, slot, false) {
+    for (outcome, mut next) in moves::deassign(state, slot, false) {
+        next.go_on(state);
         match outcome {
             Outcome::Deassigned(_) | Outcome::Failed(Refusal::NotAssigned | Refusal::Gone, _) => {
                 steps.extend(remove_unassigned(&next, slot));
@@ -123,9 +124,10 @@ fn each(ways: Ways, slot: Slot, act: impl Fn(&Specification) -> Steps) -> Ways {
             next.push((told, state));
             continue;
         }
-        next.extend(steps.into_iter().map(|(outcome, state)| {
+        next.extend(steps.into_iter().map(|(outcome, mut next)| {
+            next.go_on(&state);
             let told = told.iter().cloned().chain([(slot, outcome)]).collect();
-            (told, state)
+            (told, next)
         }));
     }
     next
@@ -189,7 +191,10 @@ pub(super) fn switch_off(state: &Specification) -> Steps {
     let (mut on, mut steps) = (vec![state.clone()], Steps::new());
     for slot in VIRTUAL.into_iter().rev().filter(|slot| state.devices.contains_key(slot)) {
         let mut next = Vec::new();
-        for (outcome, state) in on.iter().flat_map(|state| remove_unassigned(state, slot)) {
+        let removed =
+            on.iter().flat_map(|state| remove_unassigned(state, slot).into_iter().map(move |step| (state, step)));
+        for (before, (outcome, mut state)) in removed {
+            state.go_on(before);
             match outcome {
                 Outcome::Failed(refusal, _) => steps.push((Outcome::Failed(refusal, After::SwitchedOn), state)),
                 _ => next.push(state),
@@ -243,14 +248,15 @@ pub(super) fn revert(state: &Specification, sheet: Sheet) -> Steps {
 fn finish(state: &Specification, then: impl Fn(&Specification) -> Steps) -> Steps {
     let mut ways: Vec<(Option<Refusal>, Vec<Slot>, Specification)> = vec![(None, Vec::new(), state.clone())];
     for slot in &state.leaving {
-        let mut next = Vec::new();
+        let mut gone = Vec::new();
         for (first, stays, state) in ways {
-            for (refusal, state) in let_go(&state, *slot) {
+            for (refusal, mut next) in let_go(&state, *slot) {
+                next.go_on(&state);
                 let stays = stays.iter().copied().chain(refusal.map(|_| *slot)).collect();
-                next.push((first.or(refusal), stays, state));
+                gone.push((first.or(refusal), stays, next));
             }
         }
-        ways = next;
+        ways = gone;
     }
     let mut steps = Steps::new();
     for (first, stays, mut state) in ways {
@@ -269,6 +275,7 @@ fn let_go(state: &Specification, slot: Slot) -> Vec<(Option<Refusal>, Specificat
     let taken = if is_assigned { moves::deassign(state, slot, false) } else { done(state.clone()) };
     let mut ways = Vec::new();
     for (_, mut next) in taken {
+        next.go_on(state);
         let Some(record) = next.devices.get(&slot).copied() else {
             ways.push((None, next));
             continue;

@@ -181,7 +181,8 @@ pub(super) fn remove(state: &Specification, slot: Slot) -> Steps {
     }
     let mut children = state.devices.keys().filter(|child| child.parent() == Some(slot)).peekable();
     if children.peek().is_some() {
-        let stays = children.any(|child| !state.is_leaving_device(*child));
+        // One whose removal was tried in vain stays until it is removed again.
+        let stays = children.any(|child| !state.marked.contains(child));
         return refuse(state, BTreeSet::from([if stays { Refusal::HasChildren } else { Refusal::Busy }]));
     }
     let steps = claims::remove_later(state, slot).unwrap_or_else(|| remove_now(state, slot));
