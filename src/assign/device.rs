@@ -167,9 +167,7 @@ impl Device {
     /// As its source offered it.
     pub(super) fn spec(&self, held: &mut Held<'_, Unlocked>) -> Result<DeviceSpec, Cause> {
         let DeviceObject { key, label, parent, isolation, source, passthrough, lazy, ends_with_parent, .. } = &*self.0;
-        let mut streams = Vec::new();
-        streams.try_reserve_exact(self.streams().len()).map_err(|_| Cause::OutOfMemory)?;
-        streams.extend_from_slice(self.streams());
+        let streams = few::copied(self.streams()).map_err(|_| Cause::OutOfMemory)?;
         Ok(DeviceSpec {
             key: *key,
             label: label.clone(),

@@ -13,6 +13,7 @@ use crate::assign::{
     CallChain, Cause, Claim, Device, DeviceSpec, DeviceState, Domain, Error, Instance, Label, Lacks, Left, Operation,
     Registry, Removal, Service,
 };
+use crate::few;
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -113,7 +114,7 @@ impl<P: Platform> Service<P> {
         power.release(&mut Held::enter());
         self.count_end();
         for Entry { before, device, result, .. } in entries {
-            results.push(Reregistered { before, device, result });
+            few::push_within(&mut results, Reregistered { before, device, result });
         }
         Ok(results)
     }
@@ -144,8 +145,7 @@ impl<P: Platform> Service<P> {
         let mut entries = Vec::new();
         for device in devices {
             let refuse = |cause| Error::unchanged(Operation::Remove, device.label().clone(), cause);
-            entries.try_reserve(1).map_err(|_| refuse(Cause::OutOfMemory))?;
-            entries.push(Entry {
+            let entry = Entry {
                 before: device.clone(),
                 owner: None,
                 state: DeviceState::Blocked,
@@ -153,7 +153,8 @@ impl<P: Platform> Service<P> {
                 is_removed: false,
                 device: None,
                 result: Ok(()),
-            });
+            };
+            few::push(&mut entries, entry).map_err(|_| refuse(Cause::OutOfMemory))?;
         }
         Ok(entries)
     }

@@ -14,6 +14,7 @@ use super::arrivals::HotPlug;
 use super::departures::listed;
 use super::slot::{Slot, key_of};
 use crate::assign::{self, Device, DeviceSpec, Reregistered};
+use crate::few;
 use crate::sync::{Micros, Platform};
 
 /// Buses could not be renumbered: nothing has changed.
@@ -117,15 +118,15 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         }
         let mut functions = Vec::new();
         for function in found.functions.iter().filter(|function| is_device(function.key)) {
-            functions.try_reserve(1).map_err(|_| OutOfMemory)?;
-            functions.push(function.clone());
+            let copied = function.copied().and_then(|copy| few::push(&mut functions, copy));
+            copied.map_err(|_| OutOfMemory)?;
             if !has_virtual(function.key) {
                 continue;
             }
             let physical = PhysicalFunction::new(self.space, self.host, &found, function.key)?;
             let virtual_functions = physical.with_quirks(self.quirks).virtual_functions()?;
-            functions.try_reserve(virtual_functions.len()).map_err(|_| OutOfMemory)?;
-            functions.extend(virtual_functions.into_iter().filter(|function| is_device(function.key)));
+            let registered = virtual_functions.into_iter().filter(|function| is_device(function.key));
+            few::extend(&mut functions, registered).map_err(|_| OutOfMemory)?;
         }
         Ok((found, functions))
     }
@@ -149,7 +150,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
             match function.spec(self.host, found) {
                 Ok(spec) => {
                     let key = spec.key;
-                    specs.push(DeviceSpec { key, ..offer(function, found, spec) });
+                    few::push_within(&mut specs, DeviceSpec { key, ..offer(function, found, spec) });
                 }
                 Err(error) => log::warn!("{} cannot be registered anew: {error}", function.sbdf),
             }
@@ -166,7 +167,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         let config = function.config(self.space)?;
         let was_master = config.read_u16(COMMAND) & BUS_MASTER != 0;
         config.still_present()?;
-        paused.push(Paused { key: function.key, was_master });
+        few::push_within(paused, Paused { key: function.key, was_master });
         let mut quiesce = Quiesce::begin(&config, &Capabilities::read(&config)?, STEPS)?;
         while quiesce.step(&config)? == Progress::Waiting {
             self.delay.pass(STEP);
