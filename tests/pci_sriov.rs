@@ -398,6 +398,20 @@ fn a_2_what_cannot_be_switched_on_is_refused() {
 }
 
 #[test]
+fn a_6_another_card_in_its_place_is_not_the_physical_function() {
+    let mut slots = Slots::new(vec![("00:01.0", ari_port(1, 2)), (PF, physical(0x10, 2, with_acs))]);
+    slots.add(PF);
+    let (found, key) = (slots.found(), slots.key(PF));
+    let other = FakeFunction::endpoint(0x15b3, 0x1017, 0x02_0000).express(PortType::Endpoint).ari().sr_iov(8, 1, 1);
+    Arc::get_mut(&mut slots.space).unwrap().insert(at(PF), other);
+    let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, key).unwrap();
+    let writes = slots.space.writes();
+    let error = physical.switch_on(&slots.bench.service, 1, DELAY, &mut plain).unwrap_err();
+    assert_eq!(error.cause, SriovError::Config(ConfigError::NotPresent { function: at(PF) }));
+    assert_eq!((error.left, slots.space.writes()), (SwitchLeft::Unchanged, writes));
+}
+
+#[test]
 fn the_device_is_told_whether_it_has_all_functions_of_its_bus() {
     let with_ari = |port: FakeFunction| {
         let card = physical(0x100, 1, with_acs).with_ari_layout(0x10, 2);

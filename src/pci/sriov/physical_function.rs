@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::super::capability::{Capabilities, SrIov};
-use super::super::config::{ConfigSpace, FunctionConfig};
+use super::super::config::{ConfigError, ConfigSpace, FunctionConfig};
 use super::super::enumeration::Enumeration;
 use super::super::function::{Function, FunctionKind};
 use super::super::host_bridge::HostBridge;
@@ -82,6 +82,10 @@ impl<'a, C: ConfigSpace + ?Sized> PhysicalFunction<'a, C> {
     pub(super) fn open(&self) -> Result<(FunctionConfig<'a, C>, SrIov), SriovError> {
         let config = self.function.config(self.space)?;
         let capabilities = Capabilities::read(&config)?;
+        if config.ids() != (self.function.vendor, self.function.device) {
+            // Another card was plugged in since enumeration.
+            return Err(ConfigError::NotPresent { function: self.function.sbdf }.into());
+        }
         Ok((config, capabilities.sr_iov.ok_or(SriovError::NotPhysical)?))
     }
 

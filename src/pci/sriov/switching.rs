@@ -64,10 +64,9 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     /// Switches `count` virtual functions on and adds each to the service, in the order of their numbers, as children of the
     /// physical function, which is registered.
     ///
-    /// `delay` lets time pass: 100 ms after VF Enable, until which a virtual function may not be
-    /// asked, then more until it answers, a second in all; and a second after they had to be switched off again
-    /// (9.3.3.3.1). `offer` is shown each virtual function with its spec before it is added, to set hooks, label, mark and
-    /// source; key and parent stay.
+    /// `delay` lets time pass: 100 ms after VF Enable, until which a virtual function may not be asked, then more until it
+    /// answers, a second in all; and a second after they had to be switched off again (9.3.3.3.1). `offer` is shown each
+    /// virtual function with its spec before it is added, to set hooks, label, mark and source; key and parent stay.
     ///
     /// ATS is off on all of them when they are added, and so are PRI and PASID of the physical function, which are
     /// theirs too (contract S-7).
@@ -82,8 +81,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     ///
     /// # Context
     ///
-    /// Waiting context; the `delay` passes and `offer` is called with no lock held. An add that meets another operation is tried again
-    /// for a second.
+    /// Waiting context; the `delay` passes and `offer` is called with no lock held. An add that meets another operation is
+    /// tried again for a second.
     pub fn switch_on<P: Platform>(
         &self,
         service: &Service<P>,
@@ -138,7 +137,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     /// # Context
     ///
     /// Waiting context; the `delay` passes with no lock held, for the second after which the capability may be accessed
-    /// again (9.3.3.3.1). Nobody can be given one that this call has not reached: it is not removed then, but told.
+    /// again (9.3.3.3.1). One that a domain gets meanwhile is not taken from it: that is told
+    /// ([`Cause::AlreadyAssigned`]), and it stays on with those before it.
     pub fn switch_off<P: Platform>(&self, service: &Service<P>, delay: Delay) -> Result<(), SwitchError> {
         let mut devices = Vec::new();
         for info in registered(service, self.function.key) {
