@@ -278,3 +278,25 @@ fn a_6_a_service_that_reads_as_all_ones_is_not_written_before_the_function_has_a
     assert_eq!(turn_translation_services_off(&config, &capabilities), Err(gone));
     assert_eq!(snapshot(&flickers.space), before, "nothing was written");
 }
+
+#[test]
+fn every_reason_of_a_hook_is_in_the_document() {
+    let document = include_str!("../docs/pci.md");
+    let function = here();
+    let errors = [
+        ControlError::Config(ConfigError::NotPresent { function }),
+        ControlError::Config(ConfigError::NotReady { function }),
+        ControlError::Config(ConfigError::CapabilityLoop { function, offset: 0x40 }),
+        ControlError::StaysOn { function, service: Service::BusMaster },
+        ControlError::StaysOn { function, service: Service::Ats },
+        ControlError::StillPending { function },
+        ControlError::NoReset { function },
+        ControlError::AccessControlLost { function },
+        ControlError::ResetTimeout { function },
+        ControlError::OutOfMemory { function },
+    ];
+    for error in errors {
+        assert!(document.contains(&format!("| `{}` |", error.short())), "docs/pci.md lacks: {}", error.short());
+        assert!(error.to_string().contains("0000:00:02.0"), "{error}");
+    }
+}
