@@ -598,6 +598,8 @@ fn c15_overlays_come_and_go_while_guests_take_and_return_devices() {
                     }
                     let _ = service.deassign(&info.device);
                 }
+                // Guests come and go less often than that a CPU does nothing else.
+                std::thread::sleep(std::time::Duration::from_micros(300));
             }
         });
         let mut again = |step: &mut dyn FnMut(&mut Overlays<'static>, &mut Host) -> Result<(), OverlayError>| {
