@@ -219,7 +219,7 @@ impl<P: Platform> Service<P> {
         above: CallChain<'a>,
         device: &Device,
         operation: Operation,
-        check: impl FnOnce(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
+        check: &mut dyn FnMut(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
     ) -> Result<Claim<'a>, Cause> {
         let registry = self.registry.lock(held);
         let record = registry.registration(device).ok_or(Cause::Gone)?;

@@ -88,7 +88,7 @@ impl<P: Platform> Service<P> {
     pub(super) fn report<T>(&self, result: &Result<T, Error>) {
         match result {
             Ok(_) | Err(Error { cause: Cause::Busy { .. }, .. }) => {}
-            Err(error) => log::warn!("{error}"),
+            Err(error) => warn(error),
         }
     }
 
@@ -324,4 +324,11 @@ impl<P: Platform> fmt::Debug for Service<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("registry", &self.registry).finish_non_exhaustive()
     }
+}
+
+/// A line of log. It is written where nothing else is on the stack for it.
+#[cold]
+#[inline(never)]
+fn warn(error: &Error) {
+    log::warn!("{error}");
 }

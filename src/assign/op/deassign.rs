@@ -101,15 +101,24 @@ impl<P: Platform> Service<P> {
             mark_work(claim, device, whole_group, leaves, Cause::NotAssigned)?;
             check_dependents(registry, claim)
         };
-        self.operate(above, device, Operation::Deassign, check, |held, claim, crew| {
-            // A hook may assign any of them.
-            let names = room_for_keepers(claim, |_| true).map_err(|cause| (cause, Left::Unchanged))?;
-            self.cleanse(held, claim, crew)?;
-            let movers = |member: &Member| member.moves(claim.level);
-            let still_reachable = names_of_keepers(held, claim, movers, names);
-            self.settle(held, claim, DeviceState::Blocked, None);
-            Ok(Deassigned { still_reachable })
-        })
+        self.operate(above, device, Operation::Deassign, check, |held, claim, crew| self.close(held, claim, crew))
+    }
+
+    /// Takes the movers from their domain.
+    #[inline(never)]
+    fn close(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: &mut Claim<'_>,
+        crew: &mut Crew,
+    ) -> Result<Deassigned, Failure> {
+        // A hook may assign any of them.
+        let names = room_for_keepers(claim, |_| true).map_err(|cause| (cause, Left::Unchanged))?;
+        self.cleanse(held, claim, crew)?;
+        let movers = |member: &Member| member.moves(claim.level);
+        let still_reachable = names_of_keepers(held, claim, movers, names);
+        self.settle(held, claim, DeviceState::Blocked, None);
+        Ok(Deassigned { still_reachable })
     }
 
     /// Brings what the operation is about to fault, drained, quiesced and reset. What is not moved, but was quarantined and
@@ -140,6 +149,7 @@ impl<P: Platform> Service<P> {
     }
 
     /// Lets the sources stop and reset their devices, which are in fault.
+    #[inline(never)]
     fn reset(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
         let level = claim.level;
         let mut after = None;
@@ -218,6 +228,8 @@ impl<P: Platform> Service<P> {
 
     /// What was live is quarantined from now on, and lacks this. Says what is left of the movers: they may be in fault still,
     /// and only a mate that was to be cleansed along is quarantined.
+    #[cold]
+    #[inline(never)]
     fn settle_live(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, lacks: Lacks) -> Left {
         for member in claim.members().filter(|member| LIVE_WORK(member, claim.level)) {
             member.state.set(DeviceState::Quarantined(lacks));

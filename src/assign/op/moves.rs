@@ -95,6 +95,7 @@ impl<P: Platform> Service<P> {
     // --- from fault, or from another domain, into a domain ---
 
     /// All that is left to fail without a change: the policy, and the IOMMUs' plans.
+    #[inline(never)]
     pub(super) fn prepare(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -118,6 +119,7 @@ impl<P: Platform> Service<P> {
     /// Everything after the plan. Says in which state the movers are.
     ///
     /// A move that takes more than one step has power for all of them before the first (contract A-1).
+    #[inline(never)]
     pub(super) fn carry_out_move(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -134,8 +136,10 @@ impl<P: Platform> Service<P> {
         let moved = match power {
             Err((instance, error)) => Err((on_all_iommus::refusal(claim, &instance, error), Left::Unchanged)),
             Ok(power) => {
-                let ready = if is_unclean { self.cleanse(held, claim, crew) } else { Ok(()) };
-                let moved = ready.and_then(|()| self.open(held, claim, crew, domain, several_steps));
+                let mut moved = if is_unclean { self.cleanse(held, claim, crew) } else { Ok(()) };
+                if moved.is_ok() {
+                    moved = self.open(held, claim, crew, domain, several_steps);
+                }
                 power.release(held);
                 moved
             }
@@ -148,6 +152,7 @@ impl<P: Platform> Service<P> {
     }
 
     /// Turns the movers, which are in fault, to the domain. `later`: something may have changed already.
+    #[inline(never)]
     fn open(
         &self,
         held: &mut Held<'_, Unlocked>,
@@ -246,6 +251,8 @@ impl<P: Platform> Service<P> {
 
     /// A move that joined the flush list has failed: takes the instances off it that went meanwhile. Unregistering them may not
     /// have found them there.
+    #[cold]
+    #[inline(never)]
     pub(super) fn leave_flush_list(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, domain: &Domain<P>) {
         let attachments = claim.movers().flat_map(|member| member.device.attachments());
         let gone = attachments.map(|at| &at.instance).filter(|instance| instance.state() == InstanceState::Gone);

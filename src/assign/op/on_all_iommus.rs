@@ -237,26 +237,41 @@ pub(super) fn devices<'c>(claim: &'c Claim<'_>, which: Which) -> impl Iterator<I
 
 /// Puts the devices in fault on every IOMMU, also after one of them failed. Where there are several, power is had on all of
 /// them first, so that a device is cut off as a whole or not at all.
+///
+/// The result is made in the caller's frame: the deepest calls of an operation are below this one.
+#[inline]
 pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) -> Blocked {
     let mut all = Blocked::default();
-    let mut power = None;
+    block_all(held, claim, crew, which, &mut all);
+    all
+}
+
+#[inline(never)]
+fn block_all(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which, all: &mut Blocked) {
     if spans_several(claim, which) && !broken!("unpowered_cut") {
-        match Power::of(held, devices(claim, which)) {
-            Ok(had) => power = Some(had),
-            Err((instance, error)) => {
-                all.note(&instance, Err(error));
-                return all;
-            }
-        }
+        block_several(held, claim, crew, which, all);
+    } else {
+        block_each(held, claim, crew, which, all);
     }
+}
+
+/// The same with power on all of them before the first.
+#[inline(never)]
+fn block_several(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which, all: &mut Blocked) {
+    match Power::of(held, devices(claim, which)) {
+        Ok(power) => {
+            block_each(held, claim, crew, which, all);
+            power.release(held);
+        }
+        Err((instance, error)) => all.note(&instance, Err(error)),
+    }
+}
+
+fn block_each(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which, all: &mut Blocked) {
     each(claim, crew, which, |instance, devices| -> Option<()> {
         all.note(instance, instance.iommu.call(held).block(devices));
         None
     });
-    if let Some(power) = power {
-        power.release(held);
-    }
-    all
 }
 
 /// Room for the names of the members that stay and that `may_keep` accepts, so that the first change is made with it at hand.

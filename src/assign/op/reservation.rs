@@ -51,7 +51,7 @@ impl<P: Platform> Service<P> {
         let operation = Operation::Assign;
         let asked = Move { operation, device, whole_group: false, domain };
         let check = |registry: &Registry<P>, claim: &mut Claim<'static>| choose_movers(registry, claim, &asked);
-        let claimed = self.claim(&mut held, CallChain::NONE, device, operation, check);
+        let claimed = self.claim(&mut held, CallChain::NONE, device, operation, &mut { check });
         let refuse = |cause| Error::unchanged(operation, device.label().clone(), cause);
         let mut claim = claimed.map_err(refuse)?;
         let crew = Crew::of(&claim).map_err(|cause| (cause, Left::Unchanged));

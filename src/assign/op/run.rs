@@ -17,16 +17,18 @@ impl<P: Platform> Service<P> {
         above: CallChain<'a>,
         device: &Device,
         operation: Operation,
-        check: impl FnOnce(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
+        mut check: impl FnMut(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
         work: impl FnOnce(&mut Held<'_, Unlocked>, &mut Claim<'a>, &mut Crew) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let mut held = Held::enter();
-        let claimed = self.claim(&mut held, above, device, operation, check);
+        let claimed = self.claim(&mut held, above, device, operation, &mut check);
         let result = match claimed {
             Err(cause) => Err(Error::unchanged(operation, device.label().clone(), cause)),
             Ok(mut claim) => {
-                let crew = Crew::of(&claim).map_err(|cause| (cause, Left::Unchanged));
-                let done = crew.and_then(|mut crew| work(&mut held, &mut claim, &mut crew));
+                let done = match Crew::of(&claim) {
+                    Ok(mut crew) => work(&mut held, &mut claim, &mut crew),
+                    Err(cause) => Err((cause, Left::Unchanged)),
+                };
                 self.end(&mut held, claim, done)
             }
         };
@@ -34,7 +36,8 @@ impl<P: Platform> Service<P> {
         result
     }
 
-    /// Ends an operation: what it came to, or that a removal overtook it.
+    /// Ends an operation: what it came to, or that a removal overtook it. Not inlined: its frame is not beside that of the work.
+    #[inline(never)]
     pub(super) fn end<T>(
         &self,
         held: &mut Held<'_, Unlocked>,

@@ -58,6 +58,8 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Fits entries that a device has left, and that are in fault now, to what their users have.
+    #[cold]
+    #[inline(never)]
     fn refit_all(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Streams {
         self.placing(held, |placing, _, _| {
             let idle = placing.entries.surplus & !placing.entries.live;
