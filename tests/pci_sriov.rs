@@ -674,6 +674,35 @@ fn c_2_an_operation_on_the_physical_function_is_waited_for() {
     assert_eq!(switch_on(&slots, 2).unwrap().len(), 2);
 }
 
+#[test]
+fn c_2_a_reset_of_the_physical_function_before_the_first_one_is_registered_is_noticed() {
+    for count in [1, 3] {
+        let mut slots = Slots::new(vec![("00:01.0", ari_port(1, 2)), (PF, physical(0x10, 2, with_acs))]);
+        let (port, found) = (slots.add("00:01.0"), slots.found());
+        let function = found.function(slots.key(PF)).unwrap();
+        let hooks = FunctionHooks::new(slots.space.clone(), function, &found, DELAY).unwrap();
+        let spec = function.spec(&slots.host, &found).unwrap();
+        let device = slots.bench.service.add(DeviceSpec { hooks: Arc::new(hooks), ..spec }).unwrap();
+        let guest = slots.bench.guest("guest");
+        slots.bench.assign(&device, &guest).unwrap();
+        slots.bench.oracle.allow(device.label(), &[(0x100, 0)], &[guest.backing]);
+        // Another CPU takes the physical function from its guest, which resets it, just before the add.
+        let mut taken = false;
+        let error = switch_on_with(&slots, count, &mut |_, spec| {
+            if !std::mem::replace(&mut taken, true) {
+                drop(slots.bench.service.deassign(&device).unwrap());
+            }
+            spec
+        });
+        let error = error.unwrap_err();
+        let says = "virtual functions of 0000:01:00.0: it was reset meanwhile, by another operation: try again; they are off again";
+        assert_eq!(error.to_string(), says);
+        assert_eq!(slots.registered(), [port.label().to_string(), device.label().to_string()]);
+        assert_eq!(switch_on(&slots, count).unwrap().len(), usize::from(count));
+        slots.bench.audit();
+    }
+}
+
 /// What an operator reads is in the document, word for word.
 #[test]
 fn every_message_is_in_the_document() {
@@ -696,6 +725,7 @@ fn every_message_is_in_the_document() {
         SriovError::Taken { number: 1, place: at("01:00.2") },
         SriovError::NotApart { function: at(first), peer: at("01:00.1") },
         SriovError::Stuck,
+        SriovError::Reset,
         SriovError::OutOfMemory,
     ];
     for cause in every {

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::error::Failure;
+use crate::hotplug;
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) enum Command {
     Version,
     /// Play the scenario on a board.
     Run(Board),
+    /// Play devices that come and go, for so many rounds.
+    HotPlug(usize),
     /// Print what a board's device tree says.
     Inspect {
         /// The board.
@@ -54,6 +57,8 @@ A small hypervisor on a modelled board: devices assigned and isolated by iommu-a
 Usage:
   prototype                          play the scenario on a built-in board
   prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
+  prototype hotplug [ROUNDS]         three threads on one SMMU: functions and virtual functions come and
+                                     go, overlays are applied and reverted, guests take what is there
   prototype inspect [--json | --html FILE] BOARD.dtb [NAME...]
                                      what of a board may be assigned and what ties it together, its
                                      SMMUs, host bridges and MSI doorbells: for people, as JSON, or
@@ -106,10 +111,19 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     };
     match &*command {
         "inspect" => Ok(Command::Inspect { board: file(board)?, only, form }),
-        "run" if form != Form::Text => Err(form_is_for_inspect(&form)),
+        "hotplug" | "run" if form != Form::Text => Err(form_is_for_inspect(&form)),
+        "hotplug" => rounds(board),
         "run" => Ok(Command::Run(file(board)?)),
         command => Err(wrong(format!("unknown command `{command}`"))),
     }
+}
+
+/// How many rounds, at least one.
+fn rounds(word: Option<OsString>) -> Result<Command, Failure> {
+    let Some(word) = word else { return Ok(Command::HotPlug(hotplug::ROUNDS)) };
+    let word = word.to_string_lossy();
+    let rounds = word.parse().ok().filter(|rounds| *rounds > 0);
+    rounds.map(Command::HotPlug).ok_or_else(|| wrong(format!("`{word}` is no number of rounds")))
 }
 
 fn form_is_for_inspect(form: &Form) -> Failure {
@@ -149,6 +163,8 @@ mod tests {
         let page = Form::Page("b.html".into());
         assert_eq!(parsed("inspect --html b.html a.dtb").unwrap(), inspect("a.dtb", &[], page));
         assert_eq!(parsed("run --help").unwrap(), Command::Help);
+        assert_eq!(parsed("hotplug").unwrap(), Command::HotPlug(hotplug::ROUNDS));
+        assert_eq!(parsed("hotplug 7").unwrap(), Command::HotPlug(7));
         assert_eq!(parsed("-V").unwrap(), Command::Version);
     }
 
@@ -160,6 +176,10 @@ mod tests {
             ("run a b", "unexpected argument `b` (see --help)"),
             ("walk a", "unknown command `walk` (see --help)"),
             ("run --fast a", "unknown option `--fast` (see --help)"),
+            ("hotplug fast", "`fast` is no number of rounds (see --help)"),
+            ("hotplug 0", "`0` is no number of rounds (see --help)"),
+            ("hotplug 1 2", "unexpected argument `2` (see --help)"),
+            ("hotplug --json", "`--json` is an option of `inspect` (see --help)"),
             ("-j", "unknown option `-j` (see --help)"),
             ("run a --json", "`--json` is an option of `inspect` (see --help)"),
             ("--json", "`--json` is an option of `inspect` (see --help)"),

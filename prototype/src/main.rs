@@ -6,7 +6,7 @@
 //! The way of a board through it: [`input`] reads the blob, [`world`] makes a machine of it ([`machine::part_of`] chooses the
 //! parts, [`pci_world`] plugs cards in), [`cast`] chooses who plays which part, [`scenario`] plays, [`stage`] and [`dma`]
 //! carry out each step and compare it with what it [`must`] come to, [`watch`] looks at each register write, [`recorder`] keeps the score and [`report`] sets
-//! the lines. [`inspect`] needs no machine.
+//! the lines. [`inspect`] needs no machine, and [`hotplug`] has one of its own.
 
 mod args;
 mod cast;
@@ -15,6 +15,7 @@ mod doorbells;
 mod error;
 mod guests;
 mod hooks;
+mod hotplug;
 mod input;
 mod inspect;
 mod must;
@@ -78,6 +79,7 @@ fn play(command: &Command) -> Result<(String, u8), Failure> {
             // The rest is shown, and who asks in a script hears of the bad nodes.
             (text, u8::from(!inspection.refused.is_empty()))
         }
+        Command::HotPlug(rounds) => hotplug::play(*rounds)?,
         Command::Run(board) => run(board)?,
     })
 }

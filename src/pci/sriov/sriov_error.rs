@@ -131,6 +131,9 @@ pub enum SriovError {
     /// VF Enable does not take what is written.
     #[error("its VF Enable bit cannot be written")]
     Stuck,
+    /// Another operation has reset it before one of them was registered, and that switched them off: try again.
+    #[error("it was reset meanwhile, by another operation: try again")]
+    Reset,
     /// The service does not take a virtual function, or does not let it go.
     #[error("{0}")]
     Service(assign::Error),

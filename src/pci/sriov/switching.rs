@@ -77,7 +77,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     /// ([`SriovError::Buses`], [`SriovError::BusTaken`], [`SriovError::NeedsAri`], [`SriovError::PastEnd`],
     /// [`SriovError::Taken`]), the host bridge's map does not have them ([`SriovError::Streams`]), there are not so many
     /// ([`SriovError::Count`]), they are on ([`SriovError::AlreadyOn`]) or one is registered ([`SriovError::Registered`]), or
-    /// they have no addresses ([`SriovError::Address`]). What fails later undoes everything: [`SwitchLeft`].
+    /// they have no addresses ([`SriovError::Address`]). [`SriovError::Reset`] where another operation has reset the physical
+    /// function meanwhile, as its deassignment does. What fails later undoes everything: [`SwitchLeft`].
     ///
     /// # Context
     ///
@@ -106,15 +107,16 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         let mut on = Vec::new();
         let added = on.try_reserve_exact(count.into()).map_err(|_| SriovError::OutOfMemory).and_then(|()| {
             config.change_u16(capability.control(), 0, VF_ENABLE | VF_MEMORY_ENABLE, OtherHalf::Zero);
-            if config.read_u16(capability.control()) & VF_ENABLE == 0 {
-                config.still_present()?;
-                return Err(SriovError::Stuck);
-            }
+            are_on(&config, &capability, count)?;
             delay.pass(START_UP);
             for number in 0..count {
                 let (function, spec) = self.offered(number, &places, &capability, delay, offer)?;
                 let device = persist(delay, || service.add_copy(&spec))?;
                 few::push_within(&mut on, VirtualFunction { function, device, bars });
+                // From the first one on nobody resets the physical function; until then its owner's end could.
+                if number == 0 {
+                    are_on(&config, &capability, count)?;
+                }
             }
             Ok(())
         });
@@ -249,8 +251,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         let config = loop {
             match self.outline(number, places, capability, None)?.config(self.space) {
                 Err(_) if attempts.next().is_some() => {
-                    // Where the physical function is gone, there is nothing to wait for.
-                    self.function.config(self.space)?;
+                    // Where the physical function is gone or was reset, there is nothing to wait for.
+                    are_on(&self.function.config(self.space)?, capability, places.count)?;
                     delay.pass(STEP);
                 }
                 answer => break answer?,
@@ -359,6 +361,22 @@ fn remove<P: Platform>(service: &Service<P>, device: &Device) -> Result<(), Erro
         }
         Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         removed => removed.map(drop),
+    }
+}
+
+/// Whether they are on as they were switched on. A reset of the physical function loses their number.
+fn are_on<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capability: &SrIov,
+    count: u16,
+) -> Result<(), SriovError> {
+    let enabled = config.read_u16(capability.control()) & VF_ENABLE != 0;
+    let number = config.read_u16(capability.number());
+    config.still_present()?;
+    match (number == count, enabled) {
+        (true, true) => Ok(()),
+        (true, false) => Err(SriovError::Stuck),
+        (false, _) => Err(SriovError::Reset),
     }
 }
 
