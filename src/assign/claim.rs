@@ -57,6 +57,9 @@ struct Departed {
     _emptied: Option<Box<Group>>,
 }
 
+/// Looks at a claimed group under the registry's lock, and may refuse it.
+type Check<'c, 'a, P> = dyn FnMut(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause> + 'c;
+
 /// What a put-back leaves to do ([`removal::carry_out`](super::op)).
 #[must_use = "a removal that was asked for must be carried out"]
 #[derive(Default)]
@@ -219,7 +222,7 @@ impl<P: Platform> Service<P> {
         above: CallChain<'a>,
         device: &Device,
         operation: Operation,
-        check: &mut dyn FnMut(&Registry<P>, &mut Claim<'a>) -> Result<(), Cause>,
+        check: &mut Check<'_, 'a, P>,
     ) -> Result<Claim<'a>, Cause> {
         let registry = self.registry.lock(held);
         let record = registry.registration(device).ok_or(Cause::Gone)?;
