@@ -1,5 +1,6 @@
 //! The current tree: a base, and the overlays that are on it.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -195,11 +196,16 @@ impl<'b> Overlays<'b> {
         if self.leaving.is_empty() {
             return Ok(());
         }
+        // Room for what may be said of it, before anything changes.
+        let mut room = Box::new(OverlayError::Tree(DtError::OutOfMemory));
         let mut failures = Vec::new();
         failures.try_reserve(1)?;
         Transition { service, host, leaving: &mut self.leaving }.depart(&mut failures);
         match failures.into_iter().next() {
-            Some(first) => Err(OverlayError::Unfinished(alloc::boxed::Box::new(first))),
+            Some(first) => {
+                *room = first;
+                Err(OverlayError::Unfinished(room))
+            }
             None => Ok(()),
         }
     }

@@ -92,8 +92,9 @@ impl<P: Platform> Transition<'_, P> {
 
         let mut lost = Vec::new();
         lost.try_reserve_exact(plan.devices_change.len())?;
+        let room = Box::new(OverlayError::Tree(DtError::OutOfMemory));
         if let Err(error) = self.come(&mut plan, &mut done) {
-            return Err(self.undo(done, lost, error));
+            return Err(self.undo(done, lost, room, error));
         }
         few::extend_within(&mut self.leaving.bridges, plan.bridges_go.drain(..));
         let devices = plan.devices_go.iter().rev().map(|device| Target::from(*device));
@@ -252,8 +253,14 @@ impl<P: Platform> Transition<'_, P> {
         }
     }
 
-    /// Takes back what was done, in reverse. `lost` has room for all that was removed.
-    fn undo(&mut self, done: Vec<Step<'_>>, mut lost: Vec<String>, error: OverlayError) -> OverlayError {
+    /// Takes back what was done, in reverse. `lost` has room for all that was removed, `room` for the error.
+    fn undo(
+        &mut self,
+        done: Vec<Step<'_>>,
+        mut lost: Vec<String>,
+        mut room: Box<OverlayError>,
+        error: OverlayError,
+    ) -> OverlayError {
         for step in done.into_iter().rev() {
             match step {
                 Step::Registered(key) => _ = few::push_within(&mut self.leaving.smmus, key),
@@ -270,7 +277,11 @@ impl<P: Platform> Transition<'_, P> {
             }
         }
         self.depart(&mut Vec::new());
-        if lost.is_empty() { error } else { OverlayError::NotRestored { lost, error: Box::new(error) } }
+        if lost.is_empty() {
+            return error;
+        }
+        *room = error;
+        OverlayError::NotRestored { lost, error: room }
     }
 }
 
