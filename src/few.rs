@@ -70,28 +70,16 @@ pub(crate) fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>) -
 
 /// One more at `at`, where there is room for it and `at` is not past the end: whether it is in.
 pub(crate) fn insert_within<T>(list: &mut Vec<T>, at: usize, item: T) -> bool {
-    if at > list.len() || !push_within(list, item) {
-        return false;
+    let fits = at <= list.len() && list.len() < list.capacity();
+    if fits {
+        list.insert(at, item);
     }
-    let mut places = list.iter_mut().skip(at).rev();
-    if let Some(last) = places.next() {
-        places.fold(last, |later, earlier| {
-            core::mem::swap(later, earlier);
-            earlier
-        });
-    }
-    true
+    fits
 }
 
 /// Takes out the one at `at`.
 pub(crate) fn take<T>(list: &mut Vec<T>, at: usize) -> Option<T> {
-    let mut places = list.iter_mut().skip(at);
-    let first = places.next()?;
-    places.fold(first, |earlier, later| {
-        core::mem::swap(earlier, later);
-        later
-    });
-    list.pop()
+    (at < list.len()).then(|| list.remove(at))
 }
 
 /// The list in pieces: each as long as its elements are the `same` as its first.

@@ -242,17 +242,12 @@ pub(super) fn devices<'c>(claim: &'c Claim<'_>, which: Which) -> impl Iterator<I
 #[inline]
 pub(super) fn block(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which) -> Blocked {
     let mut all = Blocked::default();
-    block_all(held, claim, crew, which, &mut all);
-    all
-}
-
-#[inline(never)]
-fn block_all(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &mut Crew, which: Which, all: &mut Blocked) {
     if spans_several(claim, which) && !broken!("unpowered_cut") {
-        block_several(held, claim, crew, which, all);
+        block_several(held, claim, crew, which, &mut all);
     } else {
-        block_each(held, claim, crew, which, all);
+        block_each(held, claim, crew, which, &mut all);
     }
+    all
 }
 
 /// The same with power on all of them before the first.
