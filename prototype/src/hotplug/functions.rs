@@ -242,7 +242,7 @@ fn offer(rig: &Rig, function: &Function, found: &Enumeration, spec: DeviceSpec) 
     // It is as after a reset, for it was off.
     rig.ledger.was_reset(|key| key == spec.key && function.kind == FunctionKind::Virtual);
     let hooks = FunctionHooks::new(rig.backplane.clone(), function, found, DELAY);
-    let kind = hooks.map_or(Kind::Pulled, Kind::Function);
+    let kind = hooks.map_or(Kind::Pulled, |hooks| Kind::Function(Box::new(hooks)));
     if is_endpoint {
         rig.backplane.write(function.sbdf, COMMAND, MEMORY_AND_BUS_MASTER);
     }

@@ -21,7 +21,7 @@ pub(super) struct WatchedHooks {
 #[derive(Debug)]
 pub(super) enum Kind {
     /// A function: the library's own hooks.
-    Function(FunctionHooks<Arc<Backplane>>),
+    Function(Box<FunctionHooks<Arc<Backplane>>>),
     /// A function that was pulled out before its hooks could be made.
     Pulled,
     /// A node: its reset fails now and then.
