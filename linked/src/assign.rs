@@ -10,6 +10,7 @@ use super::{exhaust, keep, keep_messages, keep_types};
 
 pub(crate) fn keep_all() {
     keep![
+        Service::<P>::reregister,
         Service::<P>::audit,
         DeviceSpec::new,
         Device::id,

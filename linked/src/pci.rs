@@ -108,6 +108,7 @@ pub(crate) fn keep_all() {
         FunctionHooks::<Foreign>::without_reset,
         HotPlug::<'_, P, Space>::arrived,
         HotPlug::<'_, P, Space>::new,
+        HotPlug::<'_, P, Space>::renumbered,
         HotPlug::<'_, P, Space>::requested,
         HotPlug::<'_, P, Space>::with_quirks,
         PciKey::virtual_function,
