@@ -101,6 +101,7 @@ pub(crate) fn keep_all() {
         IommuHandle::unknown_streams,
         IommuHandle::crash,
         Service::<P>::register_iommu,
+        Service::<P>::reregister,
         Service::<P>::unregister_iommu,
         Service::<P>::force_unregister_iommu,
         Service::<P>::shutdown,

@@ -6,6 +6,7 @@ use super::super::capability::{self, Capability, ExtendedCapability};
 use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType};
 use super::quiesce::ControlError;
 use super::write_rules::{CAPABILITY_RULES, CapabilityRule, Reason, RuleOf, Treatment, WRITE_RULES, WriteRule};
+use crate::few;
 
 /// What a guest may write to the configuration space of its function: the tables [`CAPABILITY_RULES`] and
 /// [`WRITE_RULES`] laid over the capabilities that the function has (contract S-7).
@@ -111,9 +112,10 @@ impl GuestWrites {
         let is_bridge = config.header_type()? != HeaderType::Endpoint;
         let mut extents = Vec::new();
         let mut result = Ok(());
-        let mut find = |start: u16, of: RuleOf| match extents.try_reserve(1) {
-            Ok(()) => extents.push(Extent { start, end: end_of(config, start, of), of }),
-            Err(_) => result = Err(ControlError::OutOfMemory { function }),
+        let mut find = |start: u16, of: RuleOf| {
+            if few::push(&mut extents, Extent { start, end: end_of(config, start, of), of }).is_err() {
+                result = Err(ControlError::OutOfMemory { function });
+            }
         };
         find(0, RuleOf::Header);
         capability::walk(config, |Capability { id, offset }| find(offset, RuleOf::Standard(id)))?;
@@ -121,7 +123,7 @@ impl GuestWrites {
         capability::walk_extended(config, extended)?;
         config.still_present()?;
         result?;
-        extents.sort_unstable_by_key(|extent| extent.start);
+        few::sort(&mut extents, &|one, other| one.start < other.start);
         let mut end = u16::MAX;
         for extent in extents.iter_mut().rev() {
             // Nothing of one is in the next one, whatever the function says.
