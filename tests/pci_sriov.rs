@@ -22,11 +22,11 @@ use iommu_assign::assign::{
     Cause, Device, DeviceKey, DeviceSpec, DeviceState, Left, Quarantine, Stream, StreamId, StreamMask,
 };
 use iommu_assign::pci::control::{Progress, Quiesce, Reset, ResetMethod};
-use iommu_assign::pci::fake::FakeFunction;
+use iommu_assign::pci::fake::{FakeConfigSpace, FakeFunction};
 use iommu_assign::pci::sriov::{PhysicalFunction, SriovError, SwitchError, SwitchLeft, VirtualFunction};
 use iommu_assign::pci::{
     AcsControls, Bus, Capabilities, ConfigError, ConfigSpace, Function, FunctionHooks, FunctionKind, FunctionQuirk,
-    IsolationCause, KNOWN_QUIRKS, PortType, QuirkEffect,
+    IsolationCause, KNOWN_QUIRKS, PortType, QuirkEffect, Sbdf,
 };
 use iommu_assign::sync::Micros;
 use machine::Reached;
@@ -484,6 +484,39 @@ fn a_1_without_power_no_virtual_function_is_left() {
     assert_eq!(switch_on(&slots, 4).unwrap().len(), 4);
     switch_off(&slots).unwrap();
     slots.bench.audit();
+}
+
+/// A configuration space in which the physical function is not written to when it has just read as all ones: something else
+/// may be in its place by then.
+struct Wary<'a> {
+    inner: &'a FakeConfigSpace,
+    doubted: Cell<bool>,
+}
+
+impl ConfigSpace for Wary<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        let value = self.inner.read(function, offset);
+        if function == at(PF) {
+            self.doubted.set(value == u32::MAX);
+        }
+        value
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        assert!(function != at(PF) || !self.doubted.get(), "written at {offset:#x} after it read as all ones");
+        self.inner.write(function, offset, value);
+    }
+}
+
+#[test]
+fn s_7_a_physical_function_that_has_gone_is_not_written_to_while_its_virtual_functions_are_switched_on() {
+    for step in 0..200 {
+        let (slots, _) = usual();
+        let (space, found) = (Wary { inner: &slots.space, doubted: Cell::new(false) }, slots.found());
+        let physical = PhysicalFunction::new(&space, &slots.host, &found, slots.key(PF)).unwrap();
+        slots.space.vanish_after(step);
+        assert!(physical.switch_on(&slots.bench.service, 3, DELAY, &mut plain).is_err(), "step {step}");
+    }
 }
 
 #[test]

@@ -63,10 +63,10 @@ pub(super) fn measure<C: ConfigSpace + ?Sized>(
     let mut bars = [None; 6];
     let mut registers = (0..).zip(capability.bars());
     while let Some((index, offset)) = registers.next() {
-        let (low, mask) = probe(config, offset);
+        let (low, mask) = probe(config, offset)?;
         let is_64_bit = mask & KIND == KIND_64;
         let upper = if is_64_bit { registers.next() } else { None };
-        let (high, high_mask) = upper.map_or((0, u32::MAX), |(_, offset)| probe(config, offset));
+        let (high, high_mask) = upper.map_or(Ok((0, u32::MAX)), |(_, offset)| probe(config, offset))?;
         let mask = u64::from(mask & !FLAGS) | u64::from(high_mask) << 32;
         // A register of which no bit of an address can be written is none, nor is one for ports (9.3.3.14).
         if mask & u64::from(!FLAGS) == 0 && (!is_64_bit || high_mask == 0) || low & PORTS != 0 {
@@ -86,13 +86,18 @@ pub(super) fn measure<C: ConfigSpace + ?Sized>(
     Ok(bars)
 }
 
-/// What a register has, and which bits of it can be written.
-fn probe<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, offset: u16) -> (u32, u32) {
-    let value = config.read(offset);
+/// What a register has, and which bits of it can be written. Nothing is written to a function that is gone.
+fn probe<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, offset: u16) -> Result<(u32, u32), ConfigError> {
+    let read = || match config.read(offset) {
+        // The upper half of a large one may say so.
+        u32::MAX => config.still_present().map(|()| u32::MAX),
+        value => Ok(value),
+    };
+    let value = read()?;
     config.write(offset, u32::MAX);
-    let mask = config.read(offset);
+    let mask = read()?;
     config.write(offset, value);
-    (value, mask)
+    Ok((value, mask))
 }
 
 const PORTS: u32 = 1 << 0;
