@@ -10,6 +10,8 @@ use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+use bitflags::bitflags;
+
 use super::{CallChain, Cause, ConflictReason, DeviceId, DeviceKey, Instance, Label, Stream};
 use crate::few;
 use crate::sync::atomic::AtomicU32;
@@ -118,9 +120,18 @@ struct DeviceObject {
     calls: InFlight<AtomicU32>,
     /// How many devices it stands behind. Said once, when it is registered.
     depth: AtomicU16,
-    passthrough: bool,
-    lazy: bool,
-    ends_with_parent: bool,
+    /// What its spec says with yes or no.
+    marks: Marks,
+}
+
+bitflags! {
+    /// See the fields of the same names in [`DeviceSpec`].
+    #[derive(Clone, Copy)]
+    struct Marks: u8 {
+        const PASSTHROUGH = 1;
+        const LAZY = 2;
+        const ENDS_WITH_PARENT = 4;
+    }
 }
 
 /// A device's streams on one IOMMU.
@@ -140,6 +151,10 @@ impl Device {
     pub(super) fn new(id: DeviceId, spec: DeviceSpec, attachments: Box<[Attachment]>) -> Self {
         let DeviceSpec { key, label, parent, ends_with_parent, streams, isolation, passthrough, lazy, source, hooks } =
             spec;
+        let mut marks = Marks::empty();
+        marks.set(Marks::PASSTHROUGH, passthrough);
+        marks.set(Marks::LAZY, lazy);
+        marks.set(Marks::ENDS_WITH_PARENT, ends_with_parent);
         Self(Arc::new(DeviceObject {
             id,
             key,
@@ -152,9 +167,7 @@ impl Device {
             hooks: Outside::new(hooks),
             calls: InFlight::new(Self::OPEN),
             depth: AtomicU16::new(0),
-            passthrough,
-            lazy,
-            ends_with_parent,
+            marks,
         }))
     }
 
@@ -166,17 +179,17 @@ impl Device {
 
     /// As its source offered it.
     pub(super) fn spec(&self, held: &mut Held<'_, Unlocked>) -> Result<DeviceSpec, Cause> {
-        let DeviceObject { key, label, parent, isolation, source, passthrough, lazy, ends_with_parent, .. } = &*self.0;
+        let DeviceObject { key, label, parent, isolation, source, .. } = &*self.0;
         let streams = few::copied(self.streams()).map_err(|_| Cause::OutOfMemory)?;
         Ok(DeviceSpec {
             key: *key,
             label: label.clone(),
             parent: *parent,
-            ends_with_parent: *ends_with_parent,
+            ends_with_parent: self.ends_with_parent(),
             streams,
             isolation: *isolation,
-            passthrough: *passthrough,
-            lazy: *lazy,
+            passthrough: self.passthrough(),
+            lazy: self.is_lazy(),
             source: source.clone(),
             hooks: self.0.hooks.call(held).clone(),
         })
@@ -219,17 +232,17 @@ impl Device {
     /// Whether firmware marked it for passthrough.
     #[must_use]
     pub fn passthrough(&self) -> bool {
-        self.0.passthrough
+        self.0.marks.contains(Marks::PASSTHROUGH)
     }
 
     /// Whether its entries are taken at its first assign.
     pub(super) fn is_lazy(&self) -> bool {
-        self.0.lazy
+        self.0.marks.contains(Marks::LAZY)
     }
 
     /// Whether a reset of its parent ends it.
     pub(super) fn ends_with_parent(&self) -> bool {
-        self.0.ends_with_parent
+        self.0.marks.contains(Marks::ENDS_WITH_PARENT)
     }
 
     pub(super) fn isolation(&self) -> Option<u64> {

@@ -54,6 +54,8 @@ pub(super) struct Registry<P: Platform> {
     sources: Graveyard<Sources>,
     /// How many records are marked: while there are none, no put-back looks for them.
     pub(super) marks: Cell<usize>,
+    /// How many devices end with their parent: while there are none, no reset looks for them.
+    dependents: Cell<usize>,
     /// Changes with every registration and unregistration (contract C-6).
     pub(super) generation: u64,
 }
@@ -69,6 +71,7 @@ impl<P: Platform> Registry<P> {
             gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
             sources: Graveyard::new(LinkedList::new(Sources::NEW)),
             marks: Cell::new(0),
+            dependents: Cell::new(0),
             generation: 0,
         }
     }
@@ -175,6 +178,9 @@ impl<P: Platform> Registry<P> {
     /// Refuses to reset a device whose children would end with that (a child's add claims the group of its parent, so that
     /// none comes in while that is claimed).
     pub(super) fn check_dependents(&self, parent: &Device) -> Result<(), Cause> {
+        if self.dependents.get() == 0 {
+            return Ok(());
+        }
         let (mut children, mut first) = (0_usize, None);
         let has_children = self.registration(parent).is_some_and(|record| record.children.get() > 0);
         let mut next = self.child(parent.key(), None).filter(|_| has_children);
@@ -225,6 +231,9 @@ impl<P: Platform> Registry<P> {
     fn count(&self, device: &Device, by: i8) {
         if let Some(parent) = device.parent().and_then(|key| self.device(key)) {
             parent.children.set(parent.children.get().saturating_add_signed(by.into()));
+        }
+        if device.ends_with_parent() {
+            self.dependents.set(self.dependents.get().saturating_add_signed(by.into()));
         }
         for attachment in device.attachments() {
             attachment.instance.count(by.into());
