@@ -21,11 +21,11 @@ use std::sync::{Arc, Mutex};
 use builder::Builder;
 use common::callbacks::Hooks;
 use common::supply::Supply;
-use common::{Bench, Guest, NOT_RESET, PAGE, described};
+use common::{Anyone, Bench, Guest, NOT_RESET, PAGE, described, stream};
 use files::{CARD, DAUGHTER, FABRIC, RESTREAM, REWIRE, SLOTS};
 use iommu_assign::assign::{
-    Cause, DeviceSpec, DeviceState, FirmwareMarks, HookError, Iommu, IommuError, IommuKey, Left, Operation, Policy,
-    PolicyRequest, StreamId,
+    Cause, Device, DeviceKey, DeviceSpec, DeviceState, Domain, FirmwareMarks, HookError, Iommu, IommuError, IommuKey,
+    Left, Operation, Policy, PolicyRequest, Service, Source, StreamId,
 };
 use iommu_assign::dt::overlay::{OverlayError, OverlayFault, OverlayHost, OverlayId, Overlays};
 use iommu_assign::dt::{DtDevice, HostBridge, SmmuNode};
@@ -662,4 +662,85 @@ fn an_overlay_that_mends_a_bad_node_of_the_base_can_be_reverted() {
     stage.revert(mended).unwrap();
     assert_eq!(stage.log(), ["release /dma"]);
     assert_eq!((stage.registry(), stage.overlays.blob()), (before, base));
+}
+
+/// An integrator beside whom another CPU gives a device to a guest while an SMMU is probed.
+struct Overtaken<'a> {
+    host: &'a mut Host,
+    service: &'a Service<Spin>,
+    device: &'a Device,
+    domain: &'a Domain<Spin>,
+}
+
+impl OverlayHost for Overtaken<'_> {
+    fn probe(&mut self, smmu: &SmmuNode<'_>) -> Result<Arc<dyn Iommu>, HookError> {
+        self.service.assign(self.device, self.domain).unwrap();
+        self.host.probe(smmu)
+    }
+
+    fn smmu_left(&mut self, smmu: IommuKey) {
+        self.host.smmu_left(smmu);
+    }
+
+    fn bridge_came(&mut self, bridge: &HostBridge) -> Result<(), HookError> {
+        self.host.bridge_came(bridge)
+    }
+
+    fn bridge_goes(&mut self, path: &str) -> Result<(), HookError> {
+        self.host.bridge_goes(path)
+    }
+}
+
+#[test]
+fn i14_a_device_that_changes_and_is_assigned_meanwhile_stays_with_its_guest() {
+    let mut stage = Stage::new();
+    let (ethernet, guest) = (stage.device(ETHERNET), stage.bench.guest("guest"));
+    let mut overlay = Builder::new();
+    overlay.begin("").begin("fragment@0").strings("target-path", &["/soc"]).begin("__overlay__");
+    overlay.begin("iommu@6000000").strings("compatible", &["arm,smmu-v2"]).cells("reg", &[0x600_0000, 0x2_0000]);
+    overlay.cells("#iommu-cells", &[1]).cells("#global-interrupts", &[1]).cells("interrupts", &[0, 60, 4, 0, 61, 4]);
+    overlay.end().begin("ethernet@100000").cells("iommus", &[u32::MAX, 0x11]).end();
+    overlay.end().end().begin("__fixups__");
+    overlay.strings("smmu", &["/fragment@0/__overlay__/ethernet@100000:iommus:0"]).end();
+    let overlay = overlay.finish();
+
+    let service = &stage.bench.service;
+    let mut host = Overtaken { host: &mut stage.host, service, device: &ethernet, domain: &guest.domain };
+    let error = stage.overlays.apply(service, &overlay, &mut host).unwrap_err();
+    let fault = OverlayFault::DeviceInUse { owner: Some("guest".into()) };
+    assert_eq!(error, OverlayError::Fault { path: ETHERNET.to_owned(), fault });
+    assert_eq!(stage.bench.state(&ethernet), DeviceState::Assigned(guest.domain.id()));
+    assert!(stage.overlays.is_finished() && stage.overlays.blob() == SLOTS);
+    assert!(stage.bench.service.iommu(FABRIC_SMMU).is_none());
+    let _ = stage.bench.deassign(&ethernet).unwrap();
+    stage.bench.service.destroy_domain(&guest.domain).unwrap();
+}
+
+#[test]
+fn i14_a_child_that_is_busy_is_not_taken_along_without_a_reset() {
+    let mut stage = Stage::new();
+    stage.bench = Bench::with_policy(Box::new(Anyone));
+    let board = stage.overlays.board().unwrap();
+    stage.host = Host { machine: stage.bench.machine.clone(), masters: stage.bench.masters.clone(), ..stage.host };
+    stage.bench.service.register_iommu(stage.host.probe(&board.smmus()[0]).unwrap()).unwrap();
+    drop(board);
+    let card = stage.apply(CARD).unwrap();
+    let (core, guest) = (stage.device("/soc/dma@200000/core@1"), stage.bench.guest("guest"));
+    // A device of another source in the same group, for which another CPU reserves the guest.
+    let streams = vec![stream(BOARD, 0x31, 0)];
+    let mate = DeviceSpec::new(DeviceKey::new(Source::Pci, 1), "mate".into(), streams);
+    let mate = stage.bench.service.add(mate).unwrap();
+    stage.bench.service.assign(&core, &guest.domain).unwrap();
+    let reservation = stage.bench.service.reserve(&mate, &guest.domain).unwrap();
+    stage.log();
+
+    let outcome = stage.overlays.revert(&stage.bench.service, card, &mut stage.host).unwrap();
+    assert!(outcome.unfinished.iter().all(OverlayError::is_busy) && outcome.unfinished.len() == 2, "{outcome:?}");
+    reservation.abandon().unwrap();
+    stage.overlays.finish(&stage.bench.service, &mut stage.host).unwrap();
+    let reset = "reset /soc/dma@200000/core@1";
+    assert_eq!(stage.log(), [reset, "release /soc/dma@200000/core@1", "release /soc/dma@200000"]);
+    stage.apply(CARD).unwrap();
+    assert_eq!(stage.bench.state(&stage.device("/soc/dma@200000/core@1")), DeviceState::Blocked);
+    stage.bench.service.destroy_domain(&guest.domain).unwrap();
 }

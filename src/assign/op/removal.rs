@@ -126,6 +126,17 @@ impl<P: Platform> Service<P> {
         })
     }
 
+    /// [`remove_unassigned`](Self::remove_unassigned) of a device that carries nothing over from a guest: one that is quarantined
+    /// stays, too, with [`Cause::NotAssigned`]. One that is going goes on.
+    pub(crate) fn remove_blocked(&self, device: &Device) -> Result<Removal, Error> {
+        self.remove_looking(device, &mut |registry, record| match (record.state.get(), registry.owner_of(record)) {
+            _ if record.going.get() => Ok(()),
+            (_, Some(domain)) => Err(Cause::AlreadyAssigned { domain: domain.label().clone() }),
+            (DeviceState::Quarantined(_), None) => Err(Cause::NotAssigned),
+            _ => Ok(()),
+        })
+    }
+
     /// [`remove`](Self::remove), unless `look` refuses or another operation has the group: no mark is left then.
     pub(super) fn remove_looking(&self, device: &Device, look: Look<'_, P>) -> Result<Removal, Error> {
         let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Some(look));

@@ -200,15 +200,18 @@ impl<P: Platform> Transition<'_, P> {
             few::push_within(done, Step::Registered(smmu.key));
         }
         for device in plan.devices_change.iter().rev() {
-            let target = Target::from(*device);
-            match self.service.remove(target.clone()) {
-                Ok(Removal::Done | Removal::StillReachable(_)) => _ = few::push_within(done, Step::Removed(device)),
-                Ok(Removal::Pending) => {
-                    // It goes when the running operation ends, and is offered again by the caller's next try.
-                    few::push_within(done, Step::Removed(device));
-                    return Err(OverlayError::Service(pending(&target)));
-                }
+            let Some(info) = self.service.find(device.device_key()) else { continue };
+            // It was only blocked when the plan was made, and may have an owner since.
+            match self.service.remove_blocked(&info.device) {
+                Ok(_) => _ = few::push_within(done, Step::Removed(device)),
                 Err(Error { cause: Cause::NotFound, .. }) => {}
+                Err(Error { cause: Cause::AlreadyAssigned { domain }, .. }) => {
+                    let fault = OverlayFault::DeviceInUse { owner: Some(domain) };
+                    return Err(OverlayError::at(owned(&device.path)?, fault));
+                }
+                Err(Error { cause: Cause::NotAssigned, .. }) => {
+                    return Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner: None }));
+                }
                 Err(error) => return Err(OverlayError::Service(error)),
             }
         }
@@ -301,28 +304,40 @@ impl Leaving {
     }
 }
 
-/// Removes a device with all that stands behind it. One that is assigned is taken from its guest in order first: it was
-/// quiesced and reset then, if it could be.
+/// Removes a device with all that stands behind it, children first. One that is assigned is taken from its guest in order
+/// first: it was quiesced and reset then, if it could be. What it lacks all the same is noted.
 fn let_go<P: Platform>(
     service: &Service<P>,
     target: &Target,
     not_reset: &mut Vec<DeviceKey>,
 ) -> Result<(), OverlayError> {
     let key = target.key();
-    let state = || service.find(key).map(|info| info.state);
-    if let Some(info) = service.find(key).filter(|info| matches!(info.state, DeviceState::Assigned(_))) {
-        match service.deassign(&info.device) {
+    let Some(DeviceInfo { device, state, .. }) = service.find(key) else { return Ok(()) };
+    if matches!(target, Target::Device(only) if only.id() != device.id()) {
+        return Ok(());
+    }
+    // Each by itself, for each may lack something.
+    while let Some(info) = service.devices().find(|info| info.device.parent() == Some(key)) {
+        let_go(service, &Target::from(&info.device), not_reset)?;
+    }
+    if matches!(state, DeviceState::Assigned(_)) {
+        match service.deassign(&device) {
             Err(error) if matches!(error.cause, Cause::Busy { .. }) => return Err(OverlayError::Service(error)),
             // What it lacks now is in its state.
             Ok(_) | Err(_) => {}
         }
     }
-    // One that is going already was noted the first time.
-    let lacks = matches!(state(), Some(DeviceState::Assigned(_) | DeviceState::Quarantined(_)));
-    if lacks && !not_reset.contains(&key) {
-        few::push(not_reset, key)?;
-    }
-    match service.remove_tree(target.clone()) {
+    // Another CPU may have assigned it since: the state counts that is found in the hold that claims it.
+    let removed = match service.remove_blocked(&device) {
+        Err(Error { cause: Cause::AlreadyAssigned { .. } | Cause::NotAssigned, .. }) => {
+            if !not_reset.contains(&key) {
+                few::push(not_reset, key)?;
+            }
+            service.remove_tree(&device)
+        }
+        removed => removed,
+    };
+    match removed {
         Ok(Removal::Pending) => Err(OverlayError::Service(pending(target))),
         Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         Err(error) => Err(OverlayError::Service(error)),
