@@ -123,6 +123,9 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         match added {
             Ok(()) => Ok(on),
             Err(cause) => {
+                // Of what failed before the first one was registered, a reset is the better reason.
+                let reset = are_on(&config, &capability, count).err().filter(|lost| *lost == SriovError::Reset);
+                let cause = reset.filter(|_| on.is_empty()).unwrap_or(cause);
                 let left = self.undo(service, &on, &config, &capability, &before, delay);
                 Err(self.failed(cause, left))
             }
@@ -370,13 +373,12 @@ fn are_on<C: ConfigSpace + ?Sized>(
     capability: &SrIov,
     count: u16,
 ) -> Result<(), SriovError> {
-    let enabled = config.read_u16(capability.control()) & VF_ENABLE != 0;
-    let number = config.read_u16(capability.number());
+    let (control, number) = (config.read_u16(capability.control()), config.read_u16(capability.number()));
     config.still_present()?;
-    match (number == count, enabled) {
-        (true, true) => Ok(()),
-        (true, false) => Err(SriovError::Stuck),
-        (false, _) => Err(SriovError::Reset),
+    match control & VF_ENABLE {
+        _ if number != count => Err(SriovError::Reset),
+        0 => Err(SriovError::Stuck),
+        _ => Ok(()),
     }
 }
 
