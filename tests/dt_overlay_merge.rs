@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use builder::Builder;
-use files::{CARD, DAUGHTER, FABRIC, OVERLAYS, RESTREAM, REWIRE, SLOTS};
+use files::{CARD, DAUGHTER, FABRIC, OVERLAYS, PCIE, RESTREAM, REWIRE, SLOTS};
 use iommu_assign::dt::overlay::{Change, Changes, OverlayError, OverlayFault, compare, merge};
 use iommu_assign::dt::{Board, Tree};
 
@@ -92,7 +92,7 @@ fn each_blob_is_what_the_compiler_makes_of_its_source() {
         return;
     }
     let all = OVERLAYS.map(|(name, blob)| (format!("{name}.dtso"), blob));
-    for (name, blob) in [("slots.dts".to_owned(), SLOTS)].into_iter().chain(all) {
+    for (name, blob) in [("slots.dts".to_owned(), SLOTS), ("pcie.dtso".to_owned(), PCIE)].into_iter().chain(all) {
         let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("boards/overlays").join(&name);
         let output = Command::new("dtc").args(["-q", "-@", "-I", "dts", "-O", "dtb"]).arg(source).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

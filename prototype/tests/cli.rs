@@ -62,6 +62,30 @@ fn the_same_run_prints_the_same() {
     assert_eq!(prototype::<&str>([]).out, prototype::<&str>([]).out);
 }
 
+#[test]
+fn a3_devices_that_come_and_go_while_guests_do_leave_nothing_behind() {
+    let run = prototype(["hotplug", "150"]).ended(0);
+    assert_eq!(run.err, "");
+    fits(&run.out, "hotplug");
+    let expected = ["One MMU-500 with 20 stream-map entries and 3 context banks", "The end is the start: "];
+    for text in expected {
+        assert!(run.out.contains(text), "missing: {text}\n{}", run.out);
+    }
+    // Each operation was done, whatever else was refused.
+    let done: BTreeMap<&str, usize> = run.out.lines().filter_map(done).collect();
+    assert_eq!(done.len(), 13, "{}", run.out);
+    assert!(done.values().all(|count| *count > 0), "{done:?}");
+    let last = run.out.lines().last().unwrap();
+    assert!(last.starts_with("hotplug: ") && last.ends_with(" overlays, 0 violations"), "{last}");
+}
+
+/// The operation in a line of the table, and how often it was done.
+fn done(line: &str) -> Option<(&str, usize)> {
+    let (words, figures) = line.get(13..)?.split_at_checked(22)?;
+    line.get(11..13).filter(|gap| *gap == "  ")?;
+    Some((words.trim(), figures.split_whitespace().next()?.parse().ok()?))
+}
+
 fn played_by_an_operator(name: &str) {
     let run = prototype(command("run", &own(name))).ended(0);
     fits(&run.out, name);

@@ -46,6 +46,9 @@ pub(crate) const SLOTS: &[u8] = include_bytes!("../../boards/overlays/slots.dtb"
 pub(crate) const OVERLAYS: [(&str, &[u8]); 5] =
     [("card", CARD), ("daughter", DAUGHTER), ("fabric", FABRIC), ("rewire", REWIRE), ("restream", RESTREAM)];
 
+/// What makes it the board of the prototype's `hotplug`: an MMU-500, and a host bridge.
+pub(crate) const PCIE: &[u8] = include_bytes!("../../boards/overlays/pcie.dtbo");
+
 pub(crate) const CARD: &[u8] = include_bytes!("../../boards/overlays/card.dtbo");
 pub(crate) const DAUGHTER: &[u8] = include_bytes!("../../boards/overlays/daughter.dtbo");
 pub(crate) const FABRIC: &[u8] = include_bytes!("../../boards/overlays/fabric.dtbo");

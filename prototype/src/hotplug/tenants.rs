@@ -119,8 +119,14 @@ impl<'a> Tenants<'a> {
         let rig = self.rig;
         let Some(guest) = self.guests.get_mut(place).and_then(Option::as_mut) else { return };
         guest.tables.unmap(PAGE);
-        let result = rig.service.flush(&guest.domain);
-        rig.tally.ended(Work::Flush, &result);
+        // Where an SMMU leaves meanwhile the flush is to be tried again.
+        for _ in 0..FLUSHES {
+            let result = rig.service.flush(&guest.domain);
+            rig.tally.ended(Work::Flush, &result);
+            if result.is_ok() {
+                break;
+            }
+        }
         let own = DeviceState::Assigned(guest.domain.id());
         for info in rig.service.devices().filter(|info| info.state == own) {
             rig.ledger.must_fault(&info.device, "to a page that was unmapped and flushed");
@@ -301,6 +307,9 @@ impl<'a> Tenants<'a> {
 
 /// How many there are at most at a time: one more than the board's SMMU has banks.
 pub(super) const GUESTS: usize = 4;
+
+/// How often a flush is tried: the overlay's SMMU comes and goes.
+const FLUSHES: usize = 8;
 
 /// Old handles that are kept.
 const KEPT: usize = 16;

@@ -25,6 +25,8 @@ const NO_GUEST: &str = "guest gone";
 const PULLED: &str = "pulled out";
 const KNOWN: &str = "known";
 const ARE_ON: &str = "on already";
+/// An SMMU left meanwhile: what the others hold is flushed by the next try.
+const SMMU_GONE: &str = "an SMMU left meanwhile";
 const RESET: &str = "reset meanwhile";
 const STILL_THERE: &str = "registered still";
 const TWICE: &str = "applied twice";
@@ -39,7 +41,8 @@ const fn allowed(work: Work) -> &'static [&'static str] {
     match work {
         Work::Arrive => &[KNOWN, BUSY, ENTRIES, NO_PARENT, PULLED],
         Work::Request => &[BUSY, OWNED, HOOK, BEFORE_IT],
-        Work::Leave | Work::Create | Work::Flush => &[],
+        Work::Leave | Work::Create => &[],
+        Work::Flush => &[SMMU_GONE],
         Work::SwitchOn => &[ARE_ON, RESET, STILL_THERE, NO_PARENT, BUSY, ENTRIES, PULLED],
         Work::SwitchOff => &[OWNED, BUSY, PULLED],
         Work::Apply => &[TWICE, NO_LABEL, IN_USE, NOT_RESET, BUSY, ENTRIES, WAITS],
@@ -63,6 +66,7 @@ const fn of_cause(cause: &Cause) -> Option<&'static str> {
         Cause::Denied { .. } => POLICY,
         Cause::Iommu { error: IommuError::Exhausted { resource: Resource::StreamMapEntries, .. }, .. } => ENTRIES,
         Cause::Iommu { error: IommuError::Exhausted { resource: Resource::ContextBanks, .. }, .. } => BANKS,
+        Cause::Iommu { error: IommuError::ProviderGone, .. } => SMMU_GONE,
         Cause::Hook { .. } => HOOK,
         Cause::HasChildren { .. } => BEFORE_IT,
         Cause::ParentMissing => NO_PARENT,
