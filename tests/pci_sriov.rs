@@ -736,6 +736,66 @@ fn c_2_a_reset_of_the_physical_function_before_the_first_one_is_registered_is_no
     }
 }
 
+/// A configuration space whose physical function another CPU resets at an access.
+struct ResetAt<'a> {
+    inner: &'a dyn ConfigSpace,
+    left: Cell<u32>,
+    reset: &'a dyn Fn(),
+}
+
+impl ResetAt<'_> {
+    fn count(&self) {
+        if self.left.get() == 1 {
+            (self.reset)();
+        }
+        self.left.set(self.left.get().saturating_sub(1));
+    }
+}
+
+impl ConfigSpace for ResetAt<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.count();
+        self.inner.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.count();
+        self.inner.write(function, offset, value);
+    }
+}
+
+#[test]
+fn c_2_a_reset_at_any_access_before_the_first_one_is_registered_is_named() {
+    let offered_after = Cell::new(u32::MAX);
+    let mut lost = 0;
+    for access in 1.. {
+        if access > offered_after.get() {
+            break;
+        }
+        let (slots, _) = usual();
+        let (registered, found, key) = (slots.registered(), slots.found(), slots.key(PF));
+        let reset = || slots.space.plug_in(at(PF));
+        let before = slots.space.accesses();
+        let space = ResetAt { inner: &*slots.space, left: Cell::new(access), reset: &reset };
+        let physical = PhysicalFunction::new(&space, &slots.host, &found, key).unwrap();
+        let on = physical.switch_on(&slots.bench.service, 2, DELAY, &mut |_, spec| {
+            offered_after.set(offered_after.get().min(slots.space.accesses() - before));
+            spec
+        });
+        match on {
+            Ok(_) => assert_eq!(physical.virtual_functions().unwrap().len(), 2, "access {access}"),
+            Err(error) => {
+                assert_eq!(error.cause, SriovError::Reset, "access {access}");
+                assert!(matches!(error.left, SwitchLeft::Unchanged | SwitchLeft::Off), "access {access}");
+                assert_eq!(slots.registered(), registered, "access {access}");
+                lost += 1;
+            }
+        }
+        slots.bench.audit();
+    }
+    assert!(lost > 20);
+}
+
 /// What an operator reads is in the document, word for word.
 #[test]
 fn every_message_is_in_the_document() {

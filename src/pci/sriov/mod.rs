@@ -28,7 +28,7 @@
 //! |---|---|
 //! | `sriov_error.rs` | why virtual functions could not be switched, and what was left |
 //! | `virtual_bars.rs` | their base addresses |
-//! | `virtual_places.rs` | where they are, and whether that can be reached |
+//! | `virtual_places.rs` | where they are, whether that can be reached, and whether they are on |
 //! | `physical_function.rs` | the physical function, and what is read at a virtual one |
 //! | `switching.rs` | on and off |
 //!

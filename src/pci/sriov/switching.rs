@@ -14,7 +14,7 @@ use super::super::key::PciKey;
 use super::super::topology::REQUIRED;
 use super::physical_function::PhysicalFunction;
 use super::virtual_bars::{BaseAddress, VirtualBar, measure};
-use super::virtual_places::{VirtualPlaces, device_of, has_ari};
+use super::virtual_places::{VirtualPlaces, are_on, device_of, has_ari, reset_or};
 use super::{SriovError, SwitchError, SwitchLeft};
 use crate::assign::{
     Cause, Device, DeviceInfo, DeviceKey, DeviceSpec, DeviceState, Error, Left, Operation, Removal, Service, Source,
@@ -100,6 +100,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         let (places, capability, bars) = match prepared {
             Ok(prepared) => prepared,
             Err(cause) => {
+                let cause = reset_or(cause, &config, &capability, count);
                 self.put_back(&config, &capability, &before);
                 return Err(unchanged(cause));
             }
@@ -123,9 +124,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         match added {
             Ok(()) => Ok(on),
             Err(cause) => {
-                // Of what failed before the first one was registered, a reset is the better reason.
-                let reset = are_on(&config, &capability, count).err().filter(|lost| *lost == SriovError::Reset);
-                let cause = reset.filter(|_| on.is_empty()).unwrap_or(cause);
+                let cause = if on.is_empty() { reset_or(cause, &config, &capability, count) } else { cause };
                 let left = self.undo(service, &on, &config, &capability, &before, delay);
                 Err(self.failed(cause, left))
             }
@@ -364,21 +363,6 @@ fn remove<P: Platform>(service: &Service<P>, device: &Device) -> Result<(), Erro
         }
         Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         removed => removed.map(drop),
-    }
-}
-
-/// Whether they are on as they were switched on. A reset of the physical function loses their number.
-fn are_on<C: ConfigSpace + ?Sized>(
-    config: &FunctionConfig<'_, C>,
-    capability: &SrIov,
-    count: u16,
-) -> Result<(), SriovError> {
-    let (control, number) = (config.read_u16(capability.control()), config.read_u16(capability.number()));
-    config.still_present()?;
-    match control & VF_ENABLE {
-        _ if number != count => Err(SriovError::Reset),
-        0 => Err(SriovError::Stuck),
-        _ => Ok(()),
     }
 }
 

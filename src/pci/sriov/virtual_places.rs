@@ -1,6 +1,7 @@
-//! Where virtual functions are, and whether configuration requests reach them there (9.2.1.2).
+//! Where virtual functions are, whether configuration requests reach them there (9.2.1.2), and whether they are on.
 
-use super::super::capability::{PortType, SrIov};
+use super::super::capability::{PortType, SrIov, VF_ENABLE};
+use super::super::config::{ConfigSpace, FunctionConfig};
 use super::super::enumeration::Enumeration;
 use super::super::function::{Function, FunctionKind};
 use super::super::host_bridge::HostBridge;
@@ -90,4 +91,33 @@ pub(super) fn device_of<'a>(
         other.segment == place.segment && other.bus == place.bus && same_device
     };
     found.functions.iter().filter(move |other| is_same(other.sbdf) && other.key.parent() == physical.key.parent())
+}
+
+/// Whether they are on as they were switched on. A reset of the physical function loses their number.
+pub(super) fn are_on<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capability: &SrIov,
+    count: u16,
+) -> Result<(), SriovError> {
+    let (control, number) = (config.read_u16(capability.control()), config.read_u16(capability.number()));
+    config.still_present()?;
+    match control & VF_ENABLE {
+        _ if number != count => Err(SriovError::Reset),
+        0 => Err(SriovError::Stuck),
+        _ => Ok(()),
+    }
+}
+
+/// Why virtual functions that were being switched on are not: the cause, or a reset of the physical function, which explains
+/// whatever failed before one of them was registered.
+pub(super) fn reset_or<C: ConfigSpace + ?Sized>(
+    cause: SriovError,
+    config: &FunctionConfig<'_, C>,
+    capability: &SrIov,
+    count: u16,
+) -> SriovError {
+    match are_on(config, capability, count) {
+        Err(SriovError::Reset) => SriovError::Reset,
+        _ => cause,
+    }
 }
