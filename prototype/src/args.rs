@@ -57,8 +57,9 @@ A small hypervisor on a modelled board: devices assigned and isolated by iommu-a
 Usage:
   prototype                          play the scenario on a built-in board
   prototype run BOARD.dtb            the same on any board with an SMMUv1/v2
-  prototype hotplug [ROUNDS]         three threads on one SMMU: functions and virtual functions come and
-                                     go, overlays are applied and reverted, guests take what is there
+  prototype hotplug [ROUNDS]         three threads on one SMMU: functions and virtual functions come
+                                     and go, overlays are applied and reverted, guests take what is
+                                     there
   prototype inspect [--json | --html FILE] BOARD.dtb [NAME...]
                                      what of a board may be assigned and what ties it together, its
                                      SMMUs, host bridges and MSI doorbells: for people, as JSON, or

@@ -171,7 +171,8 @@ fn network() -> Card {
 fn pair() -> Card {
     let function =
         |device| FakeFunction::endpoint(VENDOR, device, 0x04_0300).express(PortType::Endpoint).multi_function();
-    vec![((7, 0, 0), function(0x8)), ((7, 0, 1), function(0x9))]
+    // Their stream IDs differ in two bits: no entry holds just the two, and each has its own also when entries run out.
+    vec![((7, 0, 0), function(0x8)), ((7, 0, 3), function(0x9))]
 }
 
 /// Nobody's vendor ID: the cards are invented.

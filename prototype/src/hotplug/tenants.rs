@@ -288,7 +288,13 @@ impl<'a> Tenants<'a> {
     /// Takes all devices from their guests, with nobody else there. A physical function stays with its owner while it has
     /// virtual ones.
     pub(super) fn take_all(&mut self) {
+        self.take_each();
+        // Only now there is a bank for certain.
         self.clear(0);
+        self.take_each();
+    }
+
+    fn take_each(&self) {
         let devices: Vec<DeviceInfo> = self.rig.service.devices().collect();
         // Virtual functions before their physical one.
         for info in devices.iter().rev().filter(|info| matches!(info.state, DeviceState::Assigned(_))) {
