@@ -109,10 +109,10 @@ pub(super) fn end(mut page: Page, rig: &Rig) -> (String, u8) {
     let switches = score.count(|work| matches!(work, Work::SwitchOn | Work::SwitchOff));
     let overlays = score.count(|work| matches!(work, Work::Apply | Work::Revert));
     page.line(format!(
-        "hotplug: {}, {}, {} of virtual functions, {}, {}",
+        "hotplug: {}, {}, {}, {}, {}",
         many(score.count(|_| true), "operation"),
         many(score.events, "hot-plug event"),
-        counted(switches, "switch", "switches"),
+        counted(switches, "VF switch", "VF switches"),
         many(overlays, "overlay"),
         many(violations.len(), "violation"),
     ));
