@@ -82,6 +82,8 @@ impl Saved {
                 _ => config.write(offset, value),
             }
         }
+        // Command was not written where the function has gone.
+        config.still_present()?;
         if let Some((offset, value)) = self.latency {
             config.write(offset, value);
         }

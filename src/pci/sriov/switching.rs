@@ -213,7 +213,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             before.ari = Some(ari);
         }
         config.change_u16(capability.number(), u16::MAX, count, OtherHalf::Zero);
-        if let Some(bit) = self.page_bytes.and_then(page_bit) {
+        // The number was not written where the function has gone.
+        if let Some(bit) = self.page_bytes.and_then(page_bit).filter(|_| config.still_present().is_ok()) {
             config.write(capability.page_size_at(), bit);
         }
         before
@@ -319,7 +320,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             return;
         }
         config.change_u16(capability.number(), u16::MAX, before.number, OtherHalf::Zero);
-        if self.page_bytes.is_some() {
+        if self.page_bytes.is_some() && config.still_present().is_ok() {
             config.write(capability.page_size_at(), before.page_size);
         }
         if let Some(ari) = before.ari
