@@ -83,7 +83,9 @@ fn a3_devices_that_come_and_go_while_guests_do_leave_nothing_behind() {
 fn done(line: &str) -> Option<(&str, usize)> {
     let (words, figures) = line.get(13..)?.split_at_checked(22)?;
     line.get(11..13).filter(|gap| *gap == "  ")?;
-    Some((words.trim(), figures.split_whitespace().next()?.parse().ok()?))
+    // The next line of a list of reasons names no operation.
+    let words = Some(words.trim()).filter(|words| !words.is_empty())?;
+    Some((words, figures.split_whitespace().next()?.parse().ok()?))
 }
 
 fn played_by_an_operator(name: &str) {
