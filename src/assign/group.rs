@@ -101,6 +101,8 @@ pub(super) struct Member {
     pub(super) work: Cell<u16>,
     /// That operation does not move it, but must cleanse it: it shares an entry with what moves.
     pub(super) along: Cell<bool>,
+    /// Nobody has moved it since it was registered anew: it carries over what the owner left in it that it had then.
+    pub(super) untouched: Cell<bool>,
 }
 
 intrusive_adapter!(pub(super) Members = Box<Member>: Member { link => LinkedListLink });
@@ -135,6 +137,7 @@ impl Member {
             going: Cell::new(false),
             work: Cell::new(0),
             along: Cell::new(false),
+            untouched: Cell::new(false),
         })
     }
 

@@ -105,6 +105,7 @@ impl<P: Platform> Service<P> {
         }
         if let Some(member) = claim.member(device.id()) {
             member.state.set(state);
+            member.untouched.set(true);
         }
         self.tell(held, || Event::Added { device: device.label().clone() });
         let parent = device.parent();

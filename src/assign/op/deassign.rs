@@ -215,6 +215,7 @@ impl<P: Platform> Service<P> {
     ) {
         for member in claim.movers() {
             member.state.set(state);
+            member.untouched.set(false);
             self.tell(held, || {
                 let device = member.device.label().clone();
                 match (state, domain) {
@@ -233,6 +234,7 @@ impl<P: Platform> Service<P> {
     fn settle_live(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, lacks: Lacks) -> Left {
         for member in claim.members().filter(|member| LIVE_WORK(member, claim.level)) {
             member.state.set(DeviceState::Quarantined(lacks));
+            member.untouched.set(false);
             self.tell(held, || Event::Quarantined { device: member.device.label().clone() });
         }
         let is_quarantined = claim.movers().any(|mover| mover.state.get().is_quarantined());
