@@ -691,6 +691,27 @@ impl OverlayHost for Overtaken<'_> {
     }
 }
 
+/// Found by the fuzz target `overlay`: the parent could not be registered anew while the child was there that went.
+#[test]
+fn a1_a_child_goes_before_the_parent_that_changes_with_it() {
+    let mut stage = Stage::new();
+    let card = stage.apply(CARD).unwrap();
+    let before = stage.registry();
+    let mut overlay = Builder::new();
+    overlay.begin("").begin("fragment@0").strings("target-path", &["/soc/dma@200000"]).begin("__overlay__");
+    overlay.cells("iommus", &[u32::MAX, 0x33]).begin("core@1").strings("status", &["disabled"]).end();
+    overlay.end().end().begin("__fixups__").strings("smmu", &["/fragment@0/__overlay__:iommus:0"]).end();
+    let overlay = overlay.finish();
+    let (service, host) = (&stage.bench.service, &mut stage.host);
+    let id = stage.overlays.apply(service, &overlay, host).unwrap().overlay;
+    let names: Vec<String> = service.devices().map(|info| info.device.label().to_string()).collect();
+    assert!(!names.iter().any(|name| name.contains("core@1")), "{names:?}");
+    stage.overlays.revert(service, id, host).unwrap();
+    assert_eq!(stage.registry(), before);
+    stage.revert(card).unwrap();
+    stage.bench.audit();
+}
+
 #[test]
 fn i14_a_device_that_changes_and_is_assigned_meanwhile_stays_with_its_guest() {
     let mut stage = Stage::new();

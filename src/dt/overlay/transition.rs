@@ -50,7 +50,7 @@ pub(super) struct Leaving {
 struct Plan<'p> {
     smmus_come: Vec<&'p SmmuNode<'p>>,
     smmus_go: Vec<IommuKey>,
-    /// As they were, parents first.
+    /// As they were, parents first: those that change, and those that go behind one of them.
     devices_change: Vec<&'p DtDevice>,
     /// Those that change too; as they are to be, parents first.
     devices_come: Vec<&'p DtDevice>,
@@ -154,22 +154,29 @@ impl<P: Platform> Transition<'_, P> {
         }
         // Keys of those that are registered anew: what stands behind them must be, too.
         let mut anew: Vec<u64> = Vec::new();
+        let is_behind = |anew: &[u64], device: &DtDevice| {
+            device.offered_parent.is_some_and(|parent| anew.binary_search(&parent).is_ok())
+        };
         for (one, other) in pairs.all(|board| board.devices().iter().map(|device| device.node), offered) {
             match (one, other) {
                 (Some(one), Some(other)) => {
-                    let behind = other.offered_parent.is_some_and(|parent| anew.binary_search(&parent).is_ok());
-                    if !behind && is_same_device(one, other) {
+                    if !is_behind(&anew, other) && is_same_device(one, other) {
                         continue;
                     }
-                    anew.try_reserve(1)?;
-                    let at = anew.binary_search(&other.key).unwrap_or_else(|at| at);
-                    few::insert_within(&mut anew, at, other.key);
+                    insert(&mut anew, other.key)?;
                     if self.may_change(one)? {
                         push(&mut plan.devices_change, one)?;
                     }
                     push(&mut plan.devices_come, other)?;
                 }
                 (None, Some(other)) => push(&mut plan.devices_come, other)?,
+                (Some(one), None) if is_behind(&anew, one) => {
+                    // Before what it stands behind can be registered anew.
+                    insert(&mut anew, one.key)?;
+                    if self.may_change(one)? {
+                        push(&mut plan.devices_change, one)?;
+                    }
+                }
                 (Some(one), None) => push(&mut plan.devices_go, one)?,
                 (None, None) => {}
             }
@@ -342,6 +349,14 @@ fn let_go<P: Platform>(
         Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         Err(error) => Err(OverlayError::Service(error)),
     }
+}
+
+/// Puts a key in its place.
+fn insert(keys: &mut Vec<u64>, key: u64) -> Result<(), DtError> {
+    keys.try_reserve(1)?;
+    let at = keys.binary_search(&key).unwrap_or_else(|at| at);
+    few::insert_within(keys, at, key);
+    Ok(())
 }
 
 /// What is said of a removal that another operation carries out when it ends.
