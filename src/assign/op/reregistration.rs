@@ -240,7 +240,12 @@ mod tests {
     use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use super::*;
-    use crate::assign::*;
+    use crate::assign::{
+        AddressSpace, DeviceHooks, DeviceId, DeviceKey, Difference, DomainId, FaultAnswer, FaultLine, FlushRange,
+        Granule, Granules, HookContext, HookError, Iommu, IommuError, IommuFaults, IommuKey, IommuPower, Patience,
+        PhysicalAddress, Policy, PolicyRequest, RawFault, Source, Stage2, Stage2Limits, Stream, StreamId, StreamMask,
+        Streams, TableMemory,
+    };
     use crate::sync::Spin;
 
     /// An IOMMU that does whatever it is told.
