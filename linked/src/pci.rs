@@ -55,6 +55,7 @@ pub(crate) fn keep_all() {
         PciKey::is_above,
         PciKey::number,
         PciKey::from_number,
+        PciKey::of,
         FunctionQuirk::is_about,
         MapEntry::new,
         MapEntry::with_stream_mask,

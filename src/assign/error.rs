@@ -344,6 +344,12 @@ impl Error {
         Self { operation, subject, cause, left: Left::Unchanged }
     }
 
+    /// What is said of a removal that another operation carries out when it ends.
+    pub(crate) const fn removal_is_pending(subject: Label) -> Self {
+        let cause = Cause::busy(Operation::Remove);
+        Self { operation: Operation::Remove, subject, cause, left: Left::Pending }
+    }
+
     /// An error of an operation on an IOMMU instance.
     pub(super) const fn of_iommu(operation: Operation, iommu: IommuKey, cause: Cause) -> Self {
         Self::unchanged(operation, Label::of_iommu(iommu), cause)

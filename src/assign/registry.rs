@@ -150,20 +150,25 @@ impl<P: Platform> Registry<P> {
         self.registration(child?)
     }
 
+    /// The children of a device, ascending by key.
+    fn children<'a>(&'a self, record: &'a DeviceRecord) -> impl Iterator<Item = &'a DeviceRecord> {
+        let parent = record.device.key();
+        let first = self.child(parent, None).filter(|_| record.children.get() > 0);
+        core::iter::successors(first, move |last| self.child(parent, Some(last.device.key())))
+    }
+
     /// Refuses to remove a device alone behind which others stand. One that is on its way in does not count: its add may be
     /// undone, and sees the mark of its parent. Where the removal of all of them is pending this one comes too early; one whose
     /// removal was tried in vain stays until it is removed again.
     pub(super) fn check_children(&self, record: &DeviceRecord, above: CallChain<'_>) -> Result<(), Cause> {
         let (mut staying, mut first, mut leaving) = (0_usize, None, None);
-        let mut next = self.child(record.device.key(), None).filter(|_| record.children.get() > 0);
-        while let Some(child) = next {
+        for child in self.children(record) {
             if child.marked.get() {
                 leaving = Some(child.device.id());
             } else if child.is_shown() {
                 staying = staying.saturating_add(1);
                 first.get_or_insert_with(|| child.device.label().clone());
             }
-            next = self.child(record.device.key(), Some(child.device.key()));
         }
         match (first, leaving) {
             (Some(first), _) => Err(Cause::HasChildren { children: staying, first }),
@@ -182,14 +187,11 @@ impl<P: Platform> Registry<P> {
             return Ok(());
         }
         let (mut children, mut first) = (0_usize, None);
-        let has_children = self.registration(parent).is_some_and(|record| record.children.get() > 0);
-        let mut next = self.child(parent.key(), None).filter(|_| has_children);
-        while let Some(child) = next {
+        for child in self.registration(parent).into_iter().flat_map(|record| self.children(record)) {
             if child.device.ends_with_parent() {
                 children = children.saturating_add(1);
                 first.get_or_insert_with(|| child.device.label().clone());
             }
-            next = self.child(parent.key(), Some(child.device.key()));
         }
         first.map_or(Ok(()), |first| Err(Cause::HasChildren { children, first }))
     }

@@ -8,7 +8,7 @@ use super::control::{self, ControlError, Progress, Quiesce, Reset, ResetMethod, 
 use super::enumeration::Enumeration;
 use super::function::{Function, FunctionKind};
 use super::{Capabilities, Sbdf};
-use crate::assign::{DeviceHooks, HookContext, HookError};
+use crate::assign::{Cause, DeviceHooks, Error, HookContext, HookError};
 use crate::sync::{self, Micros, Platform};
 
 /// How time passes where a function is waited for.
@@ -45,6 +45,20 @@ impl Delay {
             }
         }
     }
+
+    /// Tries again what meets another operation: `attempts` times, with a [`STEP`](Self::STEP) in between, and once more.
+    pub(super) fn persist<T>(self, attempts: u32, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        for _ in 0..attempts {
+            match attempt() {
+                Err(Error { cause: Cause::Busy { .. }, .. }) => self.pass(Self::STEP),
+                result => return result,
+            }
+        }
+        attempt()
+    }
+
+    /// Between two looks at what takes a second at most.
+    pub(super) const STEP: Micros = Micros::from_millis(10);
 }
 
 impl fmt::Debug for Delay {

@@ -142,6 +142,12 @@ impl PciKey {
         (is_whole && has_places && has_number).then_some(key)
     }
 
+    /// The function that the service knows under this key, if it is one.
+    #[must_use]
+    pub fn of(key: DeviceKey) -> Option<Self> {
+        Self::from_number(key.number()).filter(|_| key.source() == Source::Pci)
+    }
+
     const fn levels(self) -> u32 {
         let fields = self.0 << HOST_BITS;
         // The lowest bit that is set lies in the last field: in it at least the 1 above the 8 bits is.

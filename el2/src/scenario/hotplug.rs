@@ -184,7 +184,7 @@ impl Place<'_> {
     /// What stands behind the slot goes as a tree, from each of its roots.
     fn remove(&self, world: &World) {
         let is_root = |key: PciKey| key.parent() == Some(self.slot.key);
-        let roots = self.here.iter().filter(|master| PciKey::from_number(master.key().number()).is_some_and(is_root));
+        let roots = self.here.iter().filter(|master| PciKey::of(master.key()).is_some_and(is_root));
         for master in roots {
             expect(world.service.wait(deadline(), |service| service.remove_tree(master.key())));
         }

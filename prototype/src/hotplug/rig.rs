@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iommu_assign::assign::{DeviceKey, IommuKey, Policy, PolicyRequest, Service, Source, Why};
+use iommu_assign::assign::{DeviceKey, IommuKey, Policy, PolicyRequest, Service, Why};
 use iommu_assign::dt::Board;
 use iommu_assign::dt::overlay::{self, OverlayHost};
 use iommu_assign::pci::hotplug::{HotPlug, Slot};
@@ -102,7 +102,7 @@ impl Rig {
 
     /// The slot that a device is in.
     pub(super) fn slot_of(&self, key: DeviceKey) -> Option<usize> {
-        let function = PciKey::from_number(key.number()).filter(|_| key.source() == Source::Pci)?;
+        let function = PciKey::of(key)?;
         self.ports.iter().position(|port| port.is_above(function))
     }
 

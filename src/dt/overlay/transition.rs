@@ -27,8 +27,7 @@ use super::fixups::owned;
 use super::overlay_error::{OverlayError, OverlayFault};
 use super::overlay_host::OverlayHost;
 use crate::assign::{
-    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Left, Operation, Quarantine,
-    Removal, Service, Target,
+    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Quarantine, Removal, Service, Target,
 };
 use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
 use crate::few;
@@ -345,7 +344,7 @@ fn let_go<P: Platform>(
         removed => removed,
     };
     match removed {
-        Ok(Removal::Pending) => Err(OverlayError::Service(pending(target))),
+        Ok(Removal::Pending) => Err(OverlayError::Service(Error::removal_is_pending(target.label()))),
         Ok(_) | Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         Err(error) => Err(OverlayError::Service(error)),
     }
@@ -357,12 +356,6 @@ fn insert(keys: &mut Vec<u64>, key: u64) -> Result<(), DtError> {
     let at = keys.binary_search(&key).unwrap_or_else(|at| at);
     few::insert_within(keys, at, key);
     Ok(())
-}
-
-/// What is said of a removal that another operation carries out when it ends.
-fn pending(target: &Target) -> Error {
-    let cause = Cause::Busy { running: Operation::Remove };
-    Error { operation: Operation::Remove, subject: target.label(), cause, left: Left::Pending }
 }
 
 fn refused(path: &str, step: &'static str, HookError(reason): HookError) -> OverlayError {

@@ -9,7 +9,7 @@ use super::super::function::Function;
 use super::super::function_hooks::Delay;
 use super::super::host_bridge::{HostBridge, StreamsError};
 use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS};
-use super::departures::{self, ATTEMPTS, Departure, STEP, persist};
+use super::departures::{self, ATTEMPTS, Departure};
 use super::slot::Slot;
 use crate::assign::{self, Device, DeviceSpec, Service};
 use crate::few;
@@ -146,7 +146,7 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
             if !found.problems.iter().any(starts) || attempts.next().is_none() {
                 return Ok(found);
             }
-            self.delay.pass(STEP);
+            self.delay.pass(Delay::STEP);
         }
     }
 
@@ -164,6 +164,6 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         control::turn_translation_services_off(&config, &function.capabilities)?;
         let key = spec.key;
         let spec = DeviceSpec { key, ..offer(function, found, spec) };
-        persist(self.delay, || self.service.add_copy(&spec)).map_err(NotOffered::Service)
+        self.delay.persist(ATTEMPTS, || self.service.add_copy(&spec)).map_err(NotOffered::Service)
     }
 }

@@ -8,7 +8,7 @@ use super::super::function_hooks::Delay;
 use super::slot::Slot;
 use crate::assign::{Cause, Device, DeviceState, Error, Removal, Service};
 use crate::few;
-use crate::sync::{Micros, Platform};
+use crate::sync::Platform;
 
 /// What became of a device that was to go.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ pub(super) fn requested<P: Platform>(
     departures.try_reserve(devices.len()).map_err(|_| OutOfMemory)?;
     // Ascending by key, a bridge comes before what is below it, and a physical function before its virtual ones.
     while let Some(device) = devices.pop() {
-        let result = persist(delay, || take_out(service, &device));
+        let result = delay.persist(ATTEMPTS, || take_out(service, &device));
         few::push_within(&mut departures, Departure { device, result });
     }
     Ok(departures)
@@ -112,16 +112,5 @@ pub(super) fn listed<P: Platform>(service: &Service<P>, slot: Slot) -> Result<Ve
     Ok(devices)
 }
 
-/// Tries again, for a second, what meets another operation.
-pub(super) fn persist<T>(delay: Delay, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    for _ in 0..ATTEMPTS {
-        match attempt() {
-            Err(Error { cause: Cause::Busy { .. }, .. }) => delay.pass(STEP),
-            result => return result,
-        }
-    }
-    attempt()
-}
-
-pub(super) const STEP: Micros = Micros::from_millis(10);
+/// How often something is tried again: for a second.
 pub(super) const ATTEMPTS: u32 = 100;

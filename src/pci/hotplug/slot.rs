@@ -73,6 +73,5 @@ impl fmt::Display for Slot {
 
 /// The function that a device is, if it is one.
 pub(super) fn key_of(device: &Device) -> Option<PciKey> {
-    let key = device.key();
-    PciKey::from_number(key.number()).filter(|_| key.source() == Source::Pci)
+    PciKey::of(device.key())
 }

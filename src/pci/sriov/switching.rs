@@ -16,9 +16,7 @@ use super::physical_function::PhysicalFunction;
 use super::virtual_bars::{BaseAddress, VirtualBar, measure};
 use super::virtual_places::{VirtualPlaces, are_on, device_of, has_ari, reset_or};
 use super::{SriovError, SwitchError, SwitchLeft};
-use crate::assign::{
-    Cause, Device, DeviceInfo, DeviceKey, DeviceSpec, DeviceState, Error, Left, Operation, Removal, Service, Source,
-};
+use crate::assign::{Cause, Device, DeviceInfo, DeviceKey, DeviceSpec, DeviceState, Error, Removal, Service};
 use crate::few;
 use crate::sync::{Micros, Platform};
 
@@ -112,7 +110,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             delay.pass(START_UP);
             for number in 0..count {
                 let (function, spec) = self.offered(number, &places, &capability, delay, offer)?;
-                let device = persist(delay, || service.add_copy(&spec))?;
+                let added = delay.persist(ATTEMPTS, || service.add_copy(&spec));
+                let device = added.map_err(SriovError::Service)?;
                 few::push_within(&mut on, VirtualFunction { function, device, bars });
                 // From the first one on nobody resets the physical function; until then its owner's end could.
                 if number == 0 {
@@ -154,11 +153,11 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             room.map_err(|cause| self.failed(cause, SwitchLeft::Unchanged))?;
         }
         for device in devices.iter().rev() {
-            let removed = persist(delay, || match service.remove_unassigned(device) {
+            let removed = delay.persist(ATTEMPTS, || match service.remove_unassigned(device) {
                 Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
                 removed => removed.map(drop),
             });
-            removed.map_err(|cause| self.failed(cause, SwitchLeft::On))?;
+            removed.map_err(|error| self.failed(SriovError::Service(error), SwitchLeft::On))?;
         }
         let (config, capability) = match self.open() {
             Ok(open) => open,
@@ -256,7 +255,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
                 Err(_) if attempts.next().is_some() => {
                     // Where the physical function is gone or was reset, there is nothing to wait for.
                     are_on(&self.function.config(self.space)?, capability, places.count)?;
-                    delay.pass(STEP);
+                    delay.pass(Delay::STEP);
                 }
                 answer => break answer?,
             }
@@ -286,7 +285,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     ) -> SwitchLeft {
         let mut all_removed = true;
         for virtual_function in on.iter().rev() {
-            all_removed &= persist(delay, || remove(service, &virtual_function.device)).is_ok();
+            all_removed &= delay.persist(ATTEMPTS, || remove(service, &virtual_function.device)).is_ok();
         }
         if !all_removed {
             return SwitchLeft::On;
@@ -335,33 +334,18 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
 fn registered<P: Platform>(service: &Service<P>, physical: PciKey) -> impl Iterator<Item = DeviceInfo> + use<'_, P> {
     let next = move |after: DeviceKey| {
         let is_virtual = |info: &DeviceInfo| {
-            let key = info.device.key();
-            let pci = PciKey::from_number(key.number()).filter(|_| key.source() == Source::Pci);
-            pci.is_some_and(|key| key.virtual_number().is_some() && key.parent() == Some(physical))
+            let key = PciKey::of(info.device.key());
+            key.is_some_and(|key| key.virtual_number().is_some() && key.parent() == Some(physical))
         };
         service.next_device(Some(after)).filter(is_virtual)
     };
     core::iter::successors(next(physical.into()), move |last| next(last.device.key()))
 }
 
-/// Tries again, for a second, what meets another operation.
-fn persist<T>(delay: Delay, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, SriovError> {
-    for _ in 0..ATTEMPTS {
-        match attempt() {
-            Err(Error { cause: Cause::Busy { .. }, .. }) => delay.pass(STEP),
-            result => return result.map_err(SriovError::Service),
-        }
-    }
-    attempt().map_err(SriovError::Service)
-}
-
 /// Removes a device; one that another operation removes when it ends is busy until then.
 fn remove<P: Platform>(service: &Service<P>, device: &Device) -> Result<(), Error> {
     match service.remove(device) {
-        Ok(Removal::Pending) => {
-            let (subject, cause) = (device.label().clone(), Cause::Busy { running: Operation::Remove });
-            Err(Error { operation: Operation::Remove, subject, cause, left: Left::Pending })
-        }
+        Ok(Removal::Pending) => Err(Error::removal_is_pending(device.label().clone())),
         Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         removed => removed.map(drop),
     }
@@ -381,5 +365,4 @@ fn page_bit(bytes: u64) -> Option<u32> {
 /// After VF Enable was set, and in all until a virtual function answers; after it was cleared (9.3.3.3.1).
 const START_UP: Micros = Micros::from_millis(100);
 const SHUT_DOWN: Micros = Micros::from_millis(1000);
-const STEP: Micros = Micros::from_millis(10);
 const ATTEMPTS: u32 = 90;
