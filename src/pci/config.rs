@@ -229,11 +229,20 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
     /// Changes 16 bits at an even `offset`: the bits of `clear` off, those of `set` on.
     ///
     /// The other half of the 32 bits is written as `other_half`, since it may hold bits that a 1 clears.
-    /// Nothing is written where the function has gone: all ones that were read from it would reach what comes in its place.
-    pub(super) fn change_u16(&self, offset: u16, clear: u16, set: u16, other_half: OtherHalf) {
+    ///
+    /// # Errors
+    ///
+    /// The function has gone, and nothing is written: all ones that were read from it would reach what comes in its place.
+    pub(super) fn change_u16(
+        &self,
+        offset: u16,
+        clear: u16,
+        set: u16,
+        other_half: OtherHalf,
+    ) -> Result<(), ConfigError> {
         let whole = self.read(offset);
-        if whole == u32::MAX && self.still_present().is_err() {
-            return;
+        if whole == u32::MAX {
+            self.still_present()?;
         }
         let [low, second, third, high] = whole.to_le_bytes();
         let (low, high) = (u16::from_le_bytes([low, second]), u16::from_le_bytes([third, high]));
@@ -245,6 +254,7 @@ impl<'a, C: ConfigSpace + ?Sized> FunctionConfig<'a, C> {
         };
         let (low, high) = if offset & 2 == 0 { (value, other) } else { (other, value) };
         self.write(offset, u32::from(low) | u32::from(high) << 16);
+        Ok(())
     }
 
     /// Vendor and device ID.

@@ -55,7 +55,7 @@ impl BusReset {
         if has_slot || !is_alone {
             return Err(none);
         }
-        above.change_u16(BRIDGE_CONTROL, 0, BUS_RESET, OtherHalf::Keep);
+        above.change_u16(BRIDGE_CONTROL, 0, BUS_RESET, OtherHalf::Keep)?;
         above.still_present()?;
         Ok(Self { bridge })
     }
@@ -67,7 +67,7 @@ impl BusReset {
     /// [`ConfigError`](crate::pci::ConfigError) when the bridge has gone.
     pub(super) fn end<C: ConfigSpace + ?Sized>(self, space: &C) -> Result<(), ControlError> {
         let above = FunctionConfig::new(space, self.bridge)?;
-        above.change_u16(BRIDGE_CONTROL, BUS_RESET, 0, OtherHalf::Keep);
+        above.change_u16(BRIDGE_CONTROL, BUS_RESET, 0, OtherHalf::Keep)?;
         above.still_present()?;
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Reset {
             ResetMethod::FunctionLevel => {
                 let express = capabilities.express.filter(|express| express.function_level_reset).ok_or(none)?;
                 // Device Status has bits that a 1 clears.
-                config.change_u16(express.device_control(), 0, FUNCTION_LEVEL_RESET, OtherHalf::Zero);
+                config.change_u16(express.device_control(), 0, FUNCTION_LEVEL_RESET, OtherHalf::Zero)?;
                 Phase::First
             }
             ResetMethod::AdvancedFeatures => {
@@ -130,7 +130,7 @@ impl Reset {
             }
             ResetMethod::Power => {
                 let power = capabilities.power.filter(|power| power.resets).ok_or(none)?;
-                set_power_state(config, power.control(), D3_HOT);
+                set_power_state(config, power.control(), D3_HOT)?;
                 Phase::PowerUp(power.control())
             }
             ResetMethod::Bus => Phase::Release(BusReset::begin(config, bridge.ok_or(none)?)?),
@@ -161,7 +161,7 @@ impl Reset {
         match self.phase {
             Phase::PowerUp(control) => {
                 let config = FunctionConfig::open(space, self.function, self.identity)?;
-                set_power_state(&config, control, D0);
+                set_power_state(&config, control, D0)?;
                 config.still_present()?;
                 self.phase = Phase::First;
                 return Ok(Progress::Waiting);
@@ -200,13 +200,17 @@ pub fn power_up<C: ConfigSpace + ?Sized>(
     if state == D0 {
         return Ok(None);
     }
-    set_power_state(config, power.control(), D0);
+    set_power_state(config, power.control(), D0)?;
     Ok(Some(POWER_STATE))
 }
 
 /// PME_Status is cleared by a 1, and is left as it is.
-fn set_power_state<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, control: u16, state: u16) {
-    config.change_u16(control, POWER_STATE_BITS | PME_STATUS, state, OtherHalf::Keep);
+fn set_power_state<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    control: u16,
+    state: u16,
+) -> Result<(), ConfigError> {
+    config.change_u16(control, POWER_STATE_BITS | PME_STATUS, state, OtherHalf::Keep)
 }
 
 const POWER_STATE_BITS: u16 = 3;

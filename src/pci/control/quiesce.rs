@@ -189,7 +189,7 @@ fn turn_off<C: ConfigSpace + ?Sized>(
 ) -> Result<(), ControlError> {
     if config.read_u16(offset) & bit != 0 {
         config.still_present()?;
-        config.change_u16(offset, bit, 0, other_half);
+        config.change_u16(offset, bit, 0, other_half)?;
     }
     let stays_on = config.read_u16(offset) & bit != 0;
     // All ones are no answer.

@@ -64,7 +64,7 @@ impl Saved {
     pub(super) fn restore<C: ConfigSpace + ?Sized>(&self, config: &FunctionConfig<'_, C>) -> Result<(), ControlError> {
         // Before anything else: with Command the function answers to its peers again.
         for (offset, value) in self.access_control.into_iter().flatten() {
-            config.change_u16(offset, u16::MAX, value, OtherHalf::Zero);
+            config.change_u16(offset, u16::MAX, value, OtherHalf::Zero)?;
             let is_back = config.read_u16(offset) == value;
             // All ones may be what is expected, and no answer all the same.
             config.still_present()?;
@@ -78,11 +78,13 @@ impl Saved {
         }
         for (offset, value) in SAVED_HEADER.into_iter().zip(self.header) {
             match offset {
-                COMMAND => config.change_u16(COMMAND, u16::MAX, (value & 0xffff) as u16 & !BUS_MASTER, OtherHalf::Zero),
+                COMMAND => {
+                    let value = (value & 0xffff) as u16 & !BUS_MASTER;
+                    config.change_u16(COMMAND, u16::MAX, value, OtherHalf::Zero)?;
+                }
                 _ => config.write(offset, value),
             }
         }
-        // Command was not written where the function has gone.
         config.still_present()?;
         if let Some((offset, value)) = self.latency {
             config.write(offset, value);
@@ -90,7 +92,7 @@ impl Saved {
         for (offset, value) in self.controls.into_iter().flatten() {
             // Device Control only: the others have no such bit.
             let once = if self.is_device_control(offset) { FUNCTION_LEVEL_RESET } else { 0 };
-            config.change_u16(offset, u16::MAX, value & !once, OtherHalf::Zero);
+            config.change_u16(offset, u16::MAX, value & !once, OtherHalf::Zero)?;
         }
         config.still_present()?;
         Ok(())

@@ -180,7 +180,8 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         for one in paused.iter().filter(|one| one.was_master && may(one.key)) {
             let function = functions.iter().find(|function| function.key == one.key);
             if let Some(Ok(config)) = function.map(|function| function.config(self.space)) {
-                config.change_u16(COMMAND, 0, BUS_MASTER, OtherHalf::Zero);
+                // One that has gone has nothing to go on with.
+                let _ = config.change_u16(COMMAND, 0, BUS_MASTER, OtherHalf::Zero);
             }
         }
     }

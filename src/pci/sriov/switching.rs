@@ -105,7 +105,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         };
         let mut on = Vec::new();
         let added = on.try_reserve_exact(count.into()).map_err(|_| SriovError::OutOfMemory).and_then(|()| {
-            config.change_u16(capability.control(), 0, VF_ENABLE | VF_MEMORY_ENABLE, OtherHalf::Zero);
+            config.change_u16(capability.control(), 0, VF_ENABLE | VF_MEMORY_ENABLE, OtherHalf::Zero)?;
             are_on(&config, &capability, count)?;
             delay.pass(START_UP);
             for number in 0..count {
@@ -211,9 +211,9 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
             set_ari(&lowest, &ari, wants_ari);
             before.ari = Some(ari);
         }
-        config.change_u16(capability.number(), u16::MAX, count, OtherHalf::Zero);
-        // The number was not written where the function has gone.
-        if let Some(bit) = self.page_bytes.and_then(page_bit).filter(|_| config.still_present().is_ok()) {
+        if config.change_u16(capability.number(), u16::MAX, count, OtherHalf::Zero).is_ok()
+            && let Some(bit) = self.page_bytes.and_then(page_bit)
+        {
             config.write(capability.page_size_at(), bit);
         }
         before
@@ -264,7 +264,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         control::turn_translation_services_off(&config, &capabilities)?;
         // Off after VF Enable, as after a reset.
         if let Some(acs) = capabilities.acs {
-            config.change_u16(acs.control(), 0, (REQUIRED & acs.supported).bits(), OtherHalf::Zero);
+            config.change_u16(acs.control(), 0, (REQUIRED & acs.supported).bits(), OtherHalf::Zero)?;
         }
         let function = self.read(number, places, capability)?;
         let spec = function.spec(self.host, self.found)?;
@@ -304,7 +304,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         let control = config.read_u16(capability.control());
         config.still_present()?;
         if control & (VF_ENABLE | VF_MEMORY_ENABLE) != 0 {
-            config.change_u16(capability.control(), VF_ENABLE | VF_MEMORY_ENABLE, 0, OtherHalf::Zero);
+            config.change_u16(capability.control(), VF_ENABLE | VF_MEMORY_ENABLE, 0, OtherHalf::Zero)?;
             delay.pass(SHUT_DOWN);
         }
         let is_on = config.read_u16(capability.control()) & VF_ENABLE != 0;
@@ -318,8 +318,9 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         if config.still_present().is_err() {
             return;
         }
-        config.change_u16(capability.number(), u16::MAX, before.number, OtherHalf::Zero);
-        if self.page_bytes.is_some() && config.still_present().is_ok() {
+        if config.change_u16(capability.number(), u16::MAX, before.number, OtherHalf::Zero).is_ok()
+            && self.page_bytes.is_some()
+        {
             config.write(capability.page_size_at(), before.page_size);
         }
         if let Some(ari) = before.ari
@@ -353,7 +354,8 @@ fn remove<P: Platform>(service: &Service<P>, device: &Device) -> Result<(), Erro
 
 fn set_ari<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, ari: &Ari, on: bool) {
     let (clear, set) = if on { (0, ARI_HIERARCHY) } else { (ARI_HIERARCHY, 0) };
-    config.change_u16(ari.control, clear, set, OtherHalf::Zero);
+    // Of one that has gone there is nothing to keep in order.
+    let _ = config.change_u16(ari.control, clear, set, OtherHalf::Zero);
 }
 
 /// The bit of a page size.
