@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use common::callbacks::Hooks;
-use common::slots::{DELAY, Slots, at, nic, now, port};
+use common::slots::{DELAY, Slots, at, nic, now, port, sr_iov_nic};
 use common::{Guest, NOT_RESET};
 use iommu_assign::assign::{
     Cause, Device, DeviceCall, DeviceHooks, DeviceKey, DeviceSpec, DeviceState, Error, HookError, Left, Removal,
@@ -465,15 +465,7 @@ fn a_function_that_starts_up_is_waited_for() {
 #[test]
 fn c_5_a_card_that_leaves_takes_its_virtual_functions_with_it() {
     for orderly in [false, true] {
-        let card = nic()
-            .ari()
-            .sr_iov(4, 0x10, 2)
-            .virtual_functions(0x1520, |_| {
-                FakeFunction::virtual_function(0x02_0000)
-                    .express(PortType::Endpoint)
-                    .acs(AcsControls::all(), AcsControls::empty())
-            })
-            .virtual_bar(0, 0x8_0000_0000, 0x4000);
+        let card = sr_iov_nic(AcsControls::empty());
         let mut slots = Slots::new(vec![(PORT, port(1, 1).ari_forwarding()), ("01:00.0", card)]);
         slots.add(PORT);
         let arrival = arrived(&slots);

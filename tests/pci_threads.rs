@@ -16,12 +16,12 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use common::slots::{DELAY, Slots, at, nic, port};
+use common::slots::{DELAY, Slots, at, nic, port, sr_iov_nic};
 use iommu_assign::assign::{Cause, DeviceSpec, DeviceState, Domain, Service, UsageRecord};
 use iommu_assign::pci::fake::FakeFunction;
 use iommu_assign::pci::hotplug::{Departure, HotPlug, Slot, left};
 use iommu_assign::pci::sriov::{PhysicalFunction, SriovError};
-use iommu_assign::pci::{AcsControls, ConfigSpace, Enumeration, Function, PortType};
+use iommu_assign::pci::{AcsControls, ConfigSpace, Enumeration, Function};
 use iommu_assign::sync::Spin;
 use machine::Reached;
 
@@ -32,21 +32,12 @@ const CARDS: [&str; 3] = ["05:00.0", "01:00.0", "07:00.0"];
 const STREAMS: [u32; 9] = [0x500, 0x100, 0x110, 0x112, 0x114, 0x116, 0x700, 0x800, 0x28];
 
 fn functions() -> Vec<(&'static str, FakeFunction)> {
-    let several = nic()
-        .ari()
-        .sr_iov(4, 0x10, 2)
-        .virtual_functions(0x1520, |_| {
-            FakeFunction::virtual_function(0x02_0000)
-                .express(PortType::Endpoint)
-                .acs(AcsControls::all(), AcsControls::all())
-        })
-        .virtual_bar(0, 0x8_0000_0000, 0x4000);
     vec![
         ("00:01.0", port(1, 1).ari_forwarding()),
         ("00:02.0", port(5, 5)),
         ("00:03.0", port(7, 8)),
         (CARDS[0], nic()),
-        (CARDS[1], several),
+        (CARDS[1], sr_iov_nic(AcsControls::all())),
         (CARDS[2], nic()),
     ]
 }

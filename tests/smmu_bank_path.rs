@@ -194,14 +194,20 @@ fn i6_i8_a_drain_that_was_not_confirmed_is_owed_until_what_comes_next_has_finish
     }
 }
 
-#[test]
-fn i6_a_device_that_left_before_owes_the_drain_of_an_entry_that_its_mate_kept_until_now() {
+/// Two devices share an entry, the first has left it, and the next sync is lost.
+fn one_left_a_shared_entry() -> Driver {
     let driver = Driver::new(Config::generic_v2());
     driver.add(1, &[0x10]);
     driver.add(2, &[0x10]);
     driver.assign(&[1, 2], 0).unwrap();
     assert_eq!(driver.block(&[1]), Ok(Streams::Live));
     driver.lose_syncs(1);
+    driver
+}
+
+#[test]
+fn i6_a_device_that_left_before_owes_the_drain_of_an_entry_that_its_mate_kept_until_now() {
+    let driver = one_left_a_shared_entry();
     assert!(slow(&driver.block(&[1, 2])));
     for n in [1, 2] {
         assert!(slow(&driver.withdraw(n)), "{n}");
@@ -362,12 +368,7 @@ fn s5_a_suspend_between_a_block_and_its_install_takes_nothing_from_either() {
 
 #[test]
 fn i6_a_device_that_left_a_shared_entry_before_owes_the_drain_of_whoever_left_last() {
-    let driver = Driver::new(Config::generic_v2());
-    driver.add(1, &[0x10]);
-    driver.add(2, &[0x10]);
-    driver.assign(&[1, 2], 0).unwrap();
-    assert_eq!(driver.block(&[1]), Ok(Streams::Live));
-    driver.lose_syncs(1);
+    let driver = one_left_a_shared_entry();
     assert!(slow(&driver.block(&[2])));
     assert!(slow(&driver.block(&[1])), "what it had in flight has not drained");
     assert!(slow(&driver.withdraw(1)));

@@ -57,17 +57,27 @@ impl Counted {
     fn is_on(&self) -> bool {
         self.users.load(Ordering::SeqCst) > 0
     }
+
+    /// What is to hold at every access.
+    fn clock(self: &Arc<Self>) -> impl Fn() + use<> {
+        let supply = self.clone();
+        move || assert!(supply.is_on(), "an access without a clock hangs the bus")
+    }
+}
+
+/// A supply, and the setup of an instance that has it.
+fn counted() -> (Arc<Counted>, Setup) {
+    let power = Arc::new(Counted::default());
+    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    (power, setup)
 }
 
 #[test]
 fn q21_s5_every_access_lies_between_get_and_put() {
     let mut bench = Bench::new();
-    let power = Arc::new(Counted::default());
-    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    let (power, setup) = counted();
     let part = named("mmu-500 ZynqMP");
-    let supply = power.clone();
-    let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
-    let clocked = |registers| Before::new(registers, clock);
+    let clocked = |registers| Before::new(registers, power.clock());
     bench.smmu_through(SmmuConfig { context_lines: ContextLines::each(1), ..part.config }, setup, part.model, clocked);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
     let device = bench.add("dma", &[(0x10, 0)]);
@@ -98,8 +108,8 @@ fn q21_s5_every_access_lies_between_get_and_put() {
 
 /// A bench whose power fails when the test says so.
 fn failing_power() -> (Bench, Arc<Counted>) {
-    let (bench, power, part) = (Bench::new(), Arc::new(Counted::default()), named("generic v2"));
-    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    let (bench, part) = (Bench::new(), named("generic v2"));
+    let (power, setup) = counted();
     bench.smmu_through(part.config, setup, part.model, |registers| registers);
     (bench, power)
 }
@@ -183,12 +193,9 @@ fn c8_i10_a_removal_without_power_forgets_nothing_that_translates_still() {
 #[test]
 fn q21_s5_s8_a_crash_touches_no_register_of_an_instance_without_power() {
     let mut bench = Bench::new();
-    let power = Arc::new(Counted::default());
-    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    let (power, setup) = counted();
     let part = named("mmu-500 ZynqMP");
-    let supply = power.clone();
-    let clock = move || assert!(supply.is_on(), "an access without a clock hangs the bus");
-    bench.smmu_through(part.config, setup, part.model, |registers| Before::new(registers, clock));
+    bench.smmu_through(part.config, setup, part.model, |registers| Before::new(registers, power.clock()));
     let guest = bench.guest("guest");
     let device = bench.add("dma", &[(0x10, 0)]);
     bench.assign(&device, &guest).unwrap();
@@ -247,8 +254,7 @@ fn c9_a_forced_unregister_of_a_suspended_instance_that_does_not_come_back_says_s
 #[test]
 fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost() {
     let mut bench = Bench::new();
-    let power = Arc::new(Counted::default());
-    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    let (power, setup) = counted();
     let part = named("generic v2");
     let smmu = bench.smmu_through(part.config, setup, Config { banks: 1, ..part.model }, |registers| registers);
     let (one, two) = (bench.guest("one"), bench.guest("two"));
@@ -281,8 +287,8 @@ fn a4_a_plan_is_given_back_without_power_and_the_bank_that_it_kept_is_not_lost()
 }
 
 fn driver_with_power() -> (Driver, Arc<Counted>) {
-    let power = Arc::new(Counted::default());
-    let (part, setup) = (named("generic v2"), Setup { power: Some(power.clone()), ..Setup::default() });
+    let part = named("generic v2");
+    let (power, setup) = counted();
     (Driver::with(part.config, setup, part.model), power)
 }
 
@@ -324,8 +330,7 @@ fn s5_each_gives_back_the_power_that_it_holds_and_no_other() {
 /// A handler had looked whether the power was on; the last who had it gave it back between two of its reads.
 #[test]
 fn q21_s5_what_cannot_wait_has_the_power_itself_for_as_long_as_it_touches_registers() {
-    let power = Arc::new(Counted::default());
-    let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+    let (power, setup) = counted();
     let part = named("generic v2");
     let (supply, leaves) = (power.clone(), Arc::new(AtomicBool::new(false)));
     let other = leaves.clone();
@@ -357,8 +362,7 @@ fn s8_a_crash_puts_a_suspended_unit_in_fault_or_says_that_it_has_no_power() {
     for off in [false, true] {
         for part in parts() {
             let (name, model) = (part.name, part.model.clone());
-            let power = Arc::new(Counted::default());
-            let setup = Setup { power: Some(power.clone()), ..Setup::default() };
+            let (power, setup) = counted();
             let driver = Driver::with(part.config, setup, part.model);
             driver.add(1, &[0x10]);
             driver.assign(&[1], 0).unwrap();

@@ -62,6 +62,17 @@ pub(crate) fn nic() -> FakeFunction {
     FakeFunction::endpoint(0x8086, 0x10d3, 0x02_0000).express(PortType::Endpoint)
 }
 
+/// A card with up to four virtual functions, whose access control services are `enabled` from the start.
+pub(crate) fn sr_iov_nic(enabled: AcsControls) -> FakeFunction {
+    nic()
+        .ari()
+        .sr_iov(4, 0x10, 2)
+        .virtual_functions(0x1520, move |_| {
+            FakeFunction::virtual_function(0x02_0000).express(PortType::Endpoint).acs(AcsControls::all(), enabled)
+        })
+        .virtual_bar(0, 0x8_0000_0000, 0x4000)
+}
+
 /// The bench, and what is plugged in.
 pub(crate) struct Slots {
     pub(crate) bench: Bench,
