@@ -664,6 +664,53 @@ fn an_overlay_that_mends_a_bad_node_of_the_base_can_be_reverted() {
     assert_eq!((stage.registry(), stage.overlays.blob()), (before, base));
 }
 
+/// An overlay on one node that exists, with what `says` writes.
+fn on_node(path: &str, says: impl FnOnce(&mut Builder)) -> Vec<u8> {
+    let mut overlay = Builder::new();
+    overlay.begin("").begin("fragment@0").strings("target-path", &[path]).begin("__overlay__");
+    says(&mut overlay);
+    overlay.end().end().finish()
+}
+
+/// Found by the fuzz target `overlay`: while its SMMU was off, a host bridge got another map; with the first overlay gone the
+/// second could not be reverted any more, for the bridge was in use.
+#[test]
+fn an_overlay_stays_under_one_that_could_not_be_reverted_without_it() {
+    const BRIDGE: &str = "/soc/pcie@400000";
+    let mut stage = Stage::new();
+    let mut pcie = Builder::new();
+    pcie.begin("").begin("fragment@0").strings("target-path", &["/soc"]).begin("__overlay__").begin("pcie@400000");
+    pcie.strings("device_type", &["pci"]).cells("iommu-map", &[0, u32::MAX, 0x100, 0x100]).end().end().end();
+    pcie.begin("__fixups__").strings("smmu", &["/fragment@0/__overlay__/pcie@400000:iommu-map:4"]).end();
+    let pcie = stage.apply(&pcie.finish()).unwrap();
+    let before = stage.registry();
+    let off = on_node("/soc/iommu@5000000", |node| _ = node.strings("status", &["disabled"]));
+    let off = stage.apply(&off).unwrap();
+    // It is not in use: it may change, and so may the SMMU.
+    let moved = stage.apply(&on_node(BRIDGE, |node| _ = node.cells("bus-range", &[0, 3]))).unwrap();
+    let wider = on_node("/soc/iommu@5000000", |node| _ = node.cells("reg", &[0x500_0000, 0x4_0000]));
+    let wider = stage.apply(&wider).unwrap();
+    let harmless = stage.apply(CARD).unwrap();
+    stage.log();
+    let (registry, blob) = (stage.registry(), stage.overlays.blob().to_vec());
+    let error = stage.revert(off).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{BRIDGE}: overlay 3 could not be reverted after this one: revert that one first")
+    );
+    assert_eq!((stage.registry(), stage.overlays.blob(), stage.log().len()), (registry, &blob[..], 0));
+    stage.revert(moved).unwrap();
+    let error = stage.revert(off).unwrap_err();
+    let says = "/soc/iommu@5000000: overlay 4 could not be reverted after this one: revert that one first";
+    assert_eq!(error.to_string(), says);
+    stage.revert(wider).unwrap();
+    stage.revert(off).unwrap();
+    stage.revert(harmless).unwrap();
+    assert_eq!(stage.registry(), before);
+    stage.revert(pcie).unwrap();
+    assert!(stage.overlays.blob() == SLOTS);
+}
+
 /// An integrator beside whom another CPU gives a device to a guest while an SMMU is probed.
 struct Overtaken<'a> {
     host: &'a mut Host,

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::by_name::ByName;
 use super::fixups::owned;
+use super::overlay_error::{OverlayError, OverlayFault};
 use crate::assign::Stream;
 use crate::dt::tree::{Node, NodeId, Tree};
 use crate::dt::{Board, DtDevice, DtError, HostBridge, Interrupt, SmmuNode};
@@ -89,7 +90,7 @@ pub fn compare(old: &Board<'_>, new: &Board<'_>) -> Result<Changes, DtError> {
     let pairs = Pairs::new(old, new)?;
     let mut changes = Changes { nodes: nodes(&pairs)?, ..Changes::default() };
     for (one, other) in pairs.all(|board| board.devices().iter().map(|device| device.node), offered) {
-        let Some(change) = change_of(one, other, is_same_device) else { continue };
+        let Some((change, device)) = change_of(one, other, is_same_device) else { continue };
         let streams = |has: Option<&DtDevice>, lacks: Option<&DtDevice>| -> Result<Vec<Stream>, DtError> {
             let has = has.map_or(&[][..], |device| device.streams.as_slice());
             let lacks = lacks.map_or(&[][..], |device| device.streams.as_slice());
@@ -99,23 +100,14 @@ pub fn compare(old: &Board<'_>, new: &Board<'_>) -> Result<Changes, DtError> {
             }
             Ok(only)
         };
-        let path = owned(other.or(one).map_or("", |device| &device.path))?;
-        push(
-            &mut changes.devices,
-            DeviceChange { path, change, come: streams(other, one)?, go: streams(one, other)? },
-        )?;
+        let (path, come, go) = (owned(&device.path)?, streams(other, one)?, streams(one, other)?);
+        push(&mut changes.devices, DeviceChange { path, change, come, go })?;
     }
-    for (one, other) in pairs.all(|board| board.smmus().iter().map(|smmu| smmu.node), enabled_smmu) {
-        if let Some(change) = change_of(one, other, |one, other| pairs.is_same_smmu(one, other)) {
-            let path = owned(other.or(one).map_or("", |smmu| &smmu.path))?;
-            push(&mut changes.smmus, Changed { path, change })?;
-        }
+    for (change, smmu) in pairs.smmus() {
+        push(&mut changes.smmus, Changed { path: owned(&smmu.path)?, change })?;
     }
-    for (one, other) in pairs.all(|board| board.host_bridges().iter().map(|bridge| bridge.node), used_bridge) {
-        if let Some(change) = change_of(one, other, is_same_bridge) {
-            let path = owned(other.or(one).map_or("", |bridge| &bridge.path))?;
-            push(&mut changes.host_bridges, Changed { path, change })?;
-        }
+    for (change, bridge) in pairs.host_bridges() {
+        push(&mut changes.host_bridges, Changed { path: owned(&bridge.path)?, change })?;
     }
     Ok(changes)
 }
@@ -192,8 +184,43 @@ impl<'p, 'o, 'n> Pairs<'p, 'o, 'n> {
         both.chain(gone)
     }
 
+    /// What becomes of SMMUs that are enabled in one board or both.
+    pub(super) fn smmus(&self) -> impl Iterator<Item = (Change, &'p SmmuNode<'p>)>
+    where
+        'o: 'p,
+        'n: 'p,
+    {
+        let all = self.all(|board| board.smmus().iter().map(|smmu| smmu.node), enabled_smmu);
+        all.filter_map(|(one, other)| change_of(one, other, |one, other| self.is_same_smmu(one, other)))
+    }
+
+    /// What becomes of host bridges whose functions are offered in one board or both.
+    pub(super) fn host_bridges(&self) -> impl Iterator<Item = (Change, &'p HostBridge)>
+    where
+        'o: 'p,
+        'n: 'p,
+    {
+        let all = self.all(|board| board.host_bridges().iter().map(|bridge| bridge.node), used_bridge);
+        all.filter_map(|(one, other)| change_of(one, other, is_same_bridge))
+    }
+
+    /// Refuses a change of what is in use in both.
+    pub(super) fn check_in_use(&self) -> Result<(), OverlayError>
+    where
+        'o: 'p,
+        'n: 'p,
+    {
+        if let Some((_, smmu)) = self.smmus().find(|(change, _)| *change == Change::Changes) {
+            return Err(OverlayError::at(owned(&smmu.path)?, OverlayFault::SmmuChanges));
+        }
+        if let Some((_, bridge)) = self.host_bridges().find(|(change, _)| *change == Change::Changes) {
+            return Err(OverlayError::at(owned(&bridge.path)?, OverlayFault::HostBridgeChanges));
+        }
+        Ok(())
+    }
+
     /// Whether a driver was told all of it before. That its interrupts are the same is for its handlers' sake.
-    pub(super) fn is_same_smmu(&self, old: &SmmuNode<'_>, new: &SmmuNode<'_>) -> bool {
+    fn is_same_smmu(&self, old: &SmmuNode<'_>, new: &SmmuNode<'_>) -> bool {
         let same_line = |one: &Interrupt<'_>, other: &Interrupt<'_>| {
             self.to_old(other.controller()) == Some(one.controller()) && one.specifier().eq(other.specifier())
         };
@@ -218,12 +245,12 @@ pub(super) fn offered<'b>(board: &'b Board<'b>, node: NodeId) -> Option<&'b DtDe
 }
 
 /// The SMMU that `node` is, where it is enabled.
-pub(super) fn enabled_smmu<'b>(board: &'b Board<'b>, node: NodeId) -> Option<&'b SmmuNode<'b>> {
+fn enabled_smmu<'b>(board: &'b Board<'b>, node: NodeId) -> Option<&'b SmmuNode<'b>> {
     board.smmus().iter().find(|smmu| smmu.node == node && smmu.enabled)
 }
 
 /// The host bridge that `node` is, where functions behind it are offered.
-pub(super) fn used_bridge<'b>(board: &'b Board<'b>, node: NodeId) -> Option<&'b HostBridge> {
+fn used_bridge<'b>(board: &'b Board<'b>, node: NodeId) -> Option<&'b HostBridge> {
     board.host_bridges().iter().find(|bridge| bridge.node == node && bridge.enabled && !bridge.on_disabled_smmu)
 }
 
@@ -233,7 +260,7 @@ pub(super) fn is_same_device(old: &DtDevice, new: &DtDevice) -> bool {
 }
 
 /// Whether functions behind it were found with all of it.
-pub(super) fn is_same_bridge(old: &HostBridge, new: &HostBridge) -> bool {
+fn is_same_bridge(old: &HostBridge, new: &HostBridge) -> bool {
     old.requesters == new.requesters
         && old.entries == new.entries
         && old.is_pci == new.is_pci
@@ -243,13 +270,17 @@ pub(super) fn is_same_bridge(old: &HostBridge, new: &HostBridge) -> bool {
         && old.passthrough == new.passthrough
 }
 
-/// What becomes of something.
-pub(super) fn change_of<T>(old: Option<&T>, new: Option<&T>, is_same: impl Fn(&T, &T) -> bool) -> Option<Change> {
+/// What becomes of something, and how it is to be, or was.
+fn change_of<'p, T>(
+    old: Option<&'p T>,
+    new: Option<&'p T>,
+    is_same: impl Fn(&T, &T) -> bool,
+) -> Option<(Change, &'p T)> {
     match (old, new) {
         (None, None) => None,
-        (None, Some(_)) => Some(Change::Comes),
-        (Some(_), None) => Some(Change::Goes),
-        (Some(one), Some(other)) => (!is_same(one, other)).then_some(Change::Changes),
+        (None, Some(new)) => Some((Change::Comes, new)),
+        (Some(old), None) => Some((Change::Goes, old)),
+        (Some(old), Some(new)) => (!is_same(old, new)).then_some((Change::Changes, new)),
     }
 }
 

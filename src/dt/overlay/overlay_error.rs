@@ -75,6 +75,16 @@ impl OverlayError {
     pub(super) fn at(path: String, fault: OverlayFault) -> Self {
         Self::Fault { path, fault }
     }
+
+    /// What a tree says that `later` would have to be reverted to.
+    pub(super) fn out_of_order(self, by: OverlayId) -> Self {
+        match self {
+            Self::Fault { path, .. } | Self::Refused(Refusal { path, .. }) => {
+                Self::at(path, OverlayFault::OutOfOrder { by })
+            }
+            other => other,
+        }
+    }
 }
 
 impl From<alloc::collections::TryReserveError> for OverlayError {
@@ -174,6 +184,13 @@ pub enum OverlayFault {
     /// A fragment has neither `target` nor `target-path`.
     #[error("it has neither a `target` nor a `target-path` that can be read")]
     NoTarget,
+    /// A later overlay could not be reverted after this one: what it says of the node would change an SMMU or a host bridge that
+    /// this one keeps out of use, or be malformed.
+    #[error("overlay {by} could not be reverted after this one: revert that one first")]
+    OutOfOrder {
+        /// The later overlay.
+        by: OverlayId,
+    },
     /// There is no phandle left for a node.
     #[error("no phandle is left for it")]
     PhandlesExhausted,

@@ -97,6 +97,7 @@ fn faults() -> String {
             (here(OverlayFault::NoPhandle { property: property(), label: label(), target: text("/soc/iommu@1") }), "Compile the base with symbols (`dtc -@`)."),
         OverlayFault::NoTarget => (at("/fragment@0", OverlayFault::NoTarget), "Correct the overlay."),
         OverlayFault::NotReset { .. } => (soc(OverlayFault::NotReset { mate: "/soc/usb@1".into() }), "Deassign that device, then try again."),
+        OverlayFault::OutOfOrder { .. } => (at("/pcie@40000000", OverlayFault::OutOfOrder { by: OverlayId(2) }), "Revert that overlay first."),
         OverlayFault::PhandlesExhausted => (here(OverlayFault::PhandlesExhausted), "Correct the overlay: its phandles are too large."),
         OverlayFault::ReferredTo { .. } => (soc(OverlayFault::ReferredTo { by: OverlayId(2) }), "Revert that overlay first."),
         OverlayFault::SmmuChanges => (at("/soc/iommu@5000000", OverlayFault::SmmuChanges), "Make the SMMU go first, with its masters: `status = \"disabled\"`."),

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::changes::{Changes, compare, push};
+use super::changes::{Changes, Pairs, compare, push};
 use super::edited::Edited;
 use super::fixups::owned;
 use super::merging::{self, Resolution};
@@ -151,8 +151,8 @@ impl<'b> Overlays<'b> {
     ///
     /// # Errors
     ///
-    /// [`OverlayError::NotApplied`]; [`OverlayFault::ReferredTo`] where a later one refers to a node that it brought; else as
-    /// for [`apply`](Self::apply).
+    /// [`OverlayError::NotApplied`]; [`OverlayFault::ReferredTo`] where a later one refers to a node that it brought;
+    /// [`OverlayFault::OutOfOrder`] where a later one could not be reverted after it; else as for [`apply`](Self::apply).
     ///
     /// # Context
     ///
@@ -171,8 +171,7 @@ impl<'b> Overlays<'b> {
                 return Err(OverlayError::at(owned(path)?, OverlayFault::ReferredTo { by: later.id }));
             }
         }
-        let is_only = self.applied.len() == 1;
-        let merged = if is_only { None } else { Some(self.without(overlay)?) };
+        let merged = self.without(at)?;
         let outcome = self.change(service, host, overlay, merged.as_deref().unwrap_or(self.base))?;
         few::take(&mut self.applied, at);
         self.merged = merged;
@@ -258,24 +257,39 @@ impl<'b> Overlays<'b> {
             DtError::OutOfMemory => error.into(),
             error => OverlayError::Overlay(error),
         })?;
-        self.merge(None, |edited| merging::resolve(edited, &overlay, id))
+        self.merge(&self.applied, |edited| merging::resolve(edited, &overlay, id))
     }
 
-    /// The tree with one overlay less.
-    fn without(&self, overlay: OverlayId) -> Result<Vec<u8>, OverlayError> {
-        self.merge(Some(overlay), |_| Ok(())).map(|(merged, ())| merged)
+    /// The tree without the overlay at `at`; `None` is the base. Each later one could be reverted from there, the last first:
+    /// the trees between are good ones, and nothing that is in use changes from one to the next.
+    fn without(&self, at: usize) -> Result<Option<Vec<u8>>, OverlayError> {
+        let (before, later) = (self.applied.iter().take(at), self.applied.iter().skip(at.saturating_add(1)));
+        let mut tree = if at == 0 { None } else { Some(self.merge(before.clone(), |_| Ok(()))?.0) };
+        for (count, last) in later.clone().enumerate() {
+            let applied = before.clone().chain(later.clone().take(count.saturating_add(1)));
+            let (next, ()) = self.merge(applied, |_| Ok(()))?;
+            self.can_follow(tree.as_deref().unwrap_or(self.base), &next)
+                .map_err(|error| error.out_of_order(last.id))?;
+            tree = Some(next);
+        }
+        Ok(tree)
     }
 
-    /// The base with the overlays that are applied but `without`, and with what `more` adds.
+    fn can_follow(&self, old: &[u8], new: &[u8]) -> Result<(), OverlayError> {
+        let (old, new) = (Board::read_lenient(old)?, self.next_board(new)?);
+        Pairs::new(&old, &new)?.check_in_use()
+    }
+
+    /// The base with these overlays, and with what `more` adds.
     fn merge<'s, T>(
         &'s self,
-        without: Option<OverlayId>,
+        applied: impl IntoIterator<Item = &'s Applied>,
         more: impl FnOnce(&mut Edited<'s>) -> Result<T, OverlayError>,
     ) -> Result<(Vec<u8>, T), OverlayError> {
         let walk = Walk::new(self.base).map_err(DtError::from)?;
         let (reservations, boot_cpu) = (walk.reservations(), walk.boot_cpu());
         let mut edited = Edited::new(&Tree::read_lenient(self.base, &mut Refusals::default())?)?;
-        for applied in self.applied.iter().filter(|applied| Some(applied.id) != without) {
+        for applied in applied {
             merging::replay(&mut edited, &Tree::read(&applied.blob)?, applied.id, &applied.resolution)?;
         }
         let found = more(&mut edited)?;

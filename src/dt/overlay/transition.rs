@@ -20,9 +20,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::changes::{
-    Change, Pairs, change_of, enabled_smmu, is_same_bridge, is_same_device, offered, push, used_bridge,
-};
+use super::changes::{Change, Pairs, is_same_device, offered, push};
 use super::fixups::owned;
 use super::overlay_error::{OverlayError, OverlayFault};
 use super::overlay_host::OverlayHost;
@@ -130,25 +128,20 @@ impl<P: Platform> Transition<'_, P> {
     }
 
     fn plan<'p>(&self, pairs: &Pairs<'p, 'p, 'p>) -> Result<Plan<'p>, OverlayError> {
+        pairs.check_in_use()?;
         let mut plan = Plan::default();
-        for (one, other) in pairs.all(|board| board.smmus().iter().map(|smmu| smmu.node), enabled_smmu) {
-            match (change_of(one, other, |one, other| pairs.is_same_smmu(one, other)), one, other) {
-                (Some(Change::Comes), _, Some(smmu)) => push(&mut plan.smmus_come, smmu)?,
-                (Some(Change::Goes), Some(smmu), _) => push(&mut plan.smmus_go, smmu.key)?,
-                (Some(Change::Changes), _, Some(smmu)) => {
-                    return Err(OverlayError::at(owned(&smmu.path)?, OverlayFault::SmmuChanges));
-                }
-                _ => {}
+        for (change, smmu) in pairs.smmus() {
+            match change {
+                Change::Comes => push(&mut plan.smmus_come, smmu)?,
+                Change::Goes => push(&mut plan.smmus_go, smmu.key)?,
+                Change::Changes => {}
             }
         }
-        for (one, other) in pairs.all(|board| board.host_bridges().iter().map(|bridge| bridge.node), used_bridge) {
-            match (change_of(one, other, is_same_bridge), one, other) {
-                (Some(Change::Comes), _, Some(bridge)) => push(&mut plan.bridges_come, (bridge, owned(&bridge.path)?))?,
-                (Some(Change::Goes), Some(bridge), _) => push(&mut plan.bridges_go, owned(&bridge.path)?)?,
-                (Some(Change::Changes), _, Some(bridge)) => {
-                    return Err(OverlayError::at(owned(&bridge.path)?, OverlayFault::HostBridgeChanges));
-                }
-                _ => {}
+        for (change, bridge) in pairs.host_bridges() {
+            match change {
+                Change::Comes => push(&mut plan.bridges_come, (bridge, owned(&bridge.path)?))?,
+                Change::Goes => push(&mut plan.bridges_go, owned(&bridge.path)?)?,
+                Change::Changes => {}
             }
         }
         // Keys of those that are registered anew: what stands behind them must be, too.
