@@ -84,17 +84,21 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
 
     fn flush(&self, domain: DomainId, range: Option<&FlushRange>, patience: Patience) -> Result<(), IommuError> {
         let mut held = Held::enter();
-        if patience == Patience::Waiting {
-            let act = |held: &mut Held<'_, _>| self.flush_domain(held, domain, range, patience);
-            return self.powered(&mut held, Purpose::Acquire, act);
-        }
-        // Atomic context cannot wait for power.
-        let inside = self.gate.enter::<P>(Purpose::Acquire, || self.part.config.bound(patience))?;
+        let bound = || match patience {
+            Patience::Waiting => self.part.config.looks(),
+            Patience::Atomic => self.part.config.bound(patience),
+        };
+        let inside = self.gate.enter::<P>(Purpose::Acquire, bound)?;
         if inside.mode == Mode::Suspended {
             return Ok(());
         }
-        if !self.power.take_if_on(&mut held) {
-            return Err(IommuError::NoPower("it is off, and atomic context cannot switch it on"));
+        match patience {
+            Patience::Waiting => self.get_power(&mut held)?,
+            // It cannot wait for power.
+            Patience::Atomic if self.power.take_if_on(&mut held) => {}
+            Patience::Atomic => {
+                return Err(IommuError::NoPower("it is off, and atomic context cannot switch it on"));
+            }
         }
         let flushed = self.flush_domain(&mut held, domain, range, patience);
         self.power.give(&mut held);

@@ -23,6 +23,7 @@
 
 use alloc::vec::Vec;
 
+use super::by_domain::ByDomain;
 use crate::assign::{AddressSpace, DomainId, own_space};
 use crate::few;
 use crate::smmu::hardware::part::BankIndex;
@@ -76,6 +77,12 @@ impl Bank {
         }
     }
 
+    /// Whether it belongs to `domain`, or will, and is to be trusted.
+    fn is_of(&self, domain: DomainId) -> bool {
+        let is_lost = matches!(self.state, BankState::Poisoned(_, Self::NEVER));
+        self.domain() == Some(domain) && !is_lost || self.next.is_some_and(|space| space.domain == domain)
+    }
+
     /// Whether it belongs to a space of the service's own.
     pub(in crate::smmu) fn is_own(&self) -> bool {
         self.domain().is_some_and(own_space::is_own)
@@ -114,18 +121,17 @@ pub(in crate::smmu) enum Choice {
 pub(in crate::smmu) struct Banks {
     list: Vec<Bank>,
     pub(in crate::smmu) free: BankSet,
-    /// The banks of each domain, those included that are its next; sorted. There is room for all of them.
-    by_domain: Vec<(DomainId, BankIndex)>,
+    /// Has a bank at least with its domain, and with that of its next space.
+    near: ByDomain,
 }
 
 impl Banks {
     /// All banks free. `None` when memory could not be reserved.
     pub(in crate::smmu) fn new(count: u8) -> Option<Self> {
-        let (mut list, mut by_domain) = (Vec::new(), Vec::new());
+        let mut list = Vec::new();
         list.try_reserve_exact(count.into()).ok()?;
         few::extend_within(&mut list, (0..count).map(|_| Bank::FREE));
-        by_domain.try_reserve_exact(usize::from(count).saturating_mul(2)).ok()?;
-        Some(Self { list, free: BankSet::below(count), by_domain })
+        Some(Self { list, free: BankSet::below(count), near: ByDomain::new(count)? })
     }
 
     /// A bank that exists; a free one for any other number.
@@ -148,19 +154,14 @@ impl Banks {
     }
 
     fn of(&self, domain: DomainId) -> impl Iterator<Item = BankIndex> {
-        let first = self.by_domain.partition_point(|(other, _)| *other < domain);
-        self.by_domain.iter().skip(first).take_while(move |(other, _)| *other == domain).map(|(_, bank)| *bank)
+        self.near.near(domain).each().filter(move |index| self.at(*index).is_of(domain))
     }
 
-    pub(super) fn enlist(&mut self, domain: DomainId, index: BankIndex) {
-        if let Err(at) = self.by_domain.binary_search(&(domain, index)) {
-            few::insert_within(&mut self.by_domain, at, (domain, index));
-        }
-    }
-
-    pub(super) fn strike(&mut self, domain: DomainId, index: BankIndex) {
-        if let Ok(at) = self.by_domain.binary_search(&(domain, index)) {
-            few::take(&mut self.by_domain, at);
+    /// The bank was `domain`'s, or was to be.
+    fn strike(&mut self, domain: DomainId, index: BankIndex) {
+        self.near.put(domain, index, false);
+        if let Some(stays) = self.at(index).domain() {
+            self.near.put(stays, index, true);
         }
     }
 
@@ -192,7 +193,7 @@ impl Banks {
         if bank.state == BankState::Free {
             bank.state = BankState::Reserved(*space);
             self.free.put(index, false);
-            self.enlist(space.domain, index);
+            self.near.put(space.domain, index, true);
         }
     }
 
@@ -200,7 +201,7 @@ impl Banks {
     pub(in crate::smmu) fn promise(&mut self, index: BankIndex, space: &AddressSpace) {
         if let Some(bank) = self.at_mut(index) {
             bank.next = Some(*space);
-            self.enlist(space.domain, index);
+            self.near.put(space.domain, index, true);
         }
     }
 
@@ -217,7 +218,7 @@ impl Banks {
             gone = Some(space.domain);
             self.free.put(index, true);
         }
-        if let Some(domain) = gone.filter(|domain| self.at(index).domain() != Some(*domain)) {
+        if let Some(domain) = gone {
             self.strike(domain, index);
         }
     }
@@ -243,8 +244,6 @@ impl Banks {
         let next = bank.next.take();
         bank.state = next.map_or(BankState::Free, BankState::Reserved);
         self.free.put(index, next.is_none());
-        if next.is_none_or(|next| next.domain != domain) {
-            self.strike(domain, index);
-        }
+        self.strike(domain, index);
     }
 }

@@ -67,7 +67,6 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
         self.faults.retire_bank(self.part, index);
         self.tlb.leave(held, space.domain, index);
         (bank.state, bank.on) = (BankState::Poisoned(space.domain, Bank::NEVER), false);
-        banks.strike(space.domain, index);
         Err(register)
     }
 
@@ -108,7 +107,6 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
         let BankState::Draining(domain) = bank.state else { return };
         if bank.stuck {
             bank.state = BankState::Poisoned(domain, Bank::NEVER);
-            banks.strike(domain, index);
             return;
         }
         self.switch_off(index, bank);
@@ -145,7 +143,6 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
             && let Some(bank) = banks.at_mut(index)
         {
             bank.state = BankState::Live(space);
-            banks.enlist(space.domain, index);
             self.tlb.enter(held, space.domain, index);
         }
         programmed

@@ -17,9 +17,11 @@
 //!    completes them (IHI 0062D, TLB maintenance).
 //! 3. A sync is started only when the status was seen inactive after the one before it was started. A waiter that gives up
 //!    changes nothing: its sync stays in flight, and its ticket completes when that sync is seen complete.
-//! 4. `banks` is sorted, has each bank at most once, and never grows beyond the room reserved at construction.
+//! 4. `near` has a bank with the domain that `holder` names for it, and with no other.
 
 use alloc::vec::Vec;
+
+use super::by_domain::ByDomain;
 
 use crate::assign::DomainId;
 use crate::few;
@@ -56,12 +58,17 @@ pub(in crate::smmu) struct Tlb<P: Platform> {
     completed: AtomicU64,
 }
 
-#[derive(Debug)]
 struct State {
     /// The highest ticket that was given out.
     wanted: u64,
-    /// Which banks may hold translations of which domain. Empty in a bank's own `Tlb`.
-    banks: Vec<(DomainId, BankIndex)>,
+    holders: Holders,
+}
+
+/// Which banks may hold translations of which domain. Empty in a bank's own `Tlb`.
+struct Holders {
+    /// By bank: the domain.
+    holder: Vec<Option<DomainId>>,
+    near: ByDomain,
 }
 
 /// Of a status register: a sync is in flight.
@@ -70,18 +77,21 @@ const ACTIVE: u32 = 1;
 impl<P: Platform> Tlb<P> {
     /// The global sync of an instance with so many banks. `None` when memory could not be reserved.
     pub(in crate::smmu) fn global(banks: u8) -> Option<Self> {
-        let mut table = Vec::new();
-        table.try_reserve_exact(banks.into()).ok()?;
-        Some(Self::at(gr0::STLBGSYNC, gr0::STLBGSTATUS, table))
+        let mut holder = Vec::new();
+        holder.try_reserve_exact(banks.into()).ok()?;
+        few::extend_within(&mut holder, (0..banks).map(|_| None));
+        let holders = Holders { holder, near: ByDomain::new(banks)? };
+        Some(Self::at(gr0::STLBGSYNC, gr0::STLBGSTATUS, holders))
     }
 
     /// The sync of one bank (version 2).
     pub(in crate::smmu) fn of_bank(geometry: &Geometry, bank: BankIndex) -> Self {
-        Self::at(geometry.bank(bank, cb::TLBSYNC), geometry.bank(bank, cb::TLBSTATUS), Vec::new())
+        let holders = Holders { holder: Vec::new(), near: ByDomain::NONE };
+        Self::at(geometry.bank(bank, cb::TLBSYNC), geometry.bank(bank, cb::TLBSTATUS), holders)
     }
 
-    fn at(sync: u32, status: u32, banks: Vec<(DomainId, BankIndex)>) -> Self {
-        let state = Lock::new(State { wanted: 0, banks });
+    fn at(sync: u32, status: u32, holders: Holders) -> Self {
+        let state = Lock::new(State { wanted: 0, holders });
         Self { sync, status, state, issued: AtomicU64::new(0), completed: AtomicU64::new(0) }
     }
 
@@ -90,24 +100,14 @@ impl<P: Platform> Tlb<P> {
     /// From now on a flush of `domain` invalidates the VMID of `bank`. Called before the bank's M becomes 1, with a barrier
     /// in between (contract C-17, I-9).
     pub(in crate::smmu) fn enter<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
-        let mut state = self.state.lock(held);
-        let banks = &mut state.banks;
-        let Err(place) = banks.binary_search(&(domain, bank)) else { return };
-        if !few::insert_within(banks, place, (domain, bank))
-            && let Some(stale) = banks.iter().position(|(_, theirs)| *theirs == bank)
-        {
-            // There is room for each bank once, so that a full table has this one already, of a domain that did not leave.
-            few::take(banks, stale);
-            let place = if stale < place { place.saturating_sub(1) } else { place };
-            few::insert_within(banks, place, (domain, bank));
-        }
+        self.state.lock(held).holders.hand(bank, Some(domain));
     }
 
     /// Nothing of `domain` is cached under the VMID of `bank` any more: the bank is retired (contract I-7).
     pub(in crate::smmu) fn leave<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
-        let banks = &mut self.state.lock(held).banks;
-        if let Ok(place) = banks.binary_search(&(domain, bank)) {
-            few::take(banks, place);
+        let holders = &mut self.state.lock(held).holders;
+        if holders.of(bank) == Some(domain) {
+            holders.hand(bank, None);
         }
     }
 
@@ -116,7 +116,7 @@ impl<P: Platform> Tlb<P> {
         // Of a bank that joins after this look, the walker sees the tables as they are now.
         P::barrier();
         let state = self.state.lock(held);
-        banks_of(&state.banks, domain).collect()
+        state.holders.banks_of(domain).collect()
     }
 
     /// Before the first sync of this driver: one may be in flight that firmware started, or a probe that gave up. It is waited
@@ -162,9 +162,9 @@ impl<P: Platform> Tlb<P> {
         // Before the look too: of a bank that joins after it, the walker sees the tables as they are now (contract C-17).
         P::barrier();
         let mut guard = self.state.lock(held);
-        let State { wanted, banks } = &mut *guard;
+        let State { wanted, holders } = &mut *guard;
         let mut found = false;
-        for bank in banks_of(banks, domain) {
+        for bank in holders.banks_of(domain) {
             registers.write32(gr0::TLBIVMID, vmid_of(bank));
             found = true;
         }
@@ -202,6 +202,7 @@ impl<P: Platform> Tlb<P> {
 
     /// Reads the status once, with no lock held. Where it is inactive, the sync in flight is complete, and the next one
     /// starts if a ticket needs it, whether or not the ticket's holder still waits.
+    #[inline]
     pub(in crate::smmu) fn look<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
@@ -269,11 +270,24 @@ impl<P: Platform> Tlb<P> {
     }
 }
 
-/// The banks that the table names for `domain`.
-fn banks_of(banks: &[(DomainId, BankIndex)], domain: DomainId) -> impl Iterator<Item = BankIndex> {
-    let first = banks.partition_point(|(theirs, _)| *theirs < domain);
-    let behind = banks.get(first..).unwrap_or_default();
-    behind.iter().take_while(move |(theirs, _)| *theirs == domain).map(|(_, bank)| *bank)
+impl Holders {
+    fn of(&self, bank: BankIndex) -> Option<DomainId> {
+        self.holder.get(usize::from(bank)).copied().flatten()
+    }
+
+    fn hand(&mut self, bank: BankIndex, domain: Option<DomainId>) {
+        let Some(holder) = self.holder.get_mut(usize::from(bank)) else { return };
+        if let Some(last) = core::mem::replace(holder, domain) {
+            self.near.put(last, bank, false);
+        }
+        if let Some(domain) = domain {
+            self.near.put(domain, bank, true);
+        }
+    }
+
+    fn banks_of(&self, domain: DomainId) -> impl Iterator<Item = BankIndex> {
+        self.near.near(domain).each().filter(move |bank| self.of(*bank) == Some(domain))
+    }
 }
 
 #[cfg(test)]

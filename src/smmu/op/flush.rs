@@ -24,6 +24,7 @@ const MOST_PAGES: u64 = 32;
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Removes what is cached of a domain, or of a range of its addresses.
+    #[inline]
     pub(in crate::smmu) fn flush_domain(
         &self,
         held: &mut Held<'_, Unlocked>,
