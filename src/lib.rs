@@ -89,6 +89,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod assign;
+mod by_number;
 pub mod dt;
 mod few;
 pub mod pci;

@@ -13,14 +13,15 @@
 use alloc::boxed::Box;
 use core::cell::Cell;
 
-use intrusive_collections::{KeyAdapter, LinkedListLink, RBTreeLink, intrusive_adapter};
+use intrusive_collections::{KeyAdapter, LinkedListLink, RBTreeLink, SinglyLinkedListLink, intrusive_adapter};
 
 use super::{Device, DeviceId, DeviceKey, DeviceState, Domain, DomainId, Group, Operation, SourceLife};
+use crate::by_number::Numbered;
 use crate::sync::Platform;
 
 /// A device's registration.
 pub(super) struct DeviceRecord {
-    link: RBTreeLink,
+    link: SinglyLinkedListLink,
     gone: LinkedListLink,
     pub(super) device: Device,
     /// A copy of the member's, as of the last put-back.
@@ -86,7 +87,7 @@ pub(super) struct SourceRecord {
     pub(super) life: SourceLife,
 }
 
-intrusive_adapter!(pub(super) ById = Box<DeviceRecord>: DeviceRecord { link => RBTreeLink });
+intrusive_adapter!(pub(super) ById = Box<DeviceRecord>: DeviceRecord { link => SinglyLinkedListLink });
 intrusive_adapter!(pub(super) ByKey = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(pub(super) ByKin = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(pub(super) ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => RBTreeLink } where P: Platform);
@@ -94,11 +95,9 @@ intrusive_adapter!(pub(super) GoneDevices = Box<DeviceRecord>: DeviceRecord { go
 intrusive_adapter!(pub(super) GoneDomains<P> = Box<DomainRecord<P>>: DomainRecord<P> { gone => LinkedListLink } where P: Platform);
 intrusive_adapter!(pub(super) Sources = Box<SourceRecord>: SourceRecord { link => LinkedListLink });
 
-impl<'a> KeyAdapter<'a> for ById {
-    type Key = DeviceId;
-
-    fn get_key(&self, record: &'a DeviceRecord) -> DeviceId {
-        record.device.id()
+impl Numbered for DeviceRecord {
+    fn number(&self) -> u64 {
+        self.device.id().number()
     }
 }
 
@@ -156,7 +155,7 @@ impl DeviceRecord {
     pub(super) fn adding(device: Device) -> Box<Self> {
         let leader = device.id();
         Box::new(Self {
-            link: RBTreeLink::new(),
+            link: SinglyLinkedListLink::new(),
             gone: LinkedListLink::new(),
             device,
             state: Cell::new(DeviceState::Adding),

@@ -17,13 +17,14 @@
 use alloc::boxed::Box;
 use core::cell::Cell;
 
-use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree, SinglyLinkedList};
 
 use super::records::{ByDomain, ById, ByKey, ByKin, GoneDevices, GoneDomains, Kin, Sources};
 use super::{
     CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceRecord, DeviceState, Domain, DomainId,
     DomainRecord, Graveyard, Nodes, Obstacle, Operation, SourceRecord,
 };
+use crate::by_number::ByNumber;
 use crate::sync::Platform;
 use crate::sync::broken::broken;
 
@@ -43,8 +44,8 @@ impl<P: Platform> Unused<P> {
 
 /// The registered things.
 pub(super) struct Registry<P: Platform> {
-    /// By number, which compares faster than a key: what has a handle is found here.
-    devices: RBTree<ById>,
+    /// By number: what has a handle is found here.
+    devices: ByNumber<ById, 256>,
     keys: RBTree<ByKey>,
     kin: RBTree<ByKin>,
     domains: RBTree<ByDomain<P>>,
@@ -63,7 +64,7 @@ pub(super) struct Registry<P: Platform> {
 impl<P: Platform> Registry<P> {
     pub(super) const fn new() -> Self {
         Self {
-            devices: RBTree::new(ById::NEW),
+            devices: ByNumber::new([const { SinglyLinkedList::new(ById::NEW) }; 256]),
             keys: RBTree::new(ByKey::NEW),
             kin: RBTree::new(ByKin::NEW),
             domains: RBTree::new(ByDomain::NEW),
@@ -109,7 +110,7 @@ impl<P: Platform> Registry<P> {
     }
 
     pub(super) fn by_id(&self, id: DeviceId) -> Option<&DeviceRecord> {
-        self.devices.find(&id).get()
+        self.devices.find(id.number())
     }
 
     /// The record of the leader of `record`'s group.
@@ -120,14 +121,9 @@ impl<P: Platform> Registry<P> {
 
     /// The device with the highest number below `below` whose source object has gone.
     pub(super) fn last_orphan(&self, below: Option<DeviceId>) -> Option<Device> {
-        let mut cursor = self.devices.upper_bound(below.as_ref().map_or(Bound::Unbounded, Bound::Excluded));
-        while let Some(record) = cursor.get() {
-            if record.device.is_orphan() {
-                return Some(record.device.clone());
-            }
-            cursor.move_prev();
-        }
-        None
+        let devices = self.devices.each().map(|record| &record.device);
+        let below = |device: &&Device| device.is_orphan() && below.is_none_or(|below| device.id() < below);
+        devices.filter(below).max_by_key(|device| device.id()).cloned()
     }
 
     /// Another device that the bus does not keep apart from `device`.
@@ -218,7 +214,7 @@ impl<P: Platform> Registry<P> {
     pub(super) fn bury_device(&mut self, device: &Device) -> Nodes {
         let bus = device.isolation().map(|bus| Kin::Bus(bus, device.key()));
         let child = device.parent().map(|parent| Kin::Child(parent, device.key()));
-        let Some(record) = self.devices.find_mut(&device.id()).remove() else { return [None, None, None] };
+        let Some(record) = self.devices.take(device.id().number()) else { return [None, None, None] };
         self.count(device, -1);
         self.set_state(&record, DeviceState::Going);
         self.unmark(&record);
@@ -286,7 +282,7 @@ impl<P: Platform> Registry<P> {
     /// Says that `devices` devices still use something, and names the first that does. Without one, the count is about to
     /// change.
     pub(super) fn in_use(&self, devices: usize, uses: impl Fn(&DeviceRecord) -> bool) -> Cause {
-        match self.devices.iter().find(|record| uses(record)) {
+        match self.devices.each().filter(|record| uses(record)).min_by_key(|record| record.device.id()) {
             Some(record) => Cause::InUse { devices, first: record.device.label().clone() },
             None => Cause::busy(Operation::Remove),
         }

@@ -116,7 +116,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
     fn next_known(&self, after: Option<DeviceId>) -> Option<(DeviceId, Option<DomainId>)> {
         let mut held = Held::enter();
         let shadow = self.shadow.lock(&mut held);
-        let user = shadow.users.after(after).next().filter(|user| !is_reserved(user.device))?;
+        let user = shadow.users.next(after, |user| !is_reserved(user.device))?;
         let domain = user.bank.get().and_then(|bank| shadow.banks.at(bank).domain());
         Some((user.device, domain.filter(|domain| !own_space::is_own(*domain))))
     }

@@ -124,7 +124,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             loop {
                 let next = {
                     let shadow = self.shadow.lock(held);
-                    let user = shadow.users.after(after).find(|user| user.entries.has(index));
+                    let user = shadow.users.next(after, |user| user.entries.has(index));
                     user.map(|user| (user.device, user.bank.get().and_then(|bank| shadow.banks.at(bank).domain())))
                 };
                 let Some((device, domain)) = next else { break };

@@ -144,9 +144,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             {
                 let mut guard = self.shadow.lock(held);
                 let (shadow, held) = guard.split();
-                let Shadow { entries, users, banks } = &*shadow;
-                if !users.all_of(devices).any(|user| in_own_space(entries, banks, user)) {
-                    return self.turn(held, shadow, devices);
+                let Shadow { entries, users, banks } = shadow;
+                let members = users.all_of(devices);
+                if !members.clone().any(|user| in_own_space(entries, banks, user)) {
+                    return self.turn(held, entries, banks, members, devices);
                 }
             }
             self.leave_own_spaces(held, devices)?;
@@ -178,15 +179,15 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.drain(held, drain, ticket, devices).0
     }
 
-    /// Programs the bank where that is still to do, writes entries that are not, and turns all of them.
+    /// Programs the bank where that is still to do, writes entries that are not, and turns all of them: `members` are `devices`.
     fn turn(
         &self,
         held: &mut Held<'_, levels::StreamMap>,
-        shadow: &mut Shadow,
+        entries: &mut Entries,
+        banks: &mut Banks,
+        members: Members<'_>,
         devices: &[DeviceId],
     ) -> Result<(), IommuError> {
-        let Shadow { entries, users, banks } = shadow;
-        let members = users.all_of(devices);
         let planned = members.clone().next().and_then(|user| user.planned.get());
         let Some(index) = planned else { return if devices.is_empty() { Ok(()) } else { Err(IommuError::Busy) } };
         let bank = banks.at(index);

@@ -212,8 +212,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<Option<Streams>, IommuError> {
         let withdrawn = self.locked(held, |tree, Shadow { entries, users, .. }, _| {
             entries.settle(self.tlb.completed());
-            let mut found = users.find_mut(device);
-            let user = found.get().ok_or(IommuError::Unknown)?;
+            let user = users.find(device).ok_or(IommuError::Unknown)?;
             let invalidated = |number| {
                 let entry = entries.at(number);
                 entry.written.is_some() && entry.registered == user.pairs_in(entry)
@@ -224,7 +223,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if !user.is_at_rest() {
                 return Err(IommuError::Busy);
             }
-            let user = found.remove().ok_or(IommuError::Unknown)?;
+            let user = users.take(device).ok_or(IommuError::Unknown)?;
             user.nodes.set(tree.take(user.iommu, device, user.streams()));
             let used = user.entries.get();
             let mut changed = Placing { tree, iommu: user.iommu, entries: &mut *entries, users }.part(&user);

@@ -7,8 +7,7 @@
 use alloc::boxed::Box;
 use core::cell::Cell;
 
-use intrusive_collections::rbtree::{CursorMut, Entry};
-use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
+use intrusive_collections::{SinglyLinkedList, SinglyLinkedListLink, intrusive_adapter};
 use smallvec::SmallVec;
 
 use super::cover::Cube;
@@ -16,6 +15,7 @@ use super::entry::Entry as StreamEntry;
 use super::masters::{Nodes, nodes_of};
 use super::number_set::{Set, SetCell};
 use crate::assign::{DeviceId, IommuKey};
+use crate::by_number::{ByNumber, Numbered};
 use crate::smmu::hardware::part::BankIndex;
 
 /// A few cubes; one or two stand in place.
@@ -30,7 +30,7 @@ pub(in crate::smmu) type Cubes = SmallVec<[Cube; 2]>;
 /// 3. A device that is `joined` uses every entry that overlaps its streams. One that is not lazy, or is planned or live,
 ///    has all of its streams captured by them.
 pub(in crate::smmu) struct StreamUser {
-    link: RBTreeLink,
+    link: SinglyLinkedListLink,
     /// The instance that it was made for.
     pub(in crate::smmu) iommu: IommuKey,
     pub(in crate::smmu) device: DeviceId,
@@ -60,7 +60,7 @@ impl StreamUser {
     ) -> Box<Self> {
         let nodes = Cell::new(nodes_of(iommu, device, cubes.get(..streams).unwrap_or_default()));
         Box::new(Self {
-            link: RBTreeLink::new(),
+            link: SinglyLinkedListLink::new(),
             iommu,
             device,
             cubes,
@@ -107,26 +107,24 @@ impl StreamUser {
     }
 }
 
-intrusive_adapter!(pub(in crate::smmu) ByDevice = Box<StreamUser>: StreamUser { link => RBTreeLink });
+intrusive_adapter!(ByDevice = Box<StreamUser>: StreamUser { link => SinglyLinkedListLink });
 
-impl<'a> KeyAdapter<'a> for ByDevice {
-    type Key = DeviceId;
-
-    fn get_key(&self, user: &'a StreamUser) -> DeviceId {
-        user.device
+impl Numbered for StreamUser {
+    fn number(&self) -> u64 {
+        self.device.number()
     }
 }
 
 /// All devices of one instance.
-pub(in crate::smmu) struct Users(RBTree<ByDevice>);
+pub(in crate::smmu) struct Users(ByNumber<ByDevice, 64>);
 
 impl Users {
     pub(in crate::smmu) const fn new() -> Self {
-        Self(RBTree::new(ByDevice::NEW))
+        Self(ByNumber::new([const { SinglyLinkedList::new(ByDevice::NEW) }; 64]))
     }
 
     pub(in crate::smmu) fn find(&self, device: DeviceId) -> Option<&StreamUser> {
-        self.0.find(&device).get()
+        self.0.find(device.number())
     }
 
     /// A device that uses entries.
@@ -134,15 +132,19 @@ impl Users {
         self.find(device).filter(|user| user.joined.get())
     }
 
-    /// Those behind `after`, by number.
-    pub(in crate::smmu) fn after(&self, after: Option<DeviceId>) -> impl Iterator<Item = &StreamUser> {
-        let bound = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        self.0.range(bound, Bound::Unbounded)
+    /// The next one after `after`, by number, that is `wanted`. It looks at all of them.
+    pub(in crate::smmu) fn next(
+        &self,
+        after: Option<DeviceId>,
+        wanted: impl Fn(&StreamUser) -> bool,
+    ) -> Option<&StreamUser> {
+        let users = self.each().filter(|user| Some(user.device) > after && wanted(user));
+        users.min_by_key(|user| user.device)
     }
 
-    /// All of them: for what looks at everything.
+    /// All of them, in no order: for what looks at everything.
     pub(in crate::smmu) fn each(&self) -> impl Iterator<Item = &StreamUser> {
-        self.0.iter()
+        self.0.each()
     }
 
     /// Those of `devices` that are known; the first one is looked up once.
@@ -159,18 +161,16 @@ impl Users {
 
     /// Puts a device in, or gives it back where its number is known.
     pub(in crate::smmu) fn insert(&mut self, user: Box<StreamUser>) -> Result<(), Box<StreamUser>> {
-        match self.0.entry(&user.device) {
-            Entry::Vacant(place) => {
-                place.insert(user);
-                Ok(())
-            }
-            Entry::Occupied(_) => Err(user),
+        if self.find(user.device).is_some() {
+            return Err(user);
         }
+        self.0.insert(user);
+        Ok(())
     }
 
-    /// Where a device stands, to take it out. The caller drops it when the lock is free.
-    pub(in crate::smmu) fn find_mut(&mut self, device: DeviceId) -> CursorMut<'_, ByDevice> {
-        self.0.find_mut(&device)
+    /// Takes a device out. The caller drops it when the lock is free.
+    pub(in crate::smmu) fn take(&mut self, device: DeviceId) -> Option<Box<StreamUser>> {
+        self.0.take(device.number())
     }
 }
 

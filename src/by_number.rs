@@ -1,0 +1,58 @@
+//! Objects found by their numbers: a list for each remainder.
+//!
+//! Numbers are given out one after the other, so that the lists are equally short: a step or two find what a tree has as deep
+//! as it is high. Putting an object in or taking it out allocates nothing.
+
+use alloc::boxed::Box;
+
+use intrusive_collections::singly_linked_list::{SinglyLinkedList, SinglyLinkedListOps};
+use intrusive_collections::{Adapter, PointerOps};
+
+/// What has a number that no other object beside it has.
+pub(crate) trait Numbered {
+    fn number(&self) -> u64;
+}
+
+/// The objects. `LISTS` is a power of two.
+pub(crate) struct ByNumber<A: Adapter, const LISTS: usize>([SinglyLinkedList<A>; LISTS])
+where
+    A::LinkOps: SinglyLinkedListOps;
+
+impl<A: Adapter, T: Numbered, const LISTS: usize> ByNumber<A, LISTS>
+where
+    A::LinkOps: SinglyLinkedListOps,
+    A::PointerOps: PointerOps<Value = T, Pointer = Box<T>>,
+{
+    /// In empty lists.
+    pub(crate) const fn new(lists: [SinglyLinkedList<A>; LISTS]) -> Self {
+        Self(lists)
+    }
+
+    pub(crate) fn find(&self, number: u64) -> Option<&T> {
+        self.0.get(Self::place(number))?.iter().find(|one| one.number() == number)
+    }
+
+    pub(crate) fn insert(&mut self, one: Box<T>) {
+        if let Some(list) = self.0.get_mut(Self::place(one.number())) {
+            list.push_front(one);
+        }
+    }
+
+    pub(crate) fn take(&mut self, number: u64) -> Option<Box<T>> {
+        let mut before = self.0.get_mut(Self::place(number))?.cursor_mut();
+        while before.peek_next().get()?.number() != number {
+            before.move_next();
+        }
+        before.remove_next()
+    }
+
+    /// All of them, in no order.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flat_map(SinglyLinkedList::iter)
+    }
+
+    fn place(number: u64) -> usize {
+        let [low, high, ..] = number.to_le_bytes();
+        usize::from(u16::from_le_bytes([low, high])) & LISTS.wrapping_sub(1)
+    }
+}
