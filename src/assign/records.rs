@@ -15,7 +15,7 @@ use core::cell::Cell;
 
 use intrusive_collections::{KeyAdapter, LinkedListLink, RBTreeLink, SinglyLinkedListLink, intrusive_adapter};
 
-use super::{Device, DeviceId, DeviceKey, DeviceState, Domain, DomainId, Group, Operation, SourceLife};
+use super::{Device, DeviceId, DeviceKey, DeviceState, Domain, Group, Operation, SourceLife};
 use crate::by_number::Numbered;
 use crate::sync::Platform;
 
@@ -68,7 +68,7 @@ pub(super) type Nodes = [Option<Box<Node>>; 3];
 
 /// A domain's registration.
 pub(super) struct DomainRecord<P: Platform> {
-    link: RBTreeLink,
+    link: SinglyLinkedListLink,
     gone: LinkedListLink,
     pub(super) domain: Domain<P>,
     /// Devices assigned to it.
@@ -90,7 +90,7 @@ pub(super) struct SourceRecord {
 intrusive_adapter!(pub(super) ById = Box<DeviceRecord>: DeviceRecord { link => SinglyLinkedListLink });
 intrusive_adapter!(pub(super) ByKey = Box<Node>: Node { link => RBTreeLink });
 intrusive_adapter!(pub(super) ByKin = Box<Node>: Node { link => RBTreeLink });
-intrusive_adapter!(pub(super) ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => RBTreeLink } where P: Platform);
+intrusive_adapter!(pub(super) ByDomain<P> = Box<DomainRecord<P>>: DomainRecord<P> { link => SinglyLinkedListLink } where P: Platform);
 intrusive_adapter!(pub(super) GoneDevices = Box<DeviceRecord>: DeviceRecord { gone => LinkedListLink });
 intrusive_adapter!(pub(super) GoneDomains<P> = Box<DomainRecord<P>>: DomainRecord<P> { gone => LinkedListLink } where P: Platform);
 intrusive_adapter!(pub(super) Sources = Box<SourceRecord>: SourceRecord { link => LinkedListLink });
@@ -122,18 +122,16 @@ impl<'a> KeyAdapter<'a> for ByKin {
     }
 }
 
-impl<'a, P: Platform> KeyAdapter<'a> for ByDomain<P> {
-    type Key = DomainId;
-
-    fn get_key(&self, record: &'a DomainRecord<P>) -> DomainId {
-        record.domain.id()
+impl<P: Platform> Numbered for DomainRecord<P> {
+    fn number(&self) -> u64 {
+        self.domain.id().number()
     }
 }
 
 impl<P: Platform> DomainRecord<P> {
     pub(super) fn new(domain: Domain<P>) -> Box<Self> {
         Box::new(Self {
-            link: RBTreeLink::new(),
+            link: SinglyLinkedListLink::new(),
             gone: LinkedListLink::new(),
             domain,
             assigned: Cell::new(0),

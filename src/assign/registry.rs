@@ -22,7 +22,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree, SinglyLinkedL
 use super::records::{ByDomain, ById, ByKey, ByKin, GoneDevices, GoneDomains, Kin, Sources};
 use super::{
     CallChain, Cause, Device, DeviceId, DeviceInfo, DeviceKey, DeviceRecord, DeviceState, Domain, DomainId,
-    DomainRecord, Graveyard, Nodes, Obstacle, Operation, SourceRecord,
+    DomainRecord, Graveyard, Nodes, Obstacle, Operation, SourceRecord, Target,
 };
 use crate::by_number::ByNumber;
 use crate::sync::Platform;
@@ -48,7 +48,7 @@ pub(super) struct Registry<P: Platform> {
     devices: ByNumber<ById, 256>,
     keys: RBTree<ByKey>,
     kin: RBTree<ByKin>,
-    domains: RBTree<ByDomain<P>>,
+    domains: ByNumber<ByDomain<P>, 64>,
     gone_devices: Graveyard<GoneDevices>,
     gone_domains: Graveyard<GoneDomains<P>>,
     /// Buried from the start, for nothing looks them up.
@@ -67,7 +67,7 @@ impl<P: Platform> Registry<P> {
             devices: ByNumber::new([const { SinglyLinkedList::new(ById::NEW) }; 256]),
             keys: RBTree::new(ByKey::NEW),
             kin: RBTree::new(ByKin::NEW),
-            domains: RBTree::new(ByDomain::NEW),
+            domains: ByNumber::new([const { SinglyLinkedList::new(ByDomain::NEW) }; 64]),
             gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
             gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
             sources: Graveyard::new(LinkedList::new(Sources::NEW)),
@@ -102,6 +102,14 @@ impl<P: Platform> Registry<P> {
     pub(super) fn device(&self, key: DeviceKey) -> Option<&DeviceRecord> {
         let node = self.keys.find(&key).get()?;
         self.by_id(node.device.id())
+    }
+
+    /// The record of the device that is meant.
+    pub(super) fn target(&self, target: &Target) -> Option<&DeviceRecord> {
+        match target {
+            Target::Device(device) => self.registration(device),
+            Target::Key(key) | Target::Named(key, _) => self.device(*key),
+        }
     }
 
     /// The record of this very registration, not of a later one under the same key (contract C-7) nor of another service's.
@@ -322,7 +330,7 @@ impl<P: Platform> Registry<P> {
     // --- domains ---
 
     pub(super) fn domain(&self, id: DomainId) -> Option<&DomainRecord<P>> {
-        self.domains.find(&id).get()
+        self.domains.find(id.number())
     }
 
     /// The record of this very domain, not of another service's (contract C-18).
@@ -332,7 +340,8 @@ impl<P: Platform> Registry<P> {
 
     /// The first domain whose number is above `after`.
     pub(super) fn next_domain(&self, after: Option<DomainId>) -> Option<&DomainRecord<P>> {
-        self.domains.lower_bound(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded)).get()
+        let domains = self.domains.each().filter(|record| Some(record.domain.id()) > after);
+        domains.min_by_key(|record| record.domain.id())
     }
 
     pub(super) fn insert_domain(&mut self, record: Box<DomainRecord<P>>) {
@@ -341,7 +350,7 @@ impl<P: Platform> Registry<P> {
 
     /// Ends the registration of a domain. Says whether there was one.
     pub(super) fn bury_domain(&mut self, id: DomainId) -> bool {
-        let record = self.domains.find_mut(&id).remove();
+        let record = self.domains.take(id.number());
         record.map(|record| self.gone_domains.bury(record)).is_some()
     }
 

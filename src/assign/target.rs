@@ -1,6 +1,6 @@
 //! Which device an operation is about, as far as the caller knows.
 
-use super::{Device, DeviceId, DeviceKey, Label};
+use super::{Device, DeviceKey, Label};
 
 /// The device that a removal or a request is about.
 ///
@@ -34,14 +34,6 @@ impl Target {
             Self::Device(device) => device.label().clone(),
             Self::Key(key) => Label::of_key(*key),
             Self::Named(_, label) => label.clone(),
-        }
-    }
-
-    /// The registration that is meant, where no other is.
-    pub(super) fn only(&self) -> Option<DeviceId> {
-        match self {
-            Self::Device(device) => Some(device.id()),
-            Self::Key(_) | Self::Named(..) => None,
         }
     }
 }

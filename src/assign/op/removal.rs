@@ -151,12 +151,11 @@ impl<P: Platform> Service<P> {
         target: &Target,
         look: Option<Look<'_, P>>,
     ) -> Result<Removal, Error> {
-        let (operation, only) = (Operation::Remove, target.only());
+        let operation = Operation::Remove;
         let (id, marked) = {
             let registry = self.registry.lock(held);
-            let found =
-                registry.device(target.key()).filter(|record| only.is_none_or(|only| only == record.device.id()));
-            let record = found.ok_or_else(|| Error::unchanged(operation, target.label(), Cause::NotFound))?;
+            let record =
+                registry.target(target).ok_or_else(|| Error::unchanged(operation, target.label(), Cause::NotFound))?;
             let refuse = |cause| Error::unchanged(operation, record.device.label().clone(), cause);
             registry.check_children(record, above).map_err(refuse)?;
             let id = record.device.id();
@@ -210,9 +209,8 @@ impl<P: Platform> Service<P> {
         P: Waiter,
     {
         let mut held = Held::enter();
-        let (key, only) = (target.key(), target.only());
-        let found = self.registry.lock(&mut held).device(key).map(|record| record.device.clone());
-        let Some(device) = found.filter(|device| only.is_none_or(|only| only == device.id())) else {
+        let found = self.registry.lock(&mut held).target(target).map(|record| record.device.clone());
+        let Some(device) = found else {
             return self.remove_within(above, target).map(drop);
         };
         let target = Target::from(&device);

@@ -76,8 +76,7 @@ impl<P: Platform> Service<P> {
     ) -> Result<bool, Error> {
         let root = {
             let registry = self.registry.lock(held);
-            let only = target.only();
-            let root = registry.device(target.key()).filter(|root| only.is_none_or(|only| only == root.device.id()));
+            let root = registry.target(target);
             let root = root.ok_or_else(|| Error::unchanged(Operation::Remove, target.label(), Cause::NotFound))?;
             registry.mark_tree(root);
             root.device.clone()
