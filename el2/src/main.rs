@@ -6,8 +6,8 @@
 //! plugged in and out; and at the end everything is compared a last time.
 //!
 //! The folders, in the order of use: `boot` (from the loader into Rust), `machine` (what is under every hypervisor), `iommu`
-//! and `pci` (what an integrator of the library writes), `scenario` (what is done with it). To see how the library is
-//! linked, begin with `iommu/smmus.rs`.
+//! and `pci` (what an integrator of the library writes), `scenario` (what is done with it; most of that is in the crate of that
+//! name). To see how the library is linked, begin with `iommu/smmus.rs`.
 
 #![no_std]
 #![no_main]
@@ -33,7 +33,7 @@ use boot::{MAX_CPUS, mmu};
 use iommu::overlay;
 use machine::{console, cpus, gic, interrupts, power, tree};
 use scenario::Plan;
-use scenario::world::World;
+use scenario::world;
 
 /// How long the scenario goes on, where the command line does not say.
 const SECONDS: u64 = 30;
@@ -82,7 +82,7 @@ fn boot_up(blob: &'static [u8], tree: &Tree<'_>) -> Result<u8, String> {
     let board = Board::read_lenient(blob).map_err(|error| alloc::format!("{error}"))?;
     board.refusals().iter().for_each(|refusal| log::warn!("{refusal:?}"));
 
-    let world = World::build(&board, cpus)?;
+    let world = world::build(&board, cpus)?;
     world.print();
     let number = |name| tree::argument(tree, name).and_then(|value| value.parse::<u64>().ok());
     let seconds = number("minutes").map(|minutes| minutes * 60).or(number("seconds")).unwrap_or(SECONDS);

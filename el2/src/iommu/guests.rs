@@ -7,22 +7,19 @@ use alloc::format;
 use alloc::string::String;
 use core::alloc::Layout;
 
+use ::scenario::{Guest as _, PAGE, PAGES};
 use aarch64_paging::Mapping;
 use aarch64_paging::descriptor::{PhysicalAddress as TableAddress, Stage2Attributes};
 use aarch64_paging::idmap::IdTranslation;
 use aarch64_paging::paging::{Constraints, MemoryRegion, Stage2 as Stage2Regime};
-use iommu_assign::assign::{Changed, Error, FlushRange, Granule, Label, PhysicalAddress, Stage2, TableMemory};
+use iommu_assign::assign::{Granule, Label, PhysicalAddress, Stage2, TableMemory};
 
 use super::modelled::SharedMemory;
-use super::platform::{Domain, Service};
+use super::platform::{Domain, Hypervisor, Service};
 use crate::boot::mmu;
 use crate::lock::Lock;
 use crate::scenario::measure::measured;
 
-/// Bytes of a page.
-pub(crate) const PAGE: u64 = 0x1000;
-/// Pages of a guest's memory.
-pub(crate) const PAGES: u64 = 64;
 /// Where a guest sees its memory.
 const MEMORY: u64 = 0x8000_0000;
 /// Bits of a guest's addresses: tables of level 1 to 3, one at level 1.
@@ -93,36 +90,6 @@ impl Guest {
         Ok(Self { domain, tables: Lock::new(tables), memory, modelled: modelled.clone() })
     }
 
-    /// Where the guest sees a page.
-    pub(crate) fn address(page: u64) -> u64 {
-        MEMORY + page % PAGES * PAGE
-    }
-
-    /// Where a page is.
-    pub(crate) fn physical(&self, page: u64) -> u64 {
-        self.memory + page % PAGES * PAGE
-    }
-
-    /// What is flushed when a page was unmapped.
-    pub(crate) fn range(page: u64) -> FlushRange {
-        FlushRange { start: Self::address(page), size: PAGE, leaf: PAGE, changed: Changed::Leaf }
-    }
-
-    /// Takes a page out of the tables, and has the IOMMUs forget it.
-    ///
-    /// # Errors
-    ///
-    /// What the flush says.
-    pub(crate) fn unmap(&self, service: &Service, page: u64) -> Result<(), Error> {
-        self.set(page, Stage2Attributes::empty());
-        service.flush_range(&self.domain, &Self::range(page))
-    }
-
-    /// Puts a page back into the tables. IOMMUs keep nothing of an entry that was invalid: no flush.
-    pub(crate) fn map(&self, page: u64) {
-        self.set(page, READ_WRITE);
-    }
-
     fn set(&self, page: u64, attributes: Stage2Attributes) {
         let at = Self::address(page);
         let region = MemoryRegion::new(at as usize, (at + PAGE) as usize);
@@ -156,6 +123,27 @@ impl Guest {
             unsafe { to.add(index).write_volatile(*byte) };
         }
         mmu::clean_and_invalidate(at..at + bytes.len());
+    }
+}
+
+impl ::scenario::Guest for Guest {
+    type Platform = Hypervisor;
+    const MEMORY: u64 = MEMORY;
+
+    fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    fn unmap(&self, page: u64) {
+        self.set(page, Stage2Attributes::empty());
+    }
+
+    fn map(&self, page: u64) {
+        self.set(page, READ_WRITE);
     }
 }
 

@@ -6,48 +6,30 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_assign::assign::{
-    Device, DeviceHooks, DeviceKey, DeviceSpec, HookContext, HookError, Label, Policy, PolicyRequest, Source, Why,
-};
+use ::scenario::{Guest as _, PAGES, compare};
+use iommu_assign::assign::{Device, DeviceHooks, DeviceSpec, HookContext, HookError, Stream};
 use iommu_assign::dt::{Board, NodeId};
 use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge};
 
 use super::gdma::Channel;
-use super::guests::{self, Guest};
+use super::guests::Guest;
 use super::modelled::{Modelled, Reached};
 use super::smmus::Unit;
 use crate::pci::functions::Counted;
+use crate::scenario::SCORE;
 
-/// A device.
-#[derive(Clone, Debug)]
-pub(crate) struct Master {
-    /// What the service is told.
-    pub(crate) spec: DeviceSpec,
-    engine: Engine,
-}
+/// A device of this machine.
+pub(crate) type Master = ::scenario::Master<Engine>;
 
 /// What does a device's DMA.
 #[derive(Clone, Debug)]
-enum Engine {
+pub(crate) enum Engine {
     /// The model's own master, with every stream of the device.
     Modelled(Arc<Modelled>),
     /// A channel of ZynqMP's DMA engine.
     Gdma(Arc<Channel>),
     /// Nothing that the image could start.
     None,
-}
-
-/// Firmware's word, but for bridges: they are never assigned, and may share what is below them.
-#[derive(Debug)]
-pub(crate) struct Rules;
-
-impl Policy for Rules {
-    fn allows(&self, request: &PolicyRequest<'_>) -> bool {
-        match request.why {
-            Why::Shares { .. } => true,
-            _ => request.device.passthrough(),
-        }
-    }
 }
 
 /// Hooks of a master of the device tree: it is told to stop, and does not. That is what isolation is for.
@@ -131,95 +113,69 @@ fn model_of(units: &[Arc<Unit>], key: iommu_assign::assign::IommuKey) -> Option<
     units.iter().find(|unit| unit.key == key)?.model.clone()
 }
 
-impl Master {
-    /// What people call it.
-    pub(crate) fn label(&self) -> &Label {
-        &self.spec.label
+impl ::scenario::Engine for Engine {
+    type Guest = Guest;
+
+    fn is_there(&self) -> bool {
+        !matches!(self, Self::None)
     }
 
-    /// What the service knows it by.
-    pub(crate) fn key(&self) -> DeviceKey {
-        self.spec.key
-    }
-
-    /// Whether it does DMA here.
-    pub(crate) fn has_engine(&self) -> bool {
-        !matches!(self.engine, Engine::None)
-    }
-
-    /// Whether it can be made to do DMA at any time: nothing of it is lost when it faults.
-    pub(crate) fn can_stray(&self) -> bool {
-        self.has_engine() && self.spec.key.source() == Source::Dt
-    }
-
-    /// One access of each stream to a guest's page, for the faults that it raises: the result is not looked at.
-    pub(crate) fn stray(&self) {
-        match &self.engine {
-            Engine::Modelled(model) => {
-                self.spec.streams.iter().for_each(|stream| _ = model.dma(stream.id(), Guest::address(0)));
+    fn stray(&self, spec: &DeviceSpec) {
+        match self {
+            Self::Modelled(model) => {
+                spec.streams.iter().for_each(|stream| _ = model.dma(stream.id(), Guest::address(0)));
             }
-            Engine::Gdma(channel) => _ = channel.copy(Guest::address(0), Guest::address(1), 64),
-            Engine::None => {}
+            Self::Gdma(channel) => _ = channel.copy(Guest::address(0), Guest::address(1), 64),
+            Self::None => {}
         }
     }
 
-    /// Has the device access the page `page` of whatever guest it has, and compares what that came to: the page of `owner`, or
-    /// nothing where it has none. Returns the number of accesses that were compared.
-    pub(crate) fn check(&self, owner: Option<&Guest>, guests: &[Guest], page: u64) -> u64 {
-        match &self.engine {
-            Engine::Modelled(model) => {
+    fn check(&self, spec: &DeviceSpec, owner: Option<&Guest>, guests: &[Guest], page: u64) -> u64 {
+        match self {
+            Self::Modelled(model) => {
                 let expected = owner.map_or(Reached::Fault, |guest| Reached::Memory(guest.physical(page)));
-                for stream in &self.spec.streams {
-                    let reached = model.dma(stream.id(), Guest::address(page));
-                    if reached != expected {
-                        crate::violation!(
-                            "{} by stream {}: {reached:x?}, expected {expected:x?}",
-                            self.label(),
-                            stream.id()
-                        );
-                    }
-                }
-                self.spec.streams.len() as u64
+                let access = |stream: Stream| model.dma(stream.id(), Guest::address(page));
+                compare(&SCORE, &spec.label, &spec.streams, &expected, access)
             }
-            Engine::Gdma(channel) => {
-                self.copy_and_compare(channel, owner, guests, page);
+            Self::Gdma(channel) => {
+                copy_and_compare(spec, channel, owner, guests, page);
                 1
             }
-            Engine::None => 0,
+            Self::None => 0,
         }
     }
+}
 
-    /// A copy from a page that differs in each guest to `page`: afterwards the owner's has the owner's pattern, and no other
-    /// guest's has changed.
-    fn copy_and_compare(&self, channel: &Channel, owner: Option<&Guest>, guests: &[Guest], page: u64) {
-        let source = page + guests::PAGES / 2;
-        const SIZE: usize = 256;
-        let pattern = |guest: &Guest| [guest.domain.id().number() as u8 ^ page as u8 ^ 0xa5; SIZE];
-        let blank = [0_u8; SIZE];
-        for guest in guests {
-            guest.write(page, &blank);
-        }
-        if let Some(owner) = owner {
-            owner.write(source, &pattern(owner));
-        }
-        let done = channel.copy(Guest::address(source), Guest::address(page), SIZE as u32);
-        if owner.is_some() && !done {
-            crate::violation!("{} did not copy its guest's page", self.label());
-        }
-        for guest in guests {
-            let mut found = [0_u8; SIZE];
-            guest.read(page, &mut found);
-            let is_owner = owner.is_some_and(|owner| owner.domain.id() == guest.domain.id());
-            let expected = if is_owner { pattern(guest) } else { blank };
-            if found != expected {
-                crate::violation!(
-                    "{}: {} has {:#x} where {:#x} belongs",
-                    self.label(),
-                    guest.domain.label(),
-                    found[0],
-                    expected[0]
-                );
-            }
+/// A copy from a page that differs in each guest to `page`: afterwards the owner's has the owner's pattern, and no other
+/// guest's has changed.
+fn copy_and_compare(spec: &DeviceSpec, channel: &Channel, owner: Option<&Guest>, guests: &[Guest], page: u64) {
+    let source = page + PAGES / 2;
+    const SIZE: usize = 256;
+    let pattern = |guest: &Guest| [guest.domain.id().number() as u8 ^ page as u8 ^ 0xa5; SIZE];
+    let blank = [0_u8; SIZE];
+    for guest in guests {
+        guest.write(page, &blank);
+    }
+    if let Some(owner) = owner {
+        owner.write(source, &pattern(owner));
+    }
+    let done = channel.copy(Guest::address(source), Guest::address(page), SIZE as u32);
+    if owner.is_some() && !done {
+        crate::violation!("{} did not copy its guest's page", spec.label);
+    }
+    for guest in guests {
+        let mut found = [0_u8; SIZE];
+        guest.read(page, &mut found);
+        let is_owner = owner.is_some_and(|owner| owner.domain.id() == guest.domain.id());
+        let expected = if is_owner { pattern(guest) } else { blank };
+        if found != expected {
+            crate::violation!(
+                "{}: {} has {:#x} where {:#x} belongs",
+                spec.label,
+                guest.domain.label(),
+                found[0],
+                expected[0]
+            );
         }
     }
 }

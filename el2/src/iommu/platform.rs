@@ -19,8 +19,6 @@ pub(crate) enum Hypervisor {}
 pub(crate) type Service = iommu_assign::assign::Service<Hypervisor>;
 /// A guest's address space.
 pub(crate) type Domain = iommu_assign::assign::Domain<Hypervisor>;
-/// The queue in front of the service.
-pub(crate) type RequestQueue = iommu_assign::assign::RequestQueue<Hypervisor>;
 
 /// The CPU's interrupt masks, watched: how long are they on?
 #[derive(Debug)]

@@ -4,7 +4,6 @@
 //! ([`Unit::tend`]).
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -13,6 +12,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use ::scenario::{Recent, Score};
 use arm_gic::Trigger;
 use iommu_assign::assign::{
     FaultAnswer, FaultLine, IommuHandle, IommuKey, PhysicalAddress, Quarantine, RawFault, Storm,
@@ -30,6 +30,7 @@ use super::platform::{Hypervisor, Service};
 use crate::boot::mmu;
 use crate::lock::Lock;
 use crate::machine::{gic, interrupts, tree};
+use crate::scenario::SCORE;
 use crate::scenario::measure::measured;
 
 /// An SMMU in service.
@@ -47,18 +48,6 @@ pub(crate) struct Unit {
     masked: Lock<BTreeMap<u32, bool>>,
     recent: Lock<Recent>,
 }
-
-/// The last faults, for the worker to name.
-#[derive(Debug)]
-struct Recent {
-    faults: [Option<RawFault>; 8],
-    next: usize,
-}
-
-/// Faults that interrupt handlers took in.
-pub(crate) static FAULTS: AtomicU64 = AtomicU64::new(0);
-/// How often a handler masked its interrupt.
-pub(crate) static MASKED: AtomicU64 = AtomicU64::new(0);
 
 /// The registers of an SMMU, real or modelled.
 #[derive(Debug)]
@@ -157,7 +146,7 @@ pub(crate) fn bring_up(board: &Board<'_>, service: &Service, memory: &SharedMemo
             latch: Latch::of(node.key.base(), is_zynqmp),
             interrupts,
             masked: Lock::new(BTreeMap::new()),
-            recent: Lock::new(Recent { faults: [None; 8], next: 0 }),
+            recent: Lock::new(Recent::new()),
         }));
     }
     Ok(units)
@@ -247,12 +236,12 @@ impl Unit {
         }
         for &line in self.interrupts.get(&number).into_iter().flatten() {
             let answer = self.handle.take_faults(line, &mut |fault| {
-                FAULTS.fetch_add(1, Ordering::Relaxed);
+                SCORE.faults.count();
                 self.recent.lock().note(fault);
             });
             if let FaultAnswer::Mask(_) = answer {
                 gic::enable(number, false);
-                MASKED.fetch_add(1, Ordering::Relaxed);
+                SCORE.masked.count();
                 if let Some(masked) = self.masked.lock().get_mut(&number) {
                     *masked = true;
                 }
@@ -264,18 +253,20 @@ impl Unit {
         }
     }
 
-    /// Takes in what faulted on any line, in another interrupt's handler.
-    pub(crate) fn look(&self) {
-        self.interrupts.keys().for_each(|number| self.interrupted(*number));
-    }
-
     /// What the handler does first of all.
     pub(crate) fn take_faults(&self, line: FaultLine) -> FaultAnswer {
         self.handle.take_faults(line, &mut |_| ())
     }
+}
 
-    /// The worker's part, from time to time: ends storms, then unmasks what handlers masked.
-    pub(crate) fn tend(&self, service: &Service, sink: &mut dyn FnMut(&Storm)) {
+impl ::scenario::Unit for Unit {
+    type Platform = Hypervisor;
+
+    fn look(&self) {
+        self.interrupts.keys().for_each(|number| self.interrupted(*number));
+    }
+
+    fn tend(&self, service: &Service, sink: &mut dyn FnMut(&Storm)) {
         if let Err(cause) = service.tend_faults(self.key, silence(), sink) {
             log::warn!("{}: faults cannot be tended: {cause}", self.key);
         }
@@ -290,18 +281,14 @@ impl Unit {
         }
     }
 
-    /// The last faults that were taken in, oldest first.
-    pub(crate) fn recent(&self) -> Vec<RawFault> {
-        let recent = self.recent.lock();
-        let (newer, older) = recent.faults.split_at(recent.next % recent.faults.len());
-        older.iter().chain(newer).copied().flatten().collect()
+    fn recent(&self) -> Vec<RawFault> {
+        self.recent.lock().all()
     }
-}
 
-impl Recent {
-    fn note(&mut self, fault: RawFault) {
-        let at = self.next % self.faults.len();
-        self.faults[at] = Some(fault);
-        self.next = self.next.wrapping_add(1);
+    fn judge(&self, score: &Score) {
+        let hazards = self.model.as_ref().map_or(0, |model| model.hazards());
+        if hazards > 0 {
+            score.violation(format_args!("{}: the model has seen {hazards} hazards", self.key));
+        }
     }
 }

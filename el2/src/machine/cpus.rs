@@ -60,5 +60,5 @@ pub(crate) extern "C" fn secondary_main(cpu: usize) -> ! {
     gic::init_cpu();
     RUNNING.store(cpu + 1, Ordering::Release);
     interrupts::unmask();
-    crate::scenario::secondary(cpu)
+    crate::scenario::secondary()
 }

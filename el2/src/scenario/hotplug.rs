@@ -6,13 +6,14 @@
 
 use alloc::vec::Vec;
 
+use ::scenario::{Sideline, deadline};
 use iommu_assign::pci::{Enumeration, Function, FunctionKind, PciKey, enumerate};
 use iommu_assign::sync::Micros;
 
-use super::life::deadline;
-use super::score::{self, ACCESSES, HOT_PLUGS, SURPRISES, expect};
+use super::SCORE;
 use super::world::{Bridge, World};
 use crate::iommu::masters::Master;
+use crate::iommu::platform::Hypervisor;
 use crate::machine::time;
 use crate::pci::buses;
 use crate::pci::slots::{Event, Slot};
@@ -44,7 +45,7 @@ const PULL_AFTER: u64 = 50_000;
 impl<'w> HotPlug<'w> {
     /// The slots that were empty at boot: what stood in the others belongs to other CPUs.
     pub(crate) fn new(world: &'w World) -> Self {
-        let slots = world.bridges.iter().flat_map(|bridge| {
+        let slots = world.machine.bridges.iter().flat_map(|bridge| {
             let functions = enumerate(&*bridge.space, &bridge.host).map(|found| found.functions).unwrap_or_default();
             let slots: Vec<Slot> = functions.iter().filter_map(|function| Slot::of(&bridge.space, function)).collect();
             slots.into_iter().map(move |slot| Place { bridge, slot, here: Vec::new(), pulled_at: None })
@@ -56,9 +57,11 @@ impl<'w> HotPlug<'w> {
         }
         Self { world, slots, plugged: 0, looked: time::now() }
     }
+}
 
+impl Sideline for HotPlug<'_> {
     /// Looks at the slots, from time to time.
-    pub(crate) fn step(&mut self) {
+    fn step(&mut self) {
         let now = time::now();
         if now.since(self.looked) < INTERVAL {
             return;
@@ -80,7 +83,7 @@ impl<'w> HotPlug<'w> {
     }
 
     /// Removes what is plugged in still.
-    pub(crate) fn finish(&mut self) {
+    fn finish(&mut self) {
         for place in &mut self.slots {
             place.take_back(self.world);
             place.here.clear();
@@ -103,15 +106,12 @@ impl Place<'_> {
         }
         let guest = &world.guests[number % world.guests.len()];
         for function in found.functions.iter().filter(is_below) {
-            let Some(master) = world.master(self.bridge, &found, function) else { continue };
-            let Some(device) = expect(world.service.wait(deadline(), |service| service.add(master.spec.clone())))
-            else {
-                continue;
-            };
-            score::add(&ACCESSES, master.check(None, &world.guests, 0));
+            let Some(master) = self.bridge.master(&found, function, &world.units) else { continue };
+            let Some(device) = world.carry_out(|service| service.add(master.spec.clone())) else { continue };
+            world.check(&master, None, 0);
             if function.kind == FunctionKind::Endpoint {
-                expect(world.service.wait(deadline(), |service| service.assign(&device, &guest.domain)));
-                score::add(&ACCESSES, master.check(Some(guest), &world.guests, 0));
+                world.carry_out(|service| service.assign(&device, &guest.domain));
+                world.check(&master, Some(guest), 0);
             }
             self.here.push(master);
         }
@@ -119,7 +119,7 @@ impl Place<'_> {
             crate::violation!("slot {}: what was plugged in does not answer", self.slot.port);
             return;
         }
-        score::count(&HOT_PLUGS);
+        SCORE.hot_plugs.count();
         if number % 3 == 2 {
             self.pulled_at = Some(Micros::new(time::now().value() + PULL_AFTER));
         }
@@ -140,7 +140,7 @@ impl Place<'_> {
     fn unplug(&mut self, world: &World) {
         self.take_back(world);
         self.slot.power_off(&self.bridge.space);
-        score::count(&HOT_PLUGS);
+        SCORE.hot_plugs.count();
         crate::say!("slot {}: {} functions unplugged", self.slot.port, self.here.len());
         self.here.clear();
         self.pulled_at = None;
@@ -158,14 +158,14 @@ impl Place<'_> {
         for master in self.here.iter().filter(|master| master.spec.passthrough) {
             let Some(info) = world.service.find(master.key()) else { continue };
             // Its function cannot be made quiet any more: it is taken from its guest all the same, and quarantined.
-            if world.service.wait(deadline(), |service| service.deassign(&info.device)).is_ok() {
+            if world.service.wait(deadline::<Hypervisor>(), |service| service.deassign(&info.device)).is_ok() {
                 crate::violation!("{} was made quiet after it had gone", master.label());
             }
-            score::add(&ACCESSES, master.check(None, &world.guests, 0));
+            world.check(master, None, 0);
         }
         self.remove(world);
-        score::count(&HOT_PLUGS);
-        score::count(&SURPRISES);
+        SCORE.hot_plugs.count();
+        SCORE.surprises.count();
         crate::say!("slot {}: {} functions pulled while they were assigned", self.slot.port, self.here.len());
         self.here.clear();
         self.pulled_at = None;
@@ -174,8 +174,8 @@ impl Place<'_> {
     fn take_back(&self, world: &World) {
         for master in self.here.iter().filter(|master| master.spec.passthrough) {
             if let Some(info) = world.service.find(master.key()) {
-                expect(world.service.wait(deadline(), |service| service.deassign(&info.device)));
-                score::add(&ACCESSES, master.check(None, &world.guests, 0));
+                world.carry_out(|service| service.deassign(&info.device));
+                world.check(master, None, 0);
             }
         }
         self.remove(world);
@@ -186,7 +186,7 @@ impl Place<'_> {
         let is_root = |key: PciKey| key.parent() == Some(self.slot.key);
         let roots = self.here.iter().filter(|master| PciKey::of(master.key()).is_some_and(is_root));
         for master in roots {
-            expect(world.service.wait(deadline(), |service| service.remove_tree(master.key())));
+            world.carry_out(|service| service.remove_tree(master.key()));
         }
     }
 }

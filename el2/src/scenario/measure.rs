@@ -8,6 +8,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 
+use ::scenario::Guest as _;
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 use iommu_assign::assign::FaultLine;
 

@@ -1,4 +1,4 @@
-//! What all CPUs share.
+//! The machine that the scenario is played on here: what the board has, brought up.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -6,18 +6,21 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_assign::assign::{DeviceKey, Label, RawFault, Stream, StreamMask};
+use ::scenario::{Machine, Rules, Score};
 use iommu_assign::dt::{self, Board};
 use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge, enumerate};
+use iommu_assign::sync::Micros;
 use smmu_model::Memory;
 
+use super::SCORE;
 use crate::iommu::gdma;
 use crate::iommu::guests::Guest;
-use crate::iommu::masters::{self, Master, Rules};
+use crate::iommu::masters::{self, Engine, Master};
 use crate::iommu::modelled::SharedMemory;
-use crate::iommu::platform::{RequestQueue, Service};
+use crate::iommu::platform::{Hypervisor, Service};
 use crate::iommu::smmus::{self, Unit};
 use crate::lock::Lock;
+use crate::machine::{console, time};
 use crate::pci::{buses, ecam};
 
 /// Guests.
@@ -32,153 +35,66 @@ pub(crate) struct Bridge {
     pub(crate) space: Arc<Ecam>,
 }
 
-/// Everything.
+/// What this machine adds to the scenario's world.
 #[derive(Debug)]
-pub(crate) struct World {
-    pub(crate) service: Service,
-    pub(crate) queue: RequestQueue,
-    pub(crate) guests: Vec<Guest>,
-    pub(crate) units: Vec<Arc<Unit>>,
+pub(crate) struct Image {
     pub(crate) bridges: Vec<Bridge>,
-    /// Groups of devices that can be assigned: one CPU moves each.
-    pub(crate) groups: Vec<Vec<Master>>,
-    /// A device for each CPU that timer interrupts request operations on. None where there are few devices.
-    pub(crate) requested: Vec<Master>,
-    /// The device that is to storm.
-    pub(crate) storming: Option<Master>,
-    /// Devices that stay as they are: bridges.
-    pub(crate) others: Vec<DeviceKey>,
-    pub(crate) cpus: usize,
 }
 
-impl World {
-    /// Brings up what the board has: SMMUs first, then devices, each in fault.
-    ///
-    /// # Errors
-    ///
-    /// What cannot be brought up, in words.
-    pub(crate) fn build(board: &Board<'_>, cpus: usize) -> Result<Self, String> {
-        let channels = gdma::channels(board.tree());
-        let service = Service::new(Box::new(Rules));
-        let memory: SharedMemory = Arc::new(Lock::new(Memory::new()));
-        let units = smmus::bring_up(board, &service, &memory)?;
-        let guests = GUESTS.iter().map(|name| Guest::create(&service, name, &memory)).collect::<Result<Vec<_>, _>>()?;
-        let mut world = Self {
-            service,
-            queue: RequestQueue::new(),
-            guests,
-            units,
-            bridges: Vec::new(),
-            groups: Vec::new(),
-            requested: Vec::new(),
-            storming: None,
-            others: Vec::new(),
-            cpus,
-        };
-        let mut masters = masters::of_tree(board, &world.units, &channels);
-        for host in board.pci_hosts().map_err(|error| format!("{error}"))? {
-            let path = host.path.clone();
-            match Bridge::open(host) {
-                Ok(bridge) => {
-                    masters.extend(world.look_behind(&bridge)?);
-                    world.bridges.push(bridge);
-                }
-                Err(why) => log::warn!("{path}: {why}"),
+/// What all CPUs share.
+pub(crate) type World = ::scenario::World<Image>;
+
+impl Machine for Image {
+    type Platform = Hypervisor;
+    type Guest = Guest;
+    type Engine = Engine;
+    type Unit = Unit;
+
+    fn score(&self) -> &Score {
+        &SCORE
+    }
+
+    fn cpu(&self) -> usize {
+        console::cpu()
+    }
+
+    fn interrupt_after(&self, span: Micros) {
+        time::interrupt_after(span);
+    }
+
+    fn stop_timer(&self) {
+        time::stop();
+    }
+
+    fn pass(&self, span: Micros) {
+        time::pass(span);
+    }
+}
+
+/// Brings up what the board has: SMMUs first, then devices, each in fault.
+///
+/// # Errors
+///
+/// What cannot be brought up, in words.
+pub(crate) fn build(board: &Board<'_>, cpus: usize) -> Result<World, String> {
+    let channels = gdma::channels(board.tree());
+    let service = Service::new(Box::new(Rules));
+    let memory: SharedMemory = Arc::new(Lock::new(Memory::new()));
+    let units = smmus::bring_up(board, &service, &memory)?;
+    let guests = GUESTS.iter().map(|name| Guest::create(&service, name, &memory)).collect::<Result<Vec<_>, _>>()?;
+    let mut masters = masters::of_tree(board, &units, &channels);
+    let mut bridges = Vec::new();
+    for host in board.pci_hosts().map_err(|error| format!("{error}"))? {
+        let path = host.path.clone();
+        match Bridge::open(host) {
+            Ok(bridge) => {
+                masters.extend(bridge.look_behind(&units)?);
+                bridges.push(bridge);
             }
-        }
-        world.add(masters);
-        world.cast();
-        Ok(world)
-    }
-
-    /// The functions behind a bridge, as devices. Says what each is, and what cannot be isolated.
-    fn look_behind(&self, bridge: &Bridge) -> Result<Vec<Master>, String> {
-        let found = enumerate(&*bridge.space, &bridge.host).map_err(|error| format!("{error}"))?;
-        found.problems.iter().for_each(|problem| log::warn!("{problem}"));
-        Ok(found.functions.iter().filter_map(|function| self.master(bridge, &found, function)).collect())
-    }
-
-    /// A function as a device; says what it is.
-    pub(crate) fn master(&self, bridge: &Bridge, found: &Enumeration, function: &Function) -> Option<Master> {
-        log::info!("{}: {}", function.sbdf, describe(function));
-        masters::of_function(function, &bridge.host, found, &bridge.space, &self.units)
-            .inspect_err(|why| log::warn!("{}: not offered: {why}", function.sbdf))
-            .ok()
-    }
-
-    /// Adds devices, parents first as they come, and sorts them into groups.
-    fn add(&mut self, masters: Vec<Master>) {
-        let mut added = Vec::new();
-        for mut master in masters {
-            // A parent that was not offered is left out.
-            master.spec.parent = master.spec.parent.filter(|parent| self.service.find(*parent).is_some());
-            match self.service.add(master.spec.clone()) {
-                Ok(_) => added.push(master),
-                Err(error) => log::warn!("{error}"),
-            }
-        }
-        for master in added {
-            if !master.spec.passthrough {
-                self.others.push(master.key());
-                continue;
-            }
-            let group_of = |key| self.service.find(key).map(|info| info.group);
-            let own = group_of(master.key());
-            match self.groups.iter_mut().find(|group| group.first().is_some_and(|first| group_of(first.key()) == own)) {
-                Some(group) => group.push(master),
-                None => self.groups.push(Vec::from([master])),
-            }
+            Err(why) => log::warn!("{path}: {why}"),
         }
     }
-
-    /// Takes the devices with a part of their own out of the groups.
-    fn cast(&mut self) {
-        let enough = self.groups.len() > 2 * self.cpus;
-        let take = |groups: &mut Vec<Vec<Master>>| {
-            let index = groups.iter().position(|group| matches!(group.as_slice(), [master] if master.can_stray()))?;
-            groups.remove(index).pop()
-        };
-        if enough {
-            self.storming = take(&mut self.groups);
-            self.requested = (0..self.cpus).filter_map(|_| take(&mut self.groups)).collect();
-        }
-    }
-
-    /// The device whose stream faulted: for faults that are told when it may have been removed.
-    pub(crate) fn name_of(&self, fault: &RawFault) -> Option<Label> {
-        let stream = Stream::new(fault.iommu, fault.stream?, StreamMask::NONE);
-        let masters = self.groups.iter().flatten().chain(&self.requested).chain(&self.storming);
-        let mut faulted = masters.filter(|master| master.spec.streams.iter().any(|own| own.overlaps(stream)));
-        faulted.next().map(|master| master.label().clone())
-    }
-
-    /// The worker's part of fault handling.
-    pub(crate) fn tend(&self) {
-        for unit in &self.units {
-            unit.tend(&self.service, &mut |storm| match &storm.ended {
-                Some(Ok(device)) => {
-                    log::info!("storm of {} faults ended: {} is quarantined", storm.faults, device.label())
-                }
-                Some(Err(error)) => log::info!("storm of {} faults goes on: {error}", storm.faults),
-                None => log::info!("storm of {} faults by unknown streams: silenced {}", storm.faults, storm.silenced),
-            });
-        }
-    }
-
-    /// Devices and domains in one line each, as the boot log shows them.
-    pub(crate) fn print(&self) {
-        let mut text = String::new();
-        if self.service.write_tree(&mut text).is_ok() {
-            text.lines().for_each(|line| log::info!("{line}"));
-        }
-        let count: usize = self.groups.iter().map(Vec::len).sum();
-        let engines = self.groups.iter().flatten().filter(|master| master.has_engine()).count();
-        log::info!(
-            "{count} devices in {} groups to be assigned, {engines} of them with DMA that is compared; {} more that stay in fault",
-            self.groups.len(),
-            self.others.len()
-        );
-    }
+    Ok(World::new(Image { bridges }, service, guests, units, masters, cpus))
 }
 
 impl Bridge {
@@ -192,6 +108,21 @@ impl Bridge {
             log::info!("{}: {count} virtual functions", function.sbdf);
         }
         Ok(Self { host, space: Arc::new(space) })
+    }
+
+    /// The functions behind it, as devices. Says what each is, and what cannot be isolated.
+    fn look_behind(&self, units: &[Arc<Unit>]) -> Result<Vec<Master>, String> {
+        let found = enumerate(&*self.space, &self.host).map_err(|error| format!("{error}"))?;
+        found.problems.iter().for_each(|problem| log::warn!("{problem}"));
+        Ok(found.functions.iter().filter_map(|function| self.master(&found, function, units)).collect())
+    }
+
+    /// A function as a device; says what it is.
+    pub(crate) fn master(&self, found: &Enumeration, function: &Function, units: &[Arc<Unit>]) -> Option<Master> {
+        log::info!("{}: {}", function.sbdf, describe(function));
+        masters::of_function(function, &self.host, found, &self.space, units)
+            .inspect_err(|why| log::warn!("{}: not offered: {why}", function.sbdf))
+            .ok()
     }
 }
 

@@ -64,7 +64,7 @@ enum Crate<'a> {
 
 fn crate_of(name: &str) -> Crate<'_> {
     const LIBRARY: &str = "iommu_assign::";
-    const OTHERS: [&str; 2] = ["el2::", "smmu_model::"];
+    const OTHERS: [&str; 3] = ["el2::", "scenario::", "smmu_model::"];
     let library = name.find(LIBRARY);
     let other = OTHERS.iter().filter_map(|other| name.find(other).map(|at| (at, *other))).min();
     match (library, other) {
@@ -72,7 +72,7 @@ fn crate_of(name: &str) -> Crate<'_> {
             let rest = name.get(at.saturating_add(LIBRARY.len())..).unwrap_or_default();
             Crate::Floor(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default())
         }
-        (_, Some((_, "el2::"))) => Crate::Other("the image itself"),
+        (_, Some((_, "el2::" | "scenario::"))) => Crate::Other("the image itself"),
         (_, Some(_)) => Crate::Other("the SMMU model"),
         _ => Crate::Other("core, alloc and other crates"),
     }
