@@ -4,7 +4,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use crate::cpus::{self, Plan};
 use crate::error::Failure;
 use crate::hotplug;
 
@@ -19,6 +21,8 @@ pub(crate) enum Command {
     Run(Board),
     /// Play devices that come and go, for so many rounds.
     HotPlug(usize),
+    /// Play the bare-metal image's scenario on threads.
+    Cpus(Board, Plan),
     /// Print what a board's device tree says.
     Inspect {
         /// The board.
@@ -60,6 +64,10 @@ Usage:
   prototype hotplug [ROUNDS]         three threads on one SMMU: functions and virtual functions come
                                      and go, overlays are applied and reverted, guests take what is
                                      there
+  prototype cpus [--seconds N] [--cpus N] [BOARD.dtb]
+                                     the bare-metal image's scenario on threads: each CPU gives
+                                     devices to guests and takes them back, with timer interrupts
+                                     and a storm; the log goes to standard error
   prototype inspect [--json | --html FILE] BOARD.dtb [NAME...]
                                      what of a board may be assigned and what ties it together, its
                                      SMMUs, host bridges and MSI doorbells: for people, as JSON, or
@@ -77,6 +85,7 @@ nodes were refused; the rest is shown), 2 for an error.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
     let mut words: Vec<OsString> = Vec::new();
     let mut form = Form::Text;
+    let mut plan: Option<Plan> = None;
     let mut only_words = false;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -90,6 +99,11 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 Some(file) => form = Form::Page(file.into()),
                 None => return Err(wrong("`--html` needs the name of a file to write")),
             },
+            Some("--seconds") => {
+                let seconds = number(arguments.next(), "seconds", u64::MAX / 1_000_000)?;
+                plan.get_or_insert(cpus::PLAN).seconds = seconds;
+            }
+            Some("--cpus") => plan.get_or_insert(cpus::PLAN).cpus = number(arguments.next(), "CPUs", cpus::MOST)?,
             _ if argument.as_encoded_bytes().starts_with(b"-") => {
                 return Err(wrong(format!("unknown option `{}`", argument.to_string_lossy())));
             }
@@ -98,7 +112,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     }
     let mut words = words.into_iter();
     let Some(command) = words.next() else {
-        return if form != Form::Text { Err(form_is_for_inspect(&form)) } else { Ok(Command::Run(Board::Showcase)) };
+        let run = Command::Run(Board::Showcase);
+        return if form != Form::Text { Err(form_is_for_inspect(&form)) } else { without_plan(plan, run) };
     };
     let command = command.to_string_lossy();
     let board = words.next();
@@ -111,10 +126,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         None => Err(wrong(format!("`{command}` needs the file name of a device tree blob"))),
     };
     match &*command {
-        "inspect" => Ok(Command::Inspect { board: file(board)?, only, form }),
-        "hotplug" | "run" if form != Form::Text => Err(form_is_for_inspect(&form)),
-        "hotplug" => rounds(board),
-        "run" => Ok(Command::Run(file(board)?)),
+        "inspect" => without_plan(plan, Command::Inspect { board: file(board)?, only, form }),
+        "cpus" | "hotplug" | "run" if form != Form::Text => Err(form_is_for_inspect(&form)),
+        "cpus" => {
+            let board = board.map_or(Board::Showcase, |path| Board::File(path.into()));
+            Ok(Command::Cpus(board, plan.unwrap_or(cpus::PLAN)))
+        }
+        "hotplug" => without_plan(plan, rounds(board)?),
+        "run" => without_plan(plan, Command::Run(file(board)?)),
         command => Err(wrong(format!("unknown command `{command}`"))),
     }
 }
@@ -125,6 +144,19 @@ fn rounds(word: Option<OsString>) -> Result<Command, Failure> {
     let word = word.to_string_lossy();
     let rounds = word.parse().ok().filter(|rounds| *rounds > 0);
     rounds.map(Command::HotPlug).ok_or_else(|| wrong(format!("`{word}` is no number of rounds")))
+}
+
+/// The value of an option, at least one and no more than `most`.
+fn number<T: FromStr + PartialOrd + From<u8>>(word: Option<OsString>, what: &str, most: T) -> Result<T, Failure> {
+    let word = word.unwrap_or_default();
+    let word = word.to_string_lossy();
+    let number = word.parse().ok().filter(|number| T::from(1) <= *number && *number <= most);
+    number.ok_or_else(|| wrong(format!("`{word}` is no number of {what}")))
+}
+
+/// The command, where no option is given that only `cpus` has.
+fn without_plan(plan: Option<Plan>, command: Command) -> Result<Command, Failure> {
+    if plan.is_some() { Err(wrong("`--seconds` and `--cpus` are options of `cpus`")) } else { Ok(command) }
 }
 
 fn form_is_for_inspect(form: &Form) -> Failure {
@@ -166,6 +198,9 @@ mod tests {
         assert_eq!(parsed("run --help").unwrap(), Command::Help);
         assert_eq!(parsed("hotplug").unwrap(), Command::HotPlug(hotplug::ROUNDS));
         assert_eq!(parsed("hotplug 7").unwrap(), Command::HotPlug(7));
+        assert_eq!(parsed("cpus").unwrap(), Command::Cpus(Board::Showcase, cpus::PLAN));
+        let plan = Plan { seconds: 3, cpus: 2 };
+        assert_eq!(parsed("cpus a.dtb --seconds 3 --cpus 2").unwrap(), Command::Cpus(file("a.dtb"), plan));
         assert_eq!(parsed("-V").unwrap(), Command::Version);
     }
 
@@ -181,6 +216,10 @@ mod tests {
             ("hotplug 0", "`0` is no number of rounds (see --help)"),
             ("hotplug 1 2", "unexpected argument `2` (see --help)"),
             ("hotplug --json", "`--json` is an option of `inspect` (see --help)"),
+            ("cpus --seconds", "`` is no number of seconds (see --help)"),
+            ("cpus --cpus 65", "`65` is no number of CPUs (see --help)"),
+            ("cpus a b", "unexpected argument `b` (see --help)"),
+            ("run a --cpus 2", "`--seconds` and `--cpus` are options of `cpus` (see --help)"),
             ("-j", "unknown option `-j` (see --help)"),
             ("run a --json", "`--json` is an option of `inspect` (see --help)"),
             ("--json", "`--json` is an option of `inspect` (see --help)"),

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use iommu_assign::assign::{FaultCause, FaultLine, FaultRecord, IommuKey, Stream, StreamId};
+use iommu_assign::smmu::ContextLines;
 use iommu_assign::smmu::cover::Cube;
-use machine::Reached;
+use machine::{Machine, Reached};
 use smmu_model::Counters;
 
 use crate::guests::{HOLE, PAGE};
@@ -236,14 +237,7 @@ impl Stage<'_> {
     /// Handles the interrupts that the SMMU asserts: what was reported, how many lines asked, and what that cost.
     pub(crate) fn take_faults(&self, unit: IommuKey) -> (Vec<FaultRecord>, usize, Counters) {
         let wired = self.world.units.iter().find(|one| one.key == unit).map(|one| &one.lines);
-        let lines = self.world.machine.smmu(unit, |smmu| {
-            let raised = (0..=u8::MAX).filter(|interrupt| smmu.context_irq(*interrupt));
-            // Where firmware does not say which line it is, one is as good as another.
-            let context = raised.map(|interrupt| wired.and_then(|wired| wired.line(interrupt)).unwrap_or(0));
-            let context = context.collect::<BTreeSet<u8>>().into_iter().map(FaultLine::Context);
-            smmu.global_irq().then_some(FaultLine::Global).into_iter().chain(context).collect::<Vec<_>>()
-        });
-        let lines = lines.unwrap_or_default();
+        let lines = raised(&self.world.machine, unit, wired);
         let mut records = Vec::new();
         let (_, cost) = self.counted(|world| {
             for line in &lines {
@@ -288,4 +282,16 @@ fn told(record: &FaultRecord) -> String {
         text.push_str("; more came and were not recorded");
     }
     text
+}
+
+/// The lines that the SMMU asserts, where its context interrupts reach the interrupt controller so.
+pub(crate) fn raised(machine: &Machine, unit: IommuKey, wired: Option<&ContextLines>) -> Vec<FaultLine> {
+    let lines = machine.smmu(unit, |smmu| {
+        let raised = (0..=u8::MAX).filter(|interrupt| smmu.context_irq(*interrupt));
+        // Where firmware does not say which line it is, one is as good as another.
+        let context = raised.map(|interrupt| wired.and_then(|wired| wired.line(interrupt)).unwrap_or(0));
+        let context = context.collect::<BTreeSet<u8>>().into_iter().map(FaultLine::Context);
+        smmu.global_irq().then_some(FaultLine::Global).into_iter().chain(context).collect()
+    });
+    lines.unwrap_or_default()
 }

@@ -6,10 +6,11 @@
 //! The way of a board through it: [`input`] reads the blob, [`world`] makes a machine of it ([`machine::part_of`] chooses the
 //! parts, [`pci_world`] plugs cards in), [`cast`] chooses who plays which part, [`scenario`] plays, [`stage`] and [`dma`]
 //! carry out each step and compare it with what it [`must`] come to, [`watch`] looks at each register write, [`recorder`] keeps the score and [`report`] sets
-//! the lines. [`inspect`] needs no machine, and [`hotplug`] has one of its own.
+//! the lines. [`inspect`] needs no machine, and [`hotplug`] and [`cpus`] have one of their own.
 
 mod args;
 mod cast;
+mod cpus;
 mod dma;
 mod doorbells;
 mod error;
@@ -80,6 +81,7 @@ fn play(command: &Command) -> Result<(String, u8), Failure> {
             (text, u8::from(!inspection.refused.is_empty()))
         }
         Command::HotPlug(rounds) => hotplug::play(*rounds)?,
+        Command::Cpus(board, plan) => cpus::play(board, *plan)?,
         Command::Run(board) => run(board)?,
     })
 }

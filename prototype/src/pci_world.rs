@@ -17,6 +17,7 @@ use iommu_assign::pci::{
 };
 
 use crate::doorbells::Doorbell;
+use crate::names::Names;
 
 /// A configuration space, shared by the host bridge and the hooks of its functions.
 #[derive(Clone, Debug, Default)]
@@ -108,9 +109,30 @@ pub(crate) const fn kind(class: u32) -> &'static str {
     }
 }
 
+/// Plugs cards in behind all host bridges of the board that firmware enables. Each with its node.
+pub(crate) fn plug_all(board: &dt::Board<'_>, names: &Names) -> Vec<(Bridge, dt::NodeId)> {
+    let bridges = || board.host_bridges().iter().filter(|bridge| bridge.enabled);
+    let mut taken: Vec<u16> = bridges().filter_map(|bridge| bridge.segment).collect();
+    let mut all: Vec<(Bridge, dt::NodeId)> = Vec::new();
+    for (bridge, number) in bridges().zip(0..) {
+        let segment = bridge.segment.or_else(|| (0..=u16::MAX).find(|segment| !taken.contains(segment)));
+        let segment = segment.unwrap_or(number);
+        taken.push(segment);
+        let same_place = |(other, _): &&(Bridge, dt::NodeId)| {
+            let buses = &other.host.buses;
+            other.host.segment.0 == segment
+                && buses.start().0 <= *bridge.buses.end()
+                && *bridge.buses.start() <= buses.end().0
+        };
+        let twin = all.iter().find(same_place).map(|(other, _)| names.name(&other.path));
+        all.push((Bridge::plug(bridge, number, segment, twin.as_deref()), bridge.node));
+    }
+    all
+}
+
 impl Bridge {
     /// Plugs cards in behind `bridge` and looks for them. `twin` has buses of the same numbers in the same segment.
-    pub(crate) fn plug(bridge: &dt::HostBridge, number: u16, segment: u16, twin: Option<&str>) -> Self {
+    fn plug(bridge: &dt::HostBridge, number: u16, segment: u16, twin: Option<&str>) -> Self {
         let (number, segment) = (HostBridgeNumber(number), Segment(segment));
         let (host, refused) = match bridge.pci(number, segment) {
             Ok(host) => (host, None),

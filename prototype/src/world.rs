@@ -216,21 +216,8 @@ impl World {
     // --- PCI functions ---
 
     fn plug_cards(&mut self, board: &Board<'_>) {
-        let bridges = || board.host_bridges().iter().filter(|bridge| bridge.enabled);
-        let mut taken: Vec<u16> = bridges().filter_map(|bridge| bridge.segment).collect();
-        for (bridge, number) in bridges().zip(0..) {
-            let segment = bridge.segment.or_else(|| (0..=u16::MAX).find(|segment| !taken.contains(segment)));
-            let segment = segment.unwrap_or(number);
-            taken.push(segment);
-            let same_place = |other: &&Bridge| {
-                let buses = &other.host.buses;
-                other.host.segment.0 == segment
-                    && buses.start().0 <= *bridge.buses.end()
-                    && *bridge.buses.start() <= buses.end().0
-            };
-            let twin = self.bridges.iter().find(same_place).map(|other| self.names.name(&other.path));
-            let mut plugged = Bridge::plug(bridge, number, segment, twin.as_deref());
-            match board.msi(bridge.node) {
+        for (mut plugged, node) in pci_world::plug_all(board, &self.names) {
+            match board.msi(node) {
                 Ok(None) => {}
                 Ok(Some(msi)) => {
                     plugged.remarks.extend(doorbells::remark(&msi, &self.names));

@@ -79,6 +79,19 @@ fn a3_devices_that_come_and_go_while_guests_do_leave_nothing_behind() {
     assert!(last.starts_with("hotplug: ") && last.ends_with(" overlays, 0 violations"), "{last}");
 }
 
+#[test]
+fn the_image_s_scenario_is_played_on_threads() {
+    let run = prototype(["cpus", "--seconds", "1", "--cpus", "3"]).ended(0);
+    let last = run.out.lines().last().unwrap();
+    assert!(last.starts_with("cpus: ") && last.ends_with(" faults by interrupt, 0 violations"), "{last}");
+    assert!(last.contains(" operations on 3 CPUs, 0 hot-plug events, "), "{last}");
+    // The log tells what else there was.
+    for text in [" begins to storm", " is over after ", "audit with nothing registered: 0 findings"] {
+        assert!(run.err.contains(text), "missing: {text}\n{}", run.err);
+    }
+    assert!(!run.err.contains("violation:"), "{}", run.err);
+}
+
 /// The operation in a line of the table, and how often it was done.
 fn done(line: &str) -> Option<(&str, usize)> {
     let (words, figures) = line.get(13..)?.split_at_checked(22)?;
