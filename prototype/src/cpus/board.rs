@@ -62,9 +62,19 @@ impl ::scenario::Machine for Host {
 const GUESTS: u8 = 4;
 const FEWEST: u8 = 2;
 
+/// What a test leaves out, to see that it is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Without {
+    Nothing,
+    /// The flush of a page that was unmapped.
+    Flushes,
+    /// What the oracles are told of guests: each way to a guest's page is a violation.
+    Leases,
+}
+
 /// Makes a machine of a blob that messages call `name`, and brings it up. An operator has every device of the board
-/// passed through, but for bridges. `flushes`: see [`Tenant`].
-pub(super) fn build(blob: &[u8], name: &str, cpus: usize, flushes: bool) -> Result<World, Failure> {
+/// passed through, but for bridges.
+pub(super) fn build(blob: &[u8], name: &str, cpus: usize, without: Without) -> Result<World, Failure> {
     let failed = |why: String| Failure::new(format!("{name}: {why}"));
     let board = inspect::read(blob, name)?;
     let (machine, leases, line) = (Machine::new(), Leases::default(), Line::default());
@@ -85,10 +95,11 @@ pub(super) fn build(blob: &[u8], name: &str, cpus: usize, flushes: bool) -> Resu
     let (Some(banks), Some(limits)) = (banks, service.limits()) else {
         return Err(failed("no SMMU is enabled".to_owned()));
     };
+    let flushes = without != Without::Flushes;
     let count = banks.saturating_sub(1).clamp(FEWEST, GUESTS);
     let guests = (1..=u64::from(count)).map(|number| Tenant::create(&service, &machine, number, limits, flushes));
     let guests = guests.collect::<Result<Vec<_>, _>>().map_err(|error| failed(error.to_string()))?;
-    for guest in &guests {
+    for guest in guests.iter().filter(|_| without != Without::Leases) {
         leases.has_guest(guest.domain().label(), guest.memory());
     }
     let Some(stage2) = guests.first().map(Tenant::stage2) else { return Err(failed("no guest".to_owned())) };

@@ -31,7 +31,7 @@ use crate::args::Board;
 use crate::error::Failure;
 use crate::input;
 use crate::report::Page;
-use board::World;
+use board::{Without, World};
 use interrupts::Handlers;
 
 /// How it is played.
@@ -54,7 +54,7 @@ pub(crate) fn play(board: &Board, plan: Plan) -> Result<(String, u8), Failure> {
     if log::set_logger(&Log).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
-    let world = board::build(&input::read(board)?, &input::name(board), plan.cpus, true)?;
+    let world = board::build(&input::read(board)?, &input::name(board), plan.cpus, Without::Nothing)?;
     let score = run(world, Micros::from_millis(plan.seconds.saturating_mul(1000)));
     let mut page = Page::new();
     page.line(format!("cpus: {}", score.line(plan.cpus)));
@@ -132,14 +132,14 @@ impl log::Log for Log {
 mod tests {
     use super::*;
 
-    fn played(flushes: bool) -> Arc<::scenario::Score> {
+    fn played(without: Without) -> Arc<::scenario::Score> {
         let blob = input::read(&Board::Showcase).unwrap();
-        run(board::build(&blob, "showcase", 2, flushes).unwrap(), Micros::from_millis(300))
+        run(board::build(&blob, "showcase", 2, without).unwrap(), Micros::from_millis(300))
     }
 
     #[test]
     fn all_that_is_expected_holds() {
-        let score = played(true);
+        let score = played(Without::Nothing);
         assert_eq!(score.status(), 0, "{}", score.line(2));
         let counters = [&score.operations, &score.flushes, &score.requests, &score.faults, &score.accesses];
         assert!(counters.iter().all(|counter| counter.value() > 0), "{score:?}");
@@ -147,7 +147,13 @@ mod tests {
 
     #[test]
     fn a_page_that_is_unmapped_without_a_flush_is_a_violation() {
-        let score = played(false);
+        let score = played(Without::Flushes);
+        assert_eq!(score.status(), 1, "{}", score.line(2));
+    }
+
+    #[test]
+    fn what_no_lease_allows_is_seen_at_the_register_write() {
+        let score = played(Without::Leases);
         assert_eq!(score.status(), 1, "{}", score.line(2));
     }
 }
