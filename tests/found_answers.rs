@@ -16,6 +16,8 @@ mod common;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use common::SMMU;
+use common::between::Moment;
 use common::callbacks::Hooks;
 use common::rig::{Alone, Rig, cause};
 use iommu_assign::assign::{
@@ -220,4 +222,21 @@ fn c9_a_domain_is_not_destroyed_while_an_iommu_of_its_own_is_being_closed() {
     assert_eq!(error.cause, Cause::Busy { running: Operation::UnregisterIommu }, "{error}");
     rig.service.force_unregister_iommu(common::SMMU).unwrap();
     rig.service.destroy_domain(&rig.domains[0]).unwrap();
+}
+
+/// Look-ups have seen the device, which no refused add would have let them.
+#[test]
+fn c2_c15_an_add_that_ends_in_its_removal_says_so_though_its_iommu_goes_too() {
+    let mut rig = Rig::<Alone>::new();
+    let (spec, domain) = (rig.spec("a", 0x10), rig.domains[0].clone());
+    let key = spec.key;
+    rig.driver.at(Moment::AfterPublish, move |service| assert_eq!(service.remove(key), Ok(Removal::Pending)));
+    rig.driver.at(Moment::BeforeWithdraw, move |service| {
+        let device = service.find(key).unwrap().device;
+        service.force_unregister_iommu(SMMU).unwrap();
+        assert_eq!(service.reassign(&device, &domain).unwrap_err().cause, Cause::Gone);
+    });
+    let error = rig.service.add(spec).unwrap_err();
+    assert_eq!((error.cause, error.left), (Cause::Removed, Left::Unchanged));
+    assert_eq!(rig.service.devices().count(), 0);
 }

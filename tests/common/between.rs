@@ -24,6 +24,7 @@ pub(crate) enum Moment {
     AfterPlan,
     AfterInstall,
     BeforeBlock,
+    BeforeWithdraw,
     BeforeForget,
     AfterRetire,
     BeforeClose,
@@ -135,6 +136,7 @@ impl<P: Platform<Sharing = ManyCpus>> Iommu for Between<P> {
     }
 
     fn withdraw(&self, device: DeviceId) -> Result<Streams, IommuError> {
+        self.pass(Moment::BeforeWithdraw);
         self.inner.withdraw(device)
     }
 

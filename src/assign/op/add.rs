@@ -349,17 +349,12 @@ fn refusal(device: &Device) -> Option<Cause> {
     device.attachments().iter().find_map(|at| at.instance.refusal())
 }
 
-/// What an add says that a removal overtook: the device was removed; or one of its IOMMUs was.
+/// What an add says that a removal overtook. It says so though an IOMMU of the device went meanwhile: look-ups may have seen
+/// the device, which they had not where the add was refused (contract C-15).
 fn was_removed(outcome: Outcome, device: &Device) -> Error {
-    let gone = device.attachments().iter().find(|at| at.instance.refusal().is_some());
-    let mut error = outcome.overtook(Operation::Add, device);
-    if let Some(at) = gone.filter(|_| error.left == Left::Removed) {
-        error.cause = Cause::ProviderMissing(at.instance.key);
-    }
-    if error.left == Left::Removed {
-        error.left = Left::Unchanged;
-    }
-    error
+    let error = outcome.overtook(Operation::Add, device);
+    let left = if error.left == Left::Removed { Left::Unchanged } else { error.left };
+    Error { left, ..error }
 }
 
 impl<P: Platform> Registry<P> {
