@@ -224,6 +224,22 @@ fn c9_a_domain_is_not_destroyed_while_an_iommu_of_its_own_is_being_closed() {
     rig.service.destroy_domain(&rig.domains[0]).unwrap();
 }
 
+/// Whoever asked for it was told that it goes.
+#[test]
+fn c2_c18_a_device_that_is_asked_to_go_while_it_is_registered_anew_stays_out() {
+    let mut rig = Rig::<Alone>::new();
+    let spec = rig.spec("a", 0x10);
+    let device = rig.service.add(spec.clone()).unwrap();
+    rig.service.assign(&device, &rig.domains[0]).unwrap();
+    let key = spec.key;
+    rig.driver.at(Moment::BeforeWithdraw, move |service| assert_eq!(service.remove(key), Ok(Removal::Pending)));
+    let results = rig.service.reregister(&[device], &mut || vec![spec.clone()]).unwrap();
+    let error = results[0].result.clone().unwrap_err();
+    assert_eq!((error.cause, error.left, results[0].device.is_none()), (Cause::Removed, Left::Removed, true));
+    assert_eq!(rig.service.devices().count(), 0);
+    rig.service.destroy_domain(&rig.domains[0]).unwrap();
+}
+
 /// Look-ups have seen the device, which no refused add would have let them.
 #[test]
 fn c2_c15_an_add_that_ends_in_its_removal_says_so_though_its_iommu_goes_too() {

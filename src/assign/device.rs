@@ -120,6 +120,8 @@ struct DeviceObject {
     calls: InFlight<AtomicU32>,
     /// How many devices it stands behind. Said once, when it is registered.
     depth: AtomicU16,
+    /// See [`Device::is_unwanted`]. Changed and read under the registry's lock, or when the device is unregistered.
+    unwanted: AtomicBool,
     /// What its spec says with yes or no.
     marks: Marks,
 }
@@ -167,6 +169,7 @@ impl Device {
             hooks: Outside::new(hooks),
             calls: InFlight::new(Self::OPEN),
             depth: AtomicU16::new(0),
+            unwanted: AtomicBool::new(false),
             marks,
         }))
     }
@@ -221,6 +224,16 @@ impl Device {
 
     pub(super) fn set_depth(&self, depth: u16) {
         self.0.depth.store(depth, Ordering::Relaxed);
+    }
+
+    /// Whether its removal was asked for when it was being asked for already: of a device that is taken out to be registered
+    /// anew, somebody wants it to stay out.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.0.unwanted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_unwanted(&self) {
+        self.0.unwanted.store(true, Ordering::Relaxed);
     }
 
     /// All its streams, canonical and without repetition.

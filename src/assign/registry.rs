@@ -248,7 +248,9 @@ impl<P: Platform> Registry<P> {
 
     /// A removal is asked for: no call enters the device from now on.
     pub(super) fn mark(&self, record: &DeviceRecord) {
-        if !record.marked.replace(true) && !broken!("uncounted_mark") {
+        if record.marked.replace(true) {
+            record.device.set_unwanted();
+        } else if !broken!("uncounted_mark") {
             self.marks.set(self.marks.get().saturating_add(1));
             self.count_leaving(record.state.get().owner(), 1);
             record.device.attachments().iter().for_each(|at| at.instance.count_leaving(1));

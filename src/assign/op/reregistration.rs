@@ -15,6 +15,7 @@ use crate::assign::{
 };
 use crate::few;
 use crate::sync::Platform;
+use crate::sync::broken::broken;
 use crate::sync::order::Held;
 
 /// What became of a device that was to be registered anew.
@@ -65,6 +66,9 @@ impl<P: Platform> Service<P> {
     /// in between), `change` is not called: those that were removed are registered again as they were, and go back to their
     /// owners.
     ///
+    /// To other callers this is a removal, an add and an assign of each device, and they may come in between. Whose removal is
+    /// asked for while it is being removed stays out ([`Cause::Removed`]).
+    ///
     /// # Errors
     ///
     /// [`Cause::Gone`], [`Cause::Busy`], [`Cause::StillInUse`] of one of them, [`Cause::Iommu`] with `NoPower`,
@@ -96,12 +100,15 @@ impl<P: Platform> Service<P> {
         for entry in entries.iter_mut().filter(|entry| entry.is_removed) {
             let spec =
                 if all_removed { specs.iter().find(|spec| spec.key == entry.spec.key) } else { Some(&entry.spec) };
+            let stay_out = |cause| {
+                let subject = entry.before.label().clone();
+                Err(Error { operation: Operation::Add, subject, cause, left: Left::Removed })
+            };
             let result = match spec {
+                // Whoever asked for its removal meanwhile was told that it goes (contract C-2).
+                _ if entry.before.is_unwanted() && !broken!("mark_passed_over") => stay_out(Cause::Removed),
                 Some(spec) => self.bring_back(spec, entry.state, entry.owner.as_ref(), &mut entry.device),
-                None => {
-                    let (subject, cause) = (entry.before.label().clone(), Cause::NotFound);
-                    Err(Error { operation: Operation::Add, subject, cause, left: Left::Removed })
-                }
+                None => stay_out(Cause::NotFound),
             };
             // Why it was not registered anew is the better reason.
             entry.result = core::mem::replace(&mut entry.result, Ok(())).and(result);
