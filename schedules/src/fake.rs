@@ -93,6 +93,8 @@ struct State {
     cached: BTreeMap<DomainId, u64>,
     /// Operations that hold its power.
     powered: usize,
+    /// It was taken out of service by force.
+    closed: bool,
 }
 
 /// An IOMMU with a number of entries (one for each stream ID) and of contexts.
@@ -202,6 +204,11 @@ impl State {
         self.devices.get(&device).is_some_and(|record| record.owes.is_some())
     }
 
+    /// What acquires gets in while it is in service; what releases is done, and says the same.
+    fn in_service(&self) -> Result<(), IommuError> {
+        if self.closed { Err(IommuError::ProviderGone) } else { Ok(()) }
+    }
+
     fn used_entries(&self) -> BTreeSet<u32> {
         let reserved = self.devices.values().filter(|record| record.reserved);
         reserved.flat_map(|record| record.streams.iter().map(|stream| stream.id().value())).collect()
@@ -268,7 +275,9 @@ impl Iommu for FakeIommu {
 
     fn publish(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError> {
         let Master { device, streams } = *master.downcast::<Master>().map_err(|_| IommuError::Unknown)?;
-        let old = self.state.lock().devices.insert(device, Record { streams, ..Record::default() });
+        let mut state = self.state.lock();
+        state.in_service()?;
+        let old = state.devices.insert(device, Record { streams, ..Record::default() });
         assert!(old.is_none(), "a registration is published once");
         Ok(())
     }
@@ -282,6 +291,7 @@ impl Iommu for FakeIommu {
 
     fn reserve(&self, device: DeviceId, is_claimed: &dyn Fn(DeviceId) -> bool) -> Result<Streams, IommuError> {
         let mut state = self.state.lock();
+        state.in_service()?;
         if let Some((foreign, _)) = state.sharers(device).find(|(other, _)| !is_claimed(*other)) {
             return Err(IommuError::Foreign(foreign));
         }
@@ -301,6 +311,7 @@ impl Iommu for FakeIommu {
 
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {
         let mut state = self.state.lock();
+        state.in_service()?;
         let record = state.owned(device)?;
         assert!(record.reserved, "A-1: enrolled before all that can fail was in the plan");
         record.enrolled = true;
@@ -321,6 +332,7 @@ impl Iommu for FakeIommu {
     ) -> Result<(), IommuError> {
         self.finish_owed(devices)?;
         let mut state = self.state.lock();
+        state.in_service()?;
         for device in devices {
             let record = state.owned(*device)?;
             assert!(record.enrolled, "a plan is for enrolled devices");
@@ -362,6 +374,7 @@ impl Iommu for FakeIommu {
         for device in devices {
             // One lock for each device: a real driver writes one entry after the other.
             let mut state = self.state.lock();
+            state.in_service()?;
             let epoch = state.epoch;
             let record = state.owned(*device)?;
             assert!(record.enrolled, "installed without entries");
@@ -410,7 +423,8 @@ impl Iommu for FakeIommu {
             confirmed?;
         }
         self.finish_owed(devices)?;
-        Ok(self.state.lock().streams(devices))
+        let state = self.state.lock();
+        state.in_service().map(|()| state.streams(devices))
     }
 
     fn withdraw(&self, device: DeviceId) -> Result<Streams, IommuError> {
@@ -421,7 +435,7 @@ impl Iommu for FakeIommu {
         assert_eq!(record.planned, None, "forgotten while a plan names it");
         let streams = state.streams(&[device]);
         state.devices.remove(&device);
-        Ok(streams)
+        state.in_service().map(|()| streams)
     }
 
     fn flush(&self, domain: DomainId, _: Option<&FlushRange>, _: Patience) -> Result<(), IommuError> {
@@ -472,6 +486,15 @@ impl IommuPower for FakeIommu {
     fn release_power(&self) {
         let mut state = self.state.lock();
         state.powered = state.powered.checked_sub(1).unwrap_or_else(|| panic!("S-5: power is given back twice"));
+    }
+
+    fn close(&self) -> Result<(), IommuError> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.cached.clear();
+        let live = state.devices.values_mut().filter(|record| record.live().is_some());
+        live.for_each(|record| record.phase = Phase::Fault);
+        Ok(())
     }
 
     fn retire(&self) -> Result<(), IommuError> {

@@ -3,6 +3,8 @@
 //! Built with `--cfg loom` or `--cfg shuttle` by `cargo xtask schedules`; as an ordinary program it only says so.
 
 #[cfg(loom)]
+mod anew;
+#[cfg(loom)]
 mod door;
 #[cfg(loom)]
 mod driver;
@@ -36,6 +38,7 @@ fn everything(explorer: &mut explorer::Explorer) {
     door::explore(explorer);
     stage::explore(explorer, "waiting", waiting::CASES);
     stage::explore(explorer, "nested", nested::CASES);
+    stage::explore(explorer, "anew", anew::CASES);
     pairs::explore::<world::World>(explorer);
     pairs::explore::<driver::Driver>(explorer);
     pairs::explore_triples::<world::World>(explorer);

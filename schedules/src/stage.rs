@@ -109,6 +109,7 @@ impl Stage {
     fn new(case: &Case) -> Arc<Self> {
         let policy = Arc::new(Scripted::default());
         let mut world = World::with_policy(case.relation, [Source::Dt; 2], Box::new(ScriptedPolicy(policy.clone())));
+        world.specs[1].ends_with_parent = case.ends_with_parent;
         if !case.third.is_empty() {
             world.offer_third(case.third);
         }
@@ -229,6 +230,8 @@ pub(crate) struct Case {
     pub(crate) relation: Relation,
     /// The streams of the third device; none without it.
     pub(crate) third: &'static [u32],
+    /// The second device ends with its parent, the first.
+    pub(crate) ends_with_parent: bool,
     /// Both devices are where this makes sense.
     pub(crate) starts: Op,
     pub(crate) script: Script,
@@ -246,6 +249,7 @@ impl Case {
         name: "",
         relation: Relation::SameGroup,
         third: &[],
+        ends_with_parent: false,
         starts: Op::Assign,
         script: Script::PLAIN,
         before: |_| (),
@@ -290,7 +294,7 @@ fn waited(outcome: Outcome) -> Outcome {
     outcome
 }
 
-fn word(outcome: &Outcome) -> String {
+pub(crate) fn word(outcome: &Outcome) -> String {
     match outcome {
         Ok(()) => "Ok".into(),
         Err(cause) => format!("{cause:?}").split([' ', '(']).next().unwrap_or_default().into(),

@@ -187,7 +187,7 @@ impl<P: Platform> Registry<P> {
     /// Refuses to reset a device whose children would end with that (a child's add claims the group of its parent, so that
     /// none comes in while that is claimed).
     pub(super) fn check_dependents(&self, parent: &Device) -> Result<(), Cause> {
-        if self.dependents.get() == 0 {
+        if self.dependents.get() == 0 || broken!("dependents_ignored") {
             return Ok(());
         }
         let (mut children, mut first) = (0_usize, None);

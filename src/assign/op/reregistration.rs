@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use super::moves::{Move, choose_movers};
 use super::on_all_iommus::Power;
 use crate::assign::{
-    CallChain, Cause, Claim, Device, DeviceSpec, DeviceState, Domain, Error, Instance, Label, Lacks, Left, Operation,
-    Registry, Removal, Service,
+    CallChain, Cause, Claim, Device, DeviceSpec, DeviceState, Domain, Error, Instance, Label, Lacks, Left, Member,
+    Operation, Registry, Removal, Service,
 };
 use crate::few;
 use crate::sync::Platform;
@@ -176,7 +176,7 @@ impl<P: Platform> Service<P> {
             }
             *owner = domain.cloned();
             *state = match record.state.get() {
-                DeviceState::Assigned(_) | DeviceState::Quarantined(_) => UNCLEAN,
+                DeviceState::Assigned(_) | DeviceState::Quarantined(_) if !broken!("clean_in_between") => UNCLEAN,
                 _ => DeviceState::Blocked,
             };
             Ok(())
@@ -216,7 +216,8 @@ impl<P: Platform> Service<P> {
         let asked = Move { operation: Operation::Assign, device, whole_group: false, domain };
         let change = |claim: &Claim<'_>, from, to| {
             // Where another has had it meanwhile, it carries that one's state, and is reset as any other.
-            let own = claim.member(device.id()).filter(|member| member.untouched.get() && member.state.get() == from);
+            let is_own = |member: &&Member| member.untouched.get() || broken!("touched_restored");
+            let own = claim.member(device.id()).filter(is_own).filter(|member| member.state.get() == from);
             own.inspect(|member| member.state.set(to));
         };
         let check = |registry: &Registry<P>, claim: &mut Claim<'_>| {
