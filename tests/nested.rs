@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::SMMU;
 use common::rig::cause;
-use iommu_assign::assign::{Cause, Deassigned, DeviceState, Error, IommuError, Left, Operation, Removal};
+use iommu_assign::assign::{Cause, Deassigned, DeviceSpec, DeviceState, Error, IommuError, Left, Operation, Removal};
 
 type Rig = common::rig::Rig<common::waiting::Host<0>>;
 
@@ -277,4 +277,25 @@ fn c9_a4_a_domain_ends_though_an_assign_to_it_met_the_end_of_its_iommu() {
     assert_eq!(rig.service.destroy_domain(&rig.domains[0]), Ok(()));
     let removed = rig.service.remove(device.key());
     assert_eq!((cause(&removed), rig.state(&device)), (&gone, None), "done in software, and said");
+}
+
+#[test]
+fn c4_c5_a_child_that_a_reset_ends_does_not_come_from_inside_that_reset() {
+    let mut rig = Rig::new();
+    let (parent, child) = (rig.spec("parent", 0x10), rig.spec("child", 0x11));
+    let child = DeviceSpec { parent: Some(parent.key), ends_with_parent: true, ..child };
+    let offered = child.clone();
+    let (parent, seen) = rig.hooked(parent, move |service, context| {
+        let within = service.within(context.chain);
+        let waited = within.wait(None, |service| service.add(offered.clone()));
+        [within.add(offered.clone()), waited].map(|added| added.map(drop).map_err(|error| error.cause))
+    });
+    let parent = rig.service.add(parent).unwrap();
+    rig.service.assign(&parent, &rig.domains[0]).unwrap();
+    let _ = rig.service.deassign(&parent).unwrap();
+    let running = Operation::Deassign;
+    assert_eq!(*seen.lock().unwrap(), [[Err(Cause::Busy { running }), Err(Cause::WouldDeadlock { running })]]);
+    assert_eq!(rig.service.devices().count(), 1);
+    let _ = rig.service.add(child).unwrap();
+    rig.audit();
 }

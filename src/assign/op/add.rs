@@ -13,7 +13,7 @@ use core::iter;
 use smallvec::SmallVec;
 
 use super::joining::owner_of_joined;
-use super::on_all_iommus::{Power, no_place};
+use super::on_all_iommus::{LIVE_WORK, Power, no_place};
 use super::removal::{self, Outcome};
 use crate::assign::{
     Attachment, CallChain, Cause, Claim, Device, DeviceId, DeviceRecord, DeviceSpec, DeviceState, Error, Event, Group,
@@ -44,7 +44,7 @@ impl<P: Platform> Service<P> {
     ///
     /// [`Cause::NoStreams`], [`Cause::ProviderMissing`] (offer it again when the IOMMU is registered),
     /// [`Cause::AlreadyRegistered`], [`Cause::ParentMissing`], [`Cause::GroupConflict`] when it would bridge two owners
-    /// or share a live stream without the policy's yes, [`Cause::Busy`] when a group that it overlaps is claimed,
+    /// or share a live stream without the policy's yes, [`Cause::Busy`] when a group that it overlaps is claimed, or its parent's,
     /// [`Cause::SourceEnded`], [`Cause::Removed`], [`Cause::OutOfMemory`], and what the IOMMUs say. Nothing is changed then, but with [`Left::Going`]:
     /// entries that were written could not be taken back; the device is registered, and is to be removed.
     ///
@@ -383,6 +383,12 @@ impl<P: Platform> Registry<P> {
             // Only an operation above can own the group of a device that is being added: its add may yet be undone.
             self.give_back(group, above);
             return Err(Cause::ParentMissing);
+        }
+        let ends_it = |member: &Member| member.work.get() != 0 && LIVE_WORK(member, member.work.get());
+        if device.ends_with_parent() && group.member(parent.device.id()).is_some_and(ends_it) {
+            // An operation above resets the parent, and has looked already for whom that would end.
+            self.give_back(group, above);
+            return Err(self.busy(self.leader_of(parent), above));
         }
         Ok((parent.device.depth().saturating_add(1), Some(group)))
     }

@@ -65,7 +65,8 @@ impl<P: Platform> Within<'_, P> {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As there. [`Cause::Busy`](crate::assign::Cause::Busy) for a child that ends with its parent
+    /// ([`DeviceSpec::ends_with_parent`]), while an operation above resets that.
     ///
     /// # Context
     ///
