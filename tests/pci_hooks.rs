@@ -362,6 +362,39 @@ fn every_access_is_the_last(make: impl Fn() -> Rig, least: u32) {
     }
 }
 
+/// What a reset loses is put back by the next one where it could not be by this one: whoever owns the function then relies on it.
+#[test]
+fn i_14_what_a_failed_reset_has_lost_is_back_after_the_next_one() {
+    let all = AcsControls::all();
+    let mut failed = 0;
+    for accesses in 0.. {
+        let mut rig = Rig::new(express().acs(all, all).power_management(true));
+        let space = rig.space.clone();
+        space.space.vanish_after(accesses);
+        let is_done = rig.deassign().is_ok();
+        space.space.vanish_after(1 << 20);
+        let guest = rig.bench.guest("B");
+        rig.bench.assign(&rig.device, &guest).unwrap();
+        let function = space.space.function(here()).unwrap();
+        let access_control = function.peek(function.last_extended_capability() + 4) >> 16;
+        assert_eq!(access_control, all.bits().into(), "gone after {accesses}");
+        assert_eq!(function.peek(0x10), 0x4000_0000, "gone after {accesses}");
+        if is_done {
+            break;
+        }
+        failed += 1;
+    }
+    assert!(failed > 30, "{failed}");
+
+    // What cannot be put back at all does not become right by being tried again.
+    let mut rig = Rig::new(express().stuck_acs(all));
+    let guest = rig.bench.guest("B");
+    for error in [rig.deassign().unwrap_err(), rig.bench.assign(&rig.device, &guest).unwrap_err()] {
+        assert!(error.to_string().contains("access control did not come back from the reset"), "{error}");
+        assert!(rig.is_quarantined());
+    }
+}
+
 /// A clock that goes on by a millisecond whenever it is looked at.
 #[derive(Debug)]
 enum Clocked {}

@@ -9,7 +9,7 @@ use super::enumeration::Enumeration;
 use super::function::{Function, FunctionKind};
 use super::{Capabilities, Sbdf};
 use crate::assign::{Cause, DeviceHooks, Error, HookContext, HookError};
-use crate::sync::{self, Micros, Platform};
+use crate::sync::{self, Micros, Platform, Tried};
 
 /// How time passes where a function is waited for.
 #[derive(Clone, Copy)]
@@ -81,7 +81,8 @@ impl fmt::Debug for Delay {
 /// Where a reset does not come to its end, that of the bus is tried, if the function is alone there. What is written back:
 /// base addresses, their sizes, the expansion ROM, Command without bus mastering, and access control as they were before the
 /// reset, since only the hypervisor writes them ([`control::GuestWrites`]); Device Control, Link Control and latencies as
-/// they were when the hooks were made, since an owner may have changed them.
+/// they were when the hooks were made, since an owner may have changed them. What a reset that failed has lost is written back
+/// by the next one.
 ///
 /// The times are those of the PCI Express Base Specification: 100 ms after a reset (6.6), 10 ms for a power state (5.9), 2 ms
 /// of reset on the bus, a second in which the function may say that it is to be tried again, and a second in which pending
@@ -107,6 +108,8 @@ pub struct FunctionHooks<C> {
     bridge: Option<Sbdf>,
     /// As the function was when this was made; none of a bridge.
     first: Option<Saved>,
+    /// As it was before a reset that did not come to its end: what it has lost cannot be read from it any more.
+    unfinished: Tried<Option<Saved>>,
     delay: Delay,
     resets: bool,
     in_transition: AtomicBool,
@@ -139,6 +142,7 @@ impl<C: ConfigSpace> FunctionHooks<C> {
             capabilities: function.capabilities,
             bridge,
             first,
+            unfinished: Tried::new(None),
             delay,
             resets: true,
             in_transition: AtomicBool::new(false),
@@ -182,8 +186,13 @@ impl<C: ConfigSpace> FunctionHooks<C> {
     fn reset_by_any(&self, first: &Saved) -> Result<(), ControlError> {
         let config = self.config()?;
         let function = self.function;
+        let unfinished = *self.unfinished.lock();
+        let saved = match unfinished {
+            Some(saved) => saved,
+            None => Saved::read(&config, &self.capabilities)?.with_controls_of(first),
+        };
         // Going to D0 may lose the addresses already.
-        let saved = Saved::read(&config, &self.capabilities)?.with_controls_of(first);
+        *self.unfinished.lock() = Some(saved);
         if let Some(time) = control::power_up(&config, &self.capabilities)? {
             self.delay.pass(time);
             config.still_present()?;
@@ -196,6 +205,7 @@ impl<C: ConfigSpace> FunctionHooks<C> {
             }
             match self.reset_by(method, &config, saved) {
                 Ok(()) => {
+                    *self.unfinished.lock() = None;
                     self.last.store(place, Ordering::Relaxed);
                     return Ok(());
                 }
