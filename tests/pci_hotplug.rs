@@ -14,7 +14,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use common::callbacks::Hooks;
@@ -307,6 +307,36 @@ fn a_4_a_hook_that_fails_keeps_its_device_and_the_bridges_above() {
     let slot = slot(&slots);
     pull(&slots);
     assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+    all_out(&slots);
+}
+
+/// Asked for again, what was quarantined for want of a reset gets it: it may be added again, for another guest.
+#[test]
+fn i_14_what_was_not_reset_does_not_leave_without_it_when_it_is_asked_for_again() {
+    let mut slots = plugged();
+    let (fails, resets) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+    let arrival = arrived_with(&slots, &mut |function, _, spec| {
+        let (fails, resets, is_it) = (fails.clone(), resets.clone(), function.sbdf == at(CARD[3]));
+        let hooks = Hooks::new().reset(move |_| match is_it && fails.load(Ordering::Relaxed) {
+            true => Err(HookError("no answer")),
+            false => {
+                resets.fetch_add(u32::from(is_it), Ordering::Relaxed);
+                Ok(())
+            }
+        });
+        DeviceSpec { hooks: Arc::new(hooks), ..spec }
+    });
+    let devices = assigned(&mut slots, &arrival);
+    for _ in 0..2 {
+        let departures = requested(&slots);
+        let first = "deassign 0000:03:00.0: its reset failed: no answer; the device is quarantined";
+        assert_eq!((errors(&departures).len(), errors(&departures)[0].as_str()), (3, first));
+        assert_eq!(slots.bench.state(&devices[0].0), NOT_RESET);
+    }
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    fails.store(false, Ordering::Relaxed);
+    assert!(requested(&slots).iter().all(Departure::is_gone));
+    assert_eq!(resets.load(Ordering::Relaxed), 1);
     all_out(&slots);
 }
 

@@ -80,14 +80,14 @@ pub(super) fn unplug(state: &Specification) -> Steps {
     ways.into_iter().map(ended).collect()
 }
 
-/// From its guest, quiet and reset, then out.
+/// From its guest, quiet and reset, also where that failed before; then out.
 fn take_out(state: &Specification, slot: Slot) -> Steps {
-    let is_assigned = state.owner(slot).is_some() && !state.is_going(slot);
-    if !is_assigned {
+    let is_unclean = (state.owner(slot).is_some() || state.is_quarantined(slot)) && !state.is_going(slot);
+    if !is_unclean {
         return remove_unassigned(state, slot);
     }
     let mut steps = Steps::new();
-    for (outcome, mut next) in moves::deassign(state, slot, false) {
+    for (outcome, mut next) in moves::deassign_or_reset(state, slot) {
         next.go_on(state);
         match outcome {
             Outcome::Deassigned(_) | Outcome::Failed(Refusal::NotAssigned | Refusal::Gone, _) => {

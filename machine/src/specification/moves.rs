@@ -156,11 +156,19 @@ fn without_power(state: &Specification, slots: &Slots) -> BTreeSet<Refusal> {
 // --- out of a domain ---
 
 pub(super) fn deassign(state: &Specification, slot: Slot, whole_group: bool) -> Steps {
+    close(state, slot, whole_group, |state, named| state.owner(named).is_some())
+}
+
+/// Also of what no guest has and lacks something.
+pub(super) fn deassign_or_reset(state: &Specification, slot: Slot) -> Steps {
+    close(state, slot, false, |state, named| state.owner(named).is_some() || state.is_quarantined(named))
+}
+
+fn close(state: &Specification, slot: Slot, whole_group: bool, leaves: fn(&Specification, Slot) -> bool) -> Steps {
     if let Some(missing) = missing(state, slot, None) {
         return missing;
     }
-    let movers: Slots =
-        named(state, slot, whole_group).into_iter().filter(|named| state.owner(*named).is_some()).collect();
+    let movers: Slots = named(state, slot, whole_group).into_iter().filter(|named| leaves(state, *named)).collect();
     if movers.is_empty() {
         return refuse(state, BTreeSet::from([Refusal::NotAssigned]));
     }

@@ -96,9 +96,24 @@ impl<P: Platform> Service<P> {
         device: &Device,
         whole_group: bool,
     ) -> Result<Deassigned, Error> {
-        let leaves = |member: &Member| member.state.get().owner().is_some();
+        self.close_those(above, device, whole_group, |state| state.owner().is_some())
+    }
+
+    /// [`deassign`](Self::deassign), also of a device that no domain has and that lacks a drain or a reset: as the next assign would
+    /// do it.
+    pub(crate) fn deassign_or_reset(&self, device: &Device) -> Result<Deassigned, Error> {
+        self.close_those(CallChain::NONE, device, false, |state| state.owner().is_some() || state.is_quarantined())
+    }
+
+    fn close_those(
+        &self,
+        above: CallChain<'_>,
+        device: &Device,
+        whole_group: bool,
+        leaves: fn(DeviceState) -> bool,
+    ) -> Result<Deassigned, Error> {
         let check = |registry: &Registry<P>, claim: &mut Claim<'_>| {
-            mark_work(claim, device, whole_group, leaves, Cause::NotAssigned)?;
+            mark_work(claim, device, whole_group, |member| leaves(member.state.get()), Cause::NotAssigned)?;
             check_dependents(registry, claim)
         };
         self.operate(above, device, Operation::Deassign, check, |held, claim, crew| self.close(held, claim, crew))

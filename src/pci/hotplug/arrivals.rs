@@ -123,9 +123,9 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
     /// Someone wants to take out what is in a slot: each device is taken from its owner, whose hooks make it quiet and reset it,
     /// and is then removed, children first, in the order of the results.
     ///
-    /// A device that nobody has is removed as it is: it was made quiet and reset when its last owner lost it. What fails,
-    /// a hook above all, leaves that device registered, quarantined, and with it the bridges above: call again, or
-    /// [`left`](super::left), which asks nobody.
+    /// A device that is blocked is removed as it is: it was made quiet and reset when its last owner lost it. What fails,
+    /// a hook above all, leaves that device registered, quarantined, and with it the bridges above: call again, which makes it
+    /// quiet and resets it before it goes, or [`left`](super::left), which asks nobody.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::super::enumeration::OutOfMemory;
 use super::super::function_hooks::Delay;
 use super::slot::Slot;
-use crate::assign::{Cause, Device, DeviceState, Error, Removal, Service};
+use crate::assign::{Cause, Device, Error, Removal, Service};
 use crate::few;
 use crate::sync::Platform;
 
@@ -87,14 +87,11 @@ pub(super) fn requested<P: Platform>(
     Ok(departures)
 }
 
-/// One device: from its owner, quiet and reset, then out.
+/// One device: from its owner, quiet and reset, also where that failed before; then out.
 fn take_out<P: Platform>(service: &Service<P>, device: &Device) -> Result<Removal, Error> {
-    let info = service.find(device.key()).filter(|info| info.device.id() == device.id());
-    if info.is_some_and(|info| matches!(info.state, DeviceState::Assigned(_))) {
-        match service.deassign(device) {
-            Ok(_) | Err(Error { cause: Cause::NotAssigned | Cause::Gone, .. }) => {}
-            Err(error) => return Err(error),
-        }
+    match service.deassign_or_reset(device) {
+        Ok(_) | Err(Error { cause: Cause::NotAssigned | Cause::Gone, .. }) => {}
+        Err(error) => return Err(error),
     }
     match service.remove_unassigned(device) {
         // Somebody else was faster.
