@@ -402,6 +402,25 @@ fn a_6_a_card_that_is_pulled_while_it_arrives_is_not_half_believed() {
     }
 }
 
+/// The card goes between the last look at it and its add: whoever handles the slot has said so by then, and says it no more.
+#[test]
+fn c_2_what_left_while_it_arrived_is_not_registered_afterwards() {
+    for place in CARD {
+        let slots = plugged();
+        let slot = slot(&slots);
+        let arrival = arrived_with(&slots, &mut |function, _, spec| {
+            if function.sbdf == at(place) {
+                pull(&slots);
+                assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+            }
+            spec
+        });
+        let arrived = arrival.functions.iter().find(|arrived| arrived.function.sbdf == at(place)).unwrap();
+        assert!(arrived.result.is_err(), "{place}");
+        all_out(&slots);
+    }
+}
+
 #[test]
 fn s_7_a_function_that_keeps_ats_on_does_not_arrive_and_the_others_do() {
     let mut functions = functions();
@@ -629,6 +648,35 @@ fn c_18_renumbered_buses_change_streams_and_neither_keys_nor_owners() {
     slots.bench.oracle.forget(now.label());
     slots.bench.service.destroy_domain(&devices[0].1.domain).unwrap();
     assert_eq!(resets.lock().unwrap().len(), 1);
+}
+
+/// The same while buses are renumbered, when the functions were found at their new places already.
+#[test]
+fn c_2_what_left_while_it_was_renumbered_is_not_registered_afterwards() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    let slot = slot(&slots);
+    for (label, stream, (_, guest)) in [("0000:0b:00.0", 0xb00, &devices[0]), ("0000:0c:00.0", 0xc00, &devices[1])] {
+        slots.bench.oracle.allow(&label.into(), &[(stream, 0)], &[guest.backing]);
+    }
+    let hot_plug = HotPlug::new(&slots.bench.service, &*slots.space, &slots.host, DELAY);
+    let results = hot_plug.renumbered(slot, &mut || renumber(&slots, 8), &mut |function, _, spec| {
+        if function.sbdf == at("0c:00.0") {
+            pull(&slots);
+            assert!(left(&slots.bench.service, slot).unwrap().is_empty());
+        }
+        spec
+    });
+    devices.iter().for_each(|(device, _)| slots.bench.oracle.forget(device.label()));
+    let results = results.unwrap();
+    assert!(results.iter().all(|one| one.device.is_none() && one.result.is_err()), "{results:?}");
+    assert_eq!(
+        results[2].result.as_ref().unwrap_err().to_string(),
+        "add 0000:0b:00.0: it was removed meanwhile; the device is removed"
+    );
+    all_out(&slots);
+    assert_eq!([0xb00, 0xc00].map(|stream| slots.bench.dma(stream)), [Reached::Fault; 2]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::super::host_bridge::{HostBridge, StreamsError};
 use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS};
 use super::departures::{self, ATTEMPTS, Departure};
 use super::slot::Slot;
-use crate::assign::{self, Device, DeviceSpec, Service};
+use crate::assign::{self, Cause, Device, DeviceSpec, Service};
 use crate::few;
 use crate::sync::Platform;
 
@@ -94,7 +94,7 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
     ///
     /// Waiting context; the delay passes and `offer` is called with no lock held. An add that meets another operation is tried
     /// again for a second. A function that goes away meanwhile reads as all ones: it is not added, or, where it was read whole,
-    /// goes with [`left`](super::left).
+    /// removed again.
     pub fn arrived(
         &self,
         slot: Slot,
@@ -164,6 +164,14 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         control::turn_translation_services_off(&config, &function.capabilities)?;
         let key = spec.key;
         let spec = DeviceSpec { key, ..offer(function, found, spec) };
-        self.delay.persist(ATTEMPTS, || self.service.add_copy(&spec)).map_err(NotOffered::Service)
+        let device = self.delay.persist(ATTEMPTS, || self.service.add_copy(&spec)).map_err(NotOffered::Service)?;
+        // That it left may have been said before it was added, and is not said again.
+        if let Err(gone @ ConfigError::NotPresent { .. }) = config.still_present() {
+            return Err(match self.service.remove_tree(&device) {
+                Err(error) if error.cause != Cause::NotFound => NotOffered::Service(error),
+                _ => ControlError::Config(gone).into(),
+            });
+        }
+        Ok(device)
     }
 }

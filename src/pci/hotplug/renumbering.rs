@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::super::capability::Capabilities;
-use super::super::config::{COMMAND, ConfigSpace, OtherHalf};
+use super::super::config::{COMMAND, ConfigError, ConfigSpace, OtherHalf};
 use super::super::control::{BUS_MASTER, ControlError, Progress, Quiesce};
 use super::super::enumeration::{Enumeration, OutOfMemory};
 use super::super::function::{Function, FunctionKind};
@@ -13,7 +13,7 @@ use super::super::topology::AliasKind;
 use super::arrivals::HotPlug;
 use super::departures::listed;
 use super::slot::{Slot, key_of};
-use crate::assign::{self, Device, DeviceSpec, Reregistered};
+use crate::assign::{self, Cause, Device, DeviceSpec, Error, Left, Operation, Removal, Reregistered};
 use crate::few;
 use crate::sync::{Micros, Platform};
 
@@ -57,7 +57,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
     /// # Errors
     ///
     /// [`RenumberError`]: nothing has changed. What fails for one device is in its result; where one could not be removed,
-    /// `renumber` was not called, and all others are as before. A function that is not found again stays out.
+    /// `renumber` was not called, and all others are as before. A function that is not found again, or goes meanwhile, stays out.
     ///
     /// # Context
     ///
@@ -89,18 +89,20 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
             }));
             self.specs(found, functions, offer)
         });
-        let results = match results {
+        let mut results = match results {
             Ok(results) => results,
             Err(error) => {
                 self.resume(&functions, &paused, |_| true);
                 return Err(RenumberError::Service(error));
             }
         };
+        let functions = now.as_ref().map_or(&functions, |(_, functions)| functions);
+        results.iter_mut().for_each(|one| self.drop_gone(functions, one));
         let has_all = |key: PciKey| {
             let mut of_key = results.iter().filter(|one| key_of(&one.before) == Some(key));
             of_key.all(|one| one.result.is_ok())
         };
-        self.resume(now.as_ref().map_or(&functions, |(_, functions)| functions), &paused, has_all);
+        self.resume(functions, &paused, has_all);
         Ok(results)
     }
 
@@ -129,6 +131,24 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
             few::extend(&mut functions, registered).map_err(|_| OutOfMemory)?;
         }
         Ok((found, functions))
+    }
+
+    /// Takes out again what has gone: that it left may have been said while it was not registered, and is not said again.
+    fn drop_gone(&self, functions: &[Function], one: &mut Reregistered) {
+        let function = functions.iter().find(|function| key_of(&one.before) == Some(function.key));
+        let config = function.map(|function| function.config(self.space));
+        if let (Some(device), Some(Err(ConfigError::NotPresent { .. }))) = (&one.device, config) {
+            match self.service.remove_tree(device) {
+                Ok(Removal::Done | Removal::StillReachable(_)) | Err(Error { cause: Cause::NotFound, .. }) => {
+                    let subject = device.label().clone();
+                    one.result =
+                        Err(Error { operation: Operation::Add, subject, cause: Cause::Removed, left: Left::Removed });
+                    one.device = None;
+                }
+                Ok(Removal::Pending) => one.result = Err(Error::removal_is_pending(device.label().clone())),
+                Err(error) => one.result = Err(error),
+            }
+        }
     }
 
     /// The functions as they are offered now.
