@@ -679,6 +679,42 @@ fn c_2_what_left_while_it_was_renumbered_is_not_registered_afterwards() {
     assert_eq!([0xb00, 0xc00].map(|stream| slots.bench.dma(stream)), [Reached::Fault; 2]);
 }
 
+/// A function learns its bus number from a write: one that nobody has registered would go on sending by its old number, which may
+/// be another's by now.
+#[test]
+fn c_18_functions_that_are_no_devices_learn_their_new_numbers_too() {
+    let mut slots = plugged();
+    // What is on bus 3 is not added.
+    slots.add(CARD[4]);
+    let told = RefCell::new(Vec::new());
+    let space = Told { inner: &*slots.space, told: &told };
+    let hot_plug = HotPlug::new(&slots.bench.service, &space, &slots.host, DELAY);
+    let results = hot_plug.renumbered(slot(&slots), &mut || renumber(&slots, 8), &mut |function, _, spec| {
+        assert!(told.borrow().contains(&at("0b:00.0")), "before {} is a device again", function.sbdf);
+        spec
+    });
+    assert!(results.unwrap().iter().all(|one| one.result.is_ok()));
+}
+
+/// A configuration space that keeps to whom was written by number, with nothing changed.
+struct Told<'a> {
+    inner: &'a dyn ConfigSpace,
+    told: &'a RefCell<Vec<Sbdf>>,
+}
+
+impl ConfigSpace for Told<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.inner.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        if offset == 0 {
+            self.told.borrow_mut().push(function);
+        }
+        self.inner.write(function, offset, value);
+    }
+}
+
 #[test]
 fn c_18_virtual_functions_move_with_their_physical_function() {
     let card = nic()

@@ -87,7 +87,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
                 log::warn!("{slot} was renumbered, and cannot be read: {error}");
                 (Enumeration::default(), Vec::new())
             }));
-            self.specs(found, functions, offer)
+            self.specs(slot, found, functions, offer)
         });
         let mut results = match results {
             Ok(results) => results,
@@ -154,6 +154,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
     /// The functions as they are offered now.
     fn specs(
         &self,
+        slot: Slot,
         found: &Enumeration,
         functions: &[Function],
         offer: &mut dyn FnMut(&Function, &Enumeration, DeviceSpec) -> DeviceSpec,
@@ -162,11 +163,13 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         if specs.try_reserve_exact(functions.len()).is_err() {
             return specs;
         }
+        // A function learns its bus number from a write (2.2.6.2). This one changes nothing else. What is no device learns it,
+        // too: by its old number it would send as another.
+        let in_slot = found.functions.iter().filter(|function| slot.has(function.key));
+        for config in in_slot.chain(functions).filter_map(|function| function.config(self.space).ok()) {
+            config.write(0, 0);
+        }
         for function in functions {
-            // A function learns its bus number from a write (2.2.6.2). This one changes nothing else.
-            if let Ok(config) = function.config(self.space) {
-                config.write(0, 0);
-            }
             match function.spec(self.host, found) {
                 Ok(spec) => {
                     let key = spec.key;
