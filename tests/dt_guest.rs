@@ -217,6 +217,52 @@ fn what_is_below_comes_with_its_node_but_for_other_devices_and_disabled_ones() {
     assert_eq!(compiler_says(&part.blob).lines().filter(|line| line.contains("unit_address")).count(), 0);
 }
 
+/// A bus that a guest may reach, with what no guest may below it: IOMMUs, and what does DMA that nobody was told to confine.
+fn shared_bus() -> Vec<u8> {
+    let mut board = Builder::board();
+    board.smmu(0x1000, 1, 1);
+    board.begin("bus@40000000").cells("reg", &[0, 0x4000_0000, 0, 0x1000]).property("ranges", &[]);
+    board.cells("#address-cells", &[2]).cells("#size-cells", &[2]).cells("iommus", &[1, 5]);
+    board.smmu(0x4001_0000, 2, 1);
+    board.begin("iommu@40020000").strings("compatible", &["example,iommu"]).cells("reg", &[0, 0x4002_0000, 0, 0x1000]);
+    board.cells("#iommu-cells", &[0]).cells("phandle", &[3]).end();
+    board.begin("foreign@40030000").cells("reg", &[0, 0x4003_0000, 0, 0x1000]).cells("iommus", &[3]).end();
+    board.begin("malformed@40040000").cells("reg", &[0, 0x4004_0000, 0, 0x1000]).cells("iommus", &[1]).end();
+    board.begin("pcie@40100000").cells("reg", &[0, 0x4010_0000, 0, 0x10_0000]).strings("device_type", &["pci"]);
+    board.cells("#address-cells", &[3]).cells("#size-cells", &[2]).cells("iommu-map", &[0, 1, 0, 0x1_0000]).end();
+    board.begin("pcie@40200000").cells("reg", &[0, 0x4020_0000, 0, 0x10_0000]).cells("bus-range", &[0, 0]);
+    board.cells("#address-cells", &[3]).cells("#size-cells", &[2]);
+    board.begin("below").end().end();
+    board.begin("core@40300000").cells("reg", &[0, 0x4030_0000, 0, 0x1000]).end();
+    board.end();
+    board.finish()
+}
+
+#[test]
+fn i2_no_iommu_and_no_other_dma_comes_with_a_node() {
+    let blob = shared_bus();
+    let board = Board::read_lenient(&blob).unwrap();
+    let mut tree = GuestTree::new(&board, LAYOUT).unwrap();
+    tree.device(node(&board, "/bus@40000000"), &mut Same).unwrap();
+    let part = tree.finish().unwrap();
+    check_clean(&part);
+    let shown = Tree::read(&part.blob).unwrap();
+    let children: Vec<&str> =
+        shown.find("/passthrough/bus@40000000").unwrap().children().map(|child| child.name()).collect();
+    assert_eq!(children, ["core@40300000"]);
+    let other = |name: &str| format!("/bus@40000000/{name} Device   /bus@40000000/{name} []");
+    let others = ["foreign@40030000", "malformed@40040000", "pcie@40100000", "pcie@40200000"];
+    assert_eq!(missing(&part), others.map(other));
+
+    let mut tree = GuestTree::new(&board, LAYOUT).unwrap();
+    for path in ["/iommu@1000", "/bus@40000000/iommu@40020000"] {
+        let refused = tree.device(node(&board, path), &mut Same).unwrap_err();
+        assert_eq!(refused.to_string(), format!("{path}: it is an IOMMU, which no guest gets"));
+    }
+    let refused = tree.device(node(&board, "/bus@40000000/pcie@40200000"), &mut Same).unwrap_err();
+    assert!(matches!(refused, GuestError::HostBridge { .. }), "{refused}");
+}
+
 #[test]
 fn several_nodes_share_a_tree_and_what_fails_leaves_it_as_it_was() {
     let blob = nested();

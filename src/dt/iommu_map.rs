@@ -225,4 +225,4 @@ fn read_entries(node: &Node<'_, '_>, value: &[u8], smmus: &[SmmuNode<'_>], form:
     Ok(map)
 }
 
-const MAP: &str = "iommu-map";
+pub(super) const MAP: &str = "iommu-map";

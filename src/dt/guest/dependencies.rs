@@ -12,7 +12,8 @@ use alloc::vec::Vec;
 pub enum Dependency {
     /// A clock: an input, or one whose parent or rate the node wants set.
     Clock,
-    /// Another device that has streams of its own: it comes to the guest when it is assigned too.
+    /// Another device that has streams of its own: it comes to the guest when it is assigned too. Also a host bridge, whose
+    /// functions do.
     Device,
     /// A channel of a DMA controller.
     DmaChannel,

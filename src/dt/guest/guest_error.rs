@@ -22,6 +22,12 @@ pub enum GuestError {
         /// Full path of the node.
         path: String,
     },
+    /// The node is an IOMMU: who has its registers is confined by nothing.
+    #[error("{path}: it is an IOMMU, which no guest gets")]
+    Iommu {
+        /// Full path of the node.
+        path: String,
+    },
     /// There is no such node.
     #[error("there is no such node in the tree")]
     NoNode,

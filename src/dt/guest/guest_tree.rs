@@ -12,6 +12,7 @@ use super::subtree::{self, GuestLayout, GuestView, placed};
 use super::values::{Value, dma_ranges, node_name, numbered};
 use crate::dt::cells::{ADDRESS_CELLS, DMA_RANGES, RANGES, SIZE_CELLS};
 use crate::dt::flatten::Writer;
+use crate::dt::mmu_masters::is_pci;
 use crate::dt::tree::{Node, NodeId};
 use crate::dt::{Board, DtError};
 use crate::few;
@@ -84,18 +85,22 @@ impl<'b, 'a> GuestTree<'b, 'a> {
     /// are not shown; that it is assigned is the caller's to see to.
     ///
     /// Properties of bindings that are known not to refer to other nodes, and those of vendors, are copied. Those that
-    /// refer to a node that is not copied are left out and listed. Every property with an IOMMU in its name is left out.
+    /// refer to a node that is not copied are left out and listed. Every property with an IOMMU in its name is left out, and
+    /// every IOMMU below the node.
     ///
     /// # Errors
     ///
-    /// [`GuestError::Disabled`], [`GuestError::HostBridge`], [`GuestError::NotPlaced`], [`GuestError::SameName`],
+    /// [`GuestError::Disabled`], [`GuestError::HostBridge`], [`GuestError::Iommu`], [`GuestError::NotPlaced`], [`GuestError::SameName`],
     /// [`GuestError::PhandlesExhausted`], [`GuestError::Tree`] for registers or interrupts that cannot be followed.
     pub fn device(&mut self, node: NodeId, view: &mut dyn GuestView) -> Result<(), GuestError> {
         let node = self.board.tree().node(node).ok_or(GuestError::NoNode)?;
         if !node.is_enabled() {
             return Err(GuestError::Disabled { path: node.path()? });
         }
-        if node.property("device_type").is_some_and(|property| property.value() == b"pci\0") {
+        if subtree::is_iommu(self.board, &node) {
+            return Err(GuestError::Iommu { path: node.path()? });
+        }
+        if is_pci(&node)? {
             return Err(GuestError::HostBridge { path: node.path()? });
         }
         let places = placed(&node, view)?;

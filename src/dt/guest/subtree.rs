@@ -1,8 +1,8 @@
 //! One assigned node with what is below it, as its guest sees it.
 //!
 //! Registers get the addresses that they have in the guest, in buses whose addresses are the root's. A bus that has no
-//! `ranges`, such as an MDIO bus, stays as it is: its children's addresses are no memory. A disabled node and a device
-//! with streams of its own are left out, with what is below.
+//! `ranges`, such as an MDIO bus, stays as it is: its children's addresses are no memory. A disabled node, a device with
+//! streams of its own, a host bridge and an IOMMU are left out, with what is below.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -12,8 +12,11 @@ use super::guest_error::GuestError;
 use super::output::{Output, copy};
 use super::values::{Value, dma_ranges, node_name, reg};
 use crate::dt::cells::{ADDRESS_CELLS, Cells, DMA_RANGES, RANGES, REG, SIZE_CELLS};
-use crate::dt::tree::{Node, NodeId};
-use crate::dt::{Board, DtError, Interrupt, Region, smmu};
+use crate::dt::mmu_masters::is_pci;
+use crate::dt::references::{IOMMU_CELLS, MMU_MASTERS};
+use crate::dt::specifiers::IOMMUS;
+use crate::dt::tree::{Node, NodeId, Refused};
+use crate::dt::{Board, DtError, Interrupt, Region, iommu_map, smmu};
 use crate::few;
 
 /// What is free in the guest's tree.
@@ -142,9 +145,10 @@ impl<'s, 't, 'a> Subtree<'s, 't, 'a> {
                 break;
             }
             let above = above.map(|above| subtree.copied(above.id()));
-            let another = !is_top && board.device(node.id()).is_some();
+            let iommu = is_iommu(board, &node);
+            let another = !is_top && (iommu || is_another(board, &node)?);
             let mut copied = None;
-            if another && matches!(above, Some(Some(_))) && node.is_enabled() {
+            if another && !iommu && matches!(above, Some(Some(_))) && node.is_enabled() {
                 let node = node.path()?;
                 let target = Some(copy(&node)?);
                 let (kind, specifier) = (Dependency::Device, Vec::new());
@@ -319,6 +323,19 @@ impl<'s, 't, 'a> Subtree<'s, 't, 'a> {
         }
         Ok(is_whole.then_some(written))
     }
+}
+
+/// Whether a node is an IOMMU of any kind.
+pub(super) fn is_iommu(board: &Board<'_>, node: &Node<'_, '_>) -> bool {
+    let says = [IOMMU_CELLS, MMU_MASTERS].into_iter().any(|name| node.property(name).is_some());
+    says || smmu::find(board.smmus(), node.id()).is_some()
+}
+
+/// Whether DMA of a node goes its own way, whoever sees it: a device, the root of devices, or a node that could not be read as
+/// either.
+fn is_another(board: &Board<'_>, node: &Node<'_, '_>) -> Result<bool, DtError> {
+    let says = [IOMMUS, iommu_map::MAP].into_iter().any(|name| node.property(name).is_some());
+    Ok(says || board.device(node.id()).is_some() || node.refused() != Refused::No || is_pci(node)?)
 }
 
 /// How many cells a specifier for `target` has.

@@ -115,6 +115,7 @@ fn guests() -> String {
     rows(every! { GuestError:
         GuestError::Disabled { .. } => (GuestError::Disabled { path: path() }, "Nothing: no guest gets it."),
         GuestError::HostBridge { .. } => (GuestError::HostBridge { path: "/soc/pcie@400000".into() }, "`GuestTree::host_bridge`."),
+        GuestError::Iommu { .. } => (GuestError::Iommu { path: "/soc/iommu@300000".into() }, "Show the devices behind it."),
         GuestError::NoNode => (GuestError::NoNode, "Take the node's number from this very board."),
         GuestError::NotPlaced { .. } => (GuestError::NotPlaced { path: path(), base: 0x2020_0000, size: 0x1000 }, "Give the registers a place: `GuestView::place`."),
         GuestError::PhandlesExhausted { .. } => (GuestError::PhandlesExhausted { path: path() }, "Begin with a smaller phandle: `GuestLayout`."),
