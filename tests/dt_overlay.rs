@@ -335,6 +335,45 @@ fn i14_a_device_that_left_without_a_reset_gets_one_before_its_next_guest() {
     stage.bench.service.destroy_domain(&second.domain).unwrap();
 }
 
+/// Another CPU waits for the device, and is there first when it comes again.
+#[test]
+fn i14_a_device_that_left_without_a_reset_is_nobodys_for_an_instant() {
+    let mut stage = Stage::new();
+    let key = stage.device(ETHERNET).key();
+    let guests = ["one", "two"].map(|name| stage.bench.guest(name));
+    for round in 0..40 {
+        let owner = &guests[round % 2];
+        let ethernet = stage.device(ETHERNET);
+        stage.bench.service.assign(&ethernet, &owner.domain).unwrap();
+        stage.host.resets_fail.store(true, Ordering::SeqCst);
+        let rewire = stage.apply(REWIRE).unwrap();
+        stage.host.resets_fail.store(false, Ordering::SeqCst);
+        stage.log();
+        let done = AtomicBool::new(false);
+        let got = std::thread::scope(|scope| {
+            let (service, domain, done) = (&stage.bench.service, &guests[(round + 1) % 2].domain, &done);
+            let other = scope.spawn(move || {
+                loop {
+                    let is_last = done.load(Ordering::SeqCst);
+                    let got = service.find(key).is_some_and(|info| service.assign(&info.device, domain).is_ok());
+                    if got || is_last {
+                        return got;
+                    }
+                }
+            });
+            let reverted = stage.overlays.revert(service, rewire, &mut stage.host);
+            done.store(true, Ordering::SeqCst);
+            reverted.unwrap();
+            other.join().unwrap()
+        });
+        assert!(
+            got && stage.log().contains(&format!("reset {ETHERNET}")),
+            "round {round}: not reset between two guests"
+        );
+        let _ = stage.bench.service.deassign(&stage.device(ETHERNET)).unwrap();
+    }
+}
+
 #[test]
 fn c18_a_quarantined_device_does_not_change_for_what_it_lacks_would_be_forgotten() {
     let mut stage = Stage::new();

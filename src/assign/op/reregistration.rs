@@ -231,6 +231,11 @@ impl<P: Platform> Service<P> {
         })
     }
 
+    /// [`add`](Self::add) of a device that carries what an owner left in it: no instant is left in which another gets it so.
+    pub(crate) fn add_unclean(&self, spec: DeviceSpec) -> Result<Device, Error> {
+        self.add_as(CallChain::NONE, spec, UNCLEAN)
+    }
+
     /// [`add`](Self::add), with a spec that its caller keeps for another try.
     pub(crate) fn add_copy(&self, spec: &DeviceSpec) -> Result<Device, Error> {
         let refuse = |cause| Error::unchanged(Operation::Add, spec.label.clone(), cause);

@@ -25,7 +25,7 @@ use super::fixups::owned;
 use super::overlay_error::{OverlayError, OverlayFault};
 use super::overlay_host::OverlayHost;
 use crate::assign::{
-    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Quarantine, Removal, Service, Target,
+    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Removal, Service, Target,
 };
 use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
 use crate::few;
@@ -228,30 +228,32 @@ impl<P: Platform> Transition<'_, P> {
 
     fn add(&mut self, device: &DtDevice) -> Result<Option<Device>, OverlayError> {
         let Some(spec) = device.spec().ok().and_then(|spec| self.host.offer(device, spec)) else { return Ok(None) };
-        let key = spec.key;
-        let added = self.service.add(spec).map_err(OverlayError::Service)?;
-        if let Some(at) = self.leaving.not_reset.iter().position(|known| *known == key) {
-            if let Err(error) = self.quarantine(&added, device) {
-                // There is room: one for each that comes.
-                few::push_within(&mut self.leaving.devices, Target::from(&added));
-                return Err(error);
-            }
-            few::take(&mut self.leaving.not_reset, at);
+        let Some(at) = self.leaving.not_reset.iter().position(|known| *known == spec.key) else {
+            return Ok(Some(self.service.add(spec).map_err(OverlayError::Service)?));
+        };
+        let added = self.service.add_unclean(spec).map_err(OverlayError::Service)?;
+        if let Err(error) = self.check_mates(&added, device) {
+            // There is room: one for each that comes.
+            few::push_within(&mut self.leaving.devices, Target::from(&added));
+            return Err(error);
         }
+        few::take(&mut self.leaving.not_reset, at);
         Ok(Some(added))
     }
 
-    /// Keeps a device that comes again from a guest until it was reset.
-    fn quarantine(&self, added: &Device, device: &DtDevice) -> Result<(), OverlayError> {
-        // It acts on the group: another member's guest must not lose its device for this.
+    /// Refuses a device that was not reset in the group of one that a guest has.
+    fn check_mates(&self, added: &Device, device: &DtDevice) -> Result<(), OverlayError> {
         let group = self.service.find(added.key()).map(|info| info.group);
-        let in_use = |info: &DeviceInfo| Some(info.group) == group && matches!(info.state, DeviceState::Assigned(_));
+        let in_use = |info: &DeviceInfo| {
+            let is_mate = Some(info.group) == group && info.device.id() != added.id();
+            is_mate && matches!(info.state, DeviceState::Assigned(_))
+        };
         match self.service.devices().find(in_use) {
             Some(info) => {
                 let mate = info.device.label().clone();
                 Err(OverlayError::at(owned(&device.path)?, OverlayFault::NotReset { mate }))
             }
-            None => self.service.quarantine(added, Quarantine::Faults).map_err(OverlayError::Service),
+            None => Ok(()),
         }
     }
 
