@@ -455,6 +455,49 @@ fn c_18_a_key_that_another_device_has_is_known_and_the_others_arrive() {
     assert_eq!(error.cause, Cause::AlreadyRegistered { by: "squatter".into() });
 }
 
+/// A function without access control comes to others that were apart until now: nothing keeps it from them.
+#[test]
+fn i_11_a_function_that_reaches_what_is_registered_as_apart_does_not_arrive() {
+    let apart = || nic().acs(AcsControls::all(), AcsControls::all());
+    let device_at = |function: u8| format!("01:00.{function}");
+    let cards =
+        vec![(PORT, port(1, 1)), ("01:00.0", apart().multi_function()), ("01:00.1", apart()), ("01:00.2", nic())];
+    let mut slots = Slots::new(cards);
+    slots.space.remove(at("01:00.2"));
+    slots.add(PORT);
+    let apart = device(&arrived(&slots), "01:00.1");
+    let guest = slots.bench.guest("one");
+    slots.bench.assign(&apart, &guest).unwrap();
+    slots.space.plug_in(at("01:00.2"));
+    let arrival = arrived(&slots);
+    let refused = arrival.functions[2].result.as_ref().unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "0000:01:00.2 could reach 0000:01:00.1, which is registered as apart: both must arrive together"
+    );
+    // Where all arrive together they are one group.
+    let _ = slots.bench.deassign(&apart).unwrap();
+    let slot = slot(&slots);
+    assert!(left(&slots.bench.service, slot).unwrap().iter().all(Departure::is_gone));
+    let arrival = arrived(&slots);
+    let keys = [0, 1, 2].map(|function| device(&arrival, &device_at(function)).key());
+    let groups = keys.map(|key| slots.bench.service.find(key).unwrap().group);
+    assert!(groups[0] == groups[1] && groups[1] == groups[2]);
+
+    // What stands behind the function that names the group is apart, too.
+    let all = AcsControls::all();
+    let physical = sr_iov_nic(all).acs(all, all).multi_function();
+    let mut slots = Slots::new(vec![(PORT, port(1, 1).ari_forwarding()), ("01:00.0", physical), ("01:00.2", nic())]);
+    slots.space.remove(at("01:00.2"));
+    slots.add("01:00.0");
+    let (found, key) = (slots.found(), slots.key("01:00.0"));
+    let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, key).unwrap();
+    physical.switch_on(&slots.bench.service, 1, DELAY, &mut |_, spec| spec).unwrap();
+    slots.space.plug_in(at("01:00.2"));
+    let refused = arrived(&slots).functions[1].result.as_ref().unwrap_err().to_string();
+    assert!(refused.starts_with("0000:01:00.2 could reach 0000:01:02.0, which is registered as apart"), "{refused}");
+}
+
 #[test]
 fn a_6_what_the_map_does_not_have_does_not_arrive() {
     let mut slots = plugged();
@@ -899,8 +942,14 @@ fn every_message_is_in_the_document() {
     let gone = ControlError::Config(iommu_assign::pci::ConfigError::NotPresent { function });
     let cause = MapError::Unmapped { rid: function.requester_id() };
     let unmapped = StreamsError::Map { function, kind: AliasKind::Own, cause };
-    let offers =
-        [NotOffered::Known, NotOffered::Streams(unmapped), NotOffered::Control(stays_on), NotOffered::Control(gone)];
+    let reaches = NotOffered::NotApart { function, peer: "0000:03:00.1".into() };
+    let offers = [
+        NotOffered::Known,
+        NotOffered::Streams(unmapped),
+        NotOffered::Control(stays_on),
+        NotOffered::Control(gone),
+        reaches,
+    ];
     let renumbers = [
         RenumberError::OutOfMemory(OutOfMemory),
         RenumberError::Control(ControlError::StillPending { function: at(CARD[4]) }),

@@ -258,7 +258,7 @@ impl Device {
         self.0.marks.contains(Marks::ENDS_WITH_PARENT)
     }
 
-    pub(super) fn isolation(&self) -> Option<u64> {
+    pub(crate) fn isolation(&self) -> Option<u64> {
         self.0.isolation
     }
 

@@ -2,16 +2,19 @@
 
 use alloc::vec::Vec;
 
+use super::super::Sbdf;
 use super::super::config::{ConfigError, ConfigSpace};
 use super::super::control::{self, ControlError};
 use super::super::enumeration::{Enumeration, OutOfMemory, Problem, enumerate_around};
 use super::super::function::Function;
 use super::super::function_hooks::Delay;
 use super::super::host_bridge::{HostBridge, StreamsError};
+use super::super::key::PciKey;
 use super::super::quirk_table::{FunctionQuirk, KNOWN_QUIRKS};
+use super::super::topology::IsolationCause;
 use super::departures::{self, ATTEMPTS, Departure};
-use super::slot::Slot;
-use crate::assign::{self, Cause, Device, DeviceSpec, Service};
+use super::slot::{Slot, key_of};
+use crate::assign::{self, Cause, Device, DeviceSpec, Label, Service};
 use crate::few;
 use crate::sync::Platform;
 
@@ -59,6 +62,15 @@ pub enum NotOffered {
     /// It cannot be brought under control, or it is gone.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// It could reach a function of its device, or below its switch, that is in another isolation group: when that was registered,
+    /// all there had access control services.
+    #[error("{function} could reach {peer}, which is registered as apart: both must arrive together")]
+    NotApart {
+        /// The function.
+        function: Sbdf,
+        /// The other one.
+        peer: Label,
+    },
     /// The service does not take it.
     #[error("{0}")]
     Service(assign::Error),
@@ -150,6 +162,27 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         }
     }
 
+    /// Refuses a function of an isolation group to which devices would belong now that are registered as none of it. All that is
+    /// below a member is one.
+    fn check_peers(&self, function: &Function, found: &Enumeration) -> Result<(), NotOffered> {
+        if function.isolation.cause == IsolationCause::Apart {
+            return Ok(());
+        }
+        let group = function.isolation.number();
+        let is_member = |key: PciKey| {
+            let mut peers = found.functions.iter().filter(|peer| peer.isolation.number() == group);
+            peers.any(|peer| peer.key == key || peer.key.is_above(key))
+        };
+        let mut devices = Slot::Host(self.host.number).devices(self.service).map(|info| info.device);
+        let apart = devices.find(|device| {
+            device.isolation().is_some_and(|other| other != group) && key_of(device).is_some_and(is_member)
+        });
+        match apart {
+            Some(device) => Err(NotOffered::NotApart { function: function.sbdf, peer: device.label().clone() }),
+            None => Ok(()),
+        }
+    }
+
     fn offered(
         &self,
         function: &Function,
@@ -159,6 +192,7 @@ impl<'a, P: Platform, C: ConfigSpace + ?Sized> HotPlug<'a, P, C> {
         if self.service.find(function.key.into()).is_some() {
             return Err(NotOffered::Known);
         }
+        self.check_peers(function, found)?;
         let spec = function.spec(self.host, found)?;
         let config = function.config(self.space).map_err(ControlError::Config)?;
         control::turn_translation_services_off(&config, &function.capabilities)?;
