@@ -189,9 +189,11 @@ fn i_11_virtual_functions_that_are_on_are_requester_ids_of_their_physical_functi
     assert_eq!(with(3, 1, 1), [0x100, 0x101, 0x102, 0x103]);
     assert_eq!(with(3, 0x80, 0x40), [0x100, 0x180, 0x1c0, 0x200], "the third is on the next bus");
     assert_eq!(with(0, 1, 1), [0x100]);
-    // Hardware that contradicts itself: none is listed twice, and none past the last requester ID.
+    // Hardware that contradicts itself: none is listed twice.
     assert_eq!(with(3, 8, 0), [0x100, 0x108]);
-    assert_eq!(with(3, 0xfeff, 1), [0x100, 0xffff]);
+    // Carries are dropped (9.2.1.2): they may be below their physical function, and are another's past the last requester ID.
+    assert_eq!(with(2, 0xfffe, 1), [0x100, 0xfe, 0xff]);
+    assert_eq!(with(3, 0xfeff, 1), [0x100, 0xffff, 0, 1]);
     // Off they are no requester IDs: nobody may switch them on.
     let functions = clean(vec![("00:02.0", endpoint().sr_iov(8, 1, 1))]);
     assert_eq!(rids(&functions[0]), [0x10]);

@@ -113,15 +113,14 @@ pub(super) fn phantoms(own: RequesterId, capabilities: &Capabilities, ari_below:
     })
 }
 
-/// The requester IDs of the virtual functions that are on (9.3.3.9, 9.3.3.10). What would be past the last requester ID
-/// cannot be sent.
+/// The requester IDs of the virtual functions that are on (9.3.3.9, 9.3.3.10), in 16 bits: carries are dropped (9.2.1.2).
 pub(super) fn virtual_functions(own: RequesterId, capabilities: &Capabilities) -> impl Iterator<Item = Alias> {
     let on = capabilities.sr_iov.filter(|sr_iov| sr_iov.enabled);
     let (count, first, stride) = on.map_or((0, 0, 0), |on| (on.count, on.first_offset, on.stride));
     // Without a stride all are one.
     let count = if stride == 0 { count.min(1) } else { count };
-    let rid = move |number: u16| own.0.checked_add(first)?.checked_add(number.checked_mul(stride)?);
-    (0..count).map_while(rid).map(|rid| Alias { rid: RequesterId(rid), kind: AliasKind::Virtual })
+    let rid = move |number: u16| own.0.wrapping_add(first).wrapping_add(number.wrapping_mul(stride));
+    (0..count).map(rid).map(|rid| Alias { rid: RequesterId(rid), kind: AliasKind::Virtual })
 }
 
 /// The IDs that a bridge substitutes for what comes from below it.
