@@ -292,6 +292,7 @@ fn every_reason_of_a_hook_is_in_the_document() {
         ControlError::StillPending { function },
         ControlError::NoReset { function },
         ControlError::AccessControlLost { function },
+        ControlError::RenumbersOthers { function },
         ControlError::ResetTimeout { function },
         ControlError::OutOfMemory { function },
     ];

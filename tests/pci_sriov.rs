@@ -690,6 +690,70 @@ fn i_14_a_virtual_function_is_reset_between_two_guests_and_its_physical_function
     slots.bench.audit();
 }
 
+/// The lowest physical function says for all of its device how virtual functions are numbered. Its reset would take that back, and
+/// others' virtual functions would send by other requester IDs than they are known by.
+#[test]
+fn i_11_a_reset_that_would_renumber_others_virtual_functions_is_refused() {
+    let all = AcsControls::all();
+    let lowest = nic().ari().acs(all, all).sr_iov(4, 0x80, 1).multi_function();
+    let mut slots = Slots::new(vec![
+        ("00:01.0", ari_port(1, 2)),
+        (PF, lowest),
+        ("01:00.1", physical(0x10, 2, with_acs).acs(all, all)),
+    ]);
+    slots.add("00:01.0");
+    let found = slots.found();
+    let lowest = found.function(slots.key(PF)).unwrap();
+    let hooks = Arc::new(FunctionHooks::new(slots.space.clone(), lowest, &found, DELAY).unwrap());
+    let spec = DeviceSpec { hooks, ..lowest.spec(&slots.host, &found).unwrap() };
+    let device = slots.bench.service.add(spec).unwrap();
+    slots.add("01:00.1");
+    let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, slots.key("01:00.1")).unwrap();
+    let guests = ["one", "two"].map(|name| slots.bench.guest(name));
+    slots.bench.assign(&device, &guests[0]).unwrap();
+    physical.switch_on(&slots.bench.service, 2, DELAY, &mut plain).unwrap();
+    let control = lowest.capabilities.sr_iov.unwrap().control();
+    let is_set = |slots: &Slots| slots.space.read(at(PF), control) & 1 << 4 != 0;
+    assert!(is_set(&slots), "the device has its bus to itself");
+    for refused in [slots.bench.deassign(&device).map(drop), slots.bench.assign(&device, &guests[1])] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("its reset would renumber other virtual functions"), "{error}");
+        assert!(is_set(&slots));
+    }
+    physical.switch_off(&slots.bench.service, DELAY).unwrap();
+    slots.bench.assign(&device, &guests[1]).unwrap();
+}
+
+/// A physical function whose virtual functions are numbered otherwise once they are on: another one of its device was reset.
+struct Renumbers<'a> {
+    inner: &'a FakeConfigSpace,
+    capability: u16,
+}
+
+impl ConfigSpace for Renumbers<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        let value = self.inner.read(function, offset);
+        let is_layout = function == at(PF) && offset == self.capability + 0x14;
+        if is_layout && self.inner.read(function, self.capability + 8) & 1 != 0 { value + 1 } else { value }
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        self.inner.write(function, offset, value);
+    }
+}
+
+#[test]
+fn c_2_virtual_functions_that_are_numbered_otherwise_meanwhile_are_switched_off() {
+    let (slots, _) = usual();
+    let (found, key) = (slots.found(), slots.key(PF));
+    let capability = found.function(key).unwrap().capabilities.sr_iov.unwrap().offset;
+    let space = Renumbers { inner: &slots.space, capability };
+    let physical = PhysicalFunction::new(&space, &slots.host, &found, key).unwrap();
+    let error = physical.switch_on(&slots.bench.service, 2, DELAY, &mut plain).unwrap_err();
+    assert_eq!((error.cause, error.left), (SriovError::Reset, SwitchLeft::Off));
+    assert_eq!(slots.registered(), ["0000:00:01.0", "0000:01:00.0"]);
+}
+
 #[test]
 fn c_2_an_operation_on_the_physical_function_is_waited_for() {
     let (mut slots, device) = usual();

@@ -186,6 +186,7 @@ impl<C: ConfigSpace> FunctionHooks<C> {
     fn reset_by_any(&self, first: &Saved) -> Result<(), ControlError> {
         let config = self.config()?;
         let function = self.function;
+        control::check_numbering(&config, &self.capabilities)?;
         let unfinished = *self.unfinished.lock();
         let saved = match unfinished {
             Some(saved) => saved,

@@ -44,8 +44,8 @@ impl SrIov {
             ari_hierarchy: control & ARI_HIERARCHY != 0,
             total: read(0x0e),
             count: read(NUMBER),
-            first_offset: read(0x14),
-            stride: read(0x16),
+            first_offset: read(LAYOUT),
+            stride: read(LAYOUT + 2),
             device_id: read(0x1a),
             page_sizes: config.read(at(offset, 0x1c)),
             page_size: config.read(at(offset, PAGE_SIZE)),
@@ -64,6 +64,11 @@ impl SrIov {
         at(self.offset, NUMBER)
     }
 
+    /// Whether First VF Offset and VF Stride are what they were.
+    pub(in super::super) fn is_numbered_so<C: ConfigSpace + ?Sized>(&self, config: &FunctionConfig<'_, C>) -> bool {
+        config.read(at(self.offset, LAYOUT)) == u32::from(self.first_offset) | u32::from(self.stride) << 16
+    }
+
     /// Where the page size is, 32 bits.
     pub(in super::super) const fn page_size_at(&self) -> u16 {
         at(self.offset, PAGE_SIZE)
@@ -77,6 +82,8 @@ impl SrIov {
 
 const CONTROL: u16 = 0x08;
 const NUMBER: u16 = 0x10;
+/// First VF Offset; VF Stride is the upper half.
+const LAYOUT: u16 = 0x14;
 const PAGE_SIZE: u16 = 0x20;
 pub(in super::super) const VF_ENABLE: u16 = 1 << 0;
 pub(in super::super) const VF_MEMORY_ENABLE: u16 = 1 << 3;

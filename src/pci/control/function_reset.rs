@@ -1,8 +1,8 @@
 //! Resets of one function, by each of the methods that there are, and what is put back after it.
 
-use super::super::Sbdf;
-use super::super::capability::Capabilities;
+use super::super::capability::{ARI_HIERARCHY, Capabilities};
 use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, HeaderType, Identity, OtherHalf};
+use super::super::{DeviceFunction, Sbdf};
 use super::bus_reset::BusReset;
 use super::quiesce::{ControlError, Progress};
 use super::saved::{FUNCTION_LEVEL_RESET, Saved};
@@ -73,7 +73,7 @@ impl Reset {
     ///
     /// # Errors
     ///
-    /// [`ControlError::NoReset`], [`ConfigError::NotPresent`].
+    /// [`ControlError::NoReset`], [`ControlError::RenumbersOthers`], [`ConfigError::NotPresent`].
     pub fn begin<C: ConfigSpace + ?Sized>(
         config: &FunctionConfig<'_, C>,
         capabilities: &Capabilities,
@@ -88,7 +88,8 @@ impl Reset {
     ///
     /// # Errors
     ///
-    /// [`ControlError::NoReset`] where the function cannot be reset alone by this method; [`ConfigError::NotPresent`].
+    /// [`ControlError::NoReset`] where the function cannot be reset alone by this method; [`ControlError::RenumbersOthers`];
+    /// [`ConfigError::NotPresent`].
     pub fn begin_by<C: ConfigSpace + ?Sized>(
         method: ResetMethod,
         config: &FunctionConfig<'_, C>,
@@ -100,6 +101,7 @@ impl Reset {
         if config.header_type()? != HeaderType::Endpoint {
             return Err(ControlError::NoReset { function });
         }
+        check_numbering(config, capabilities)?;
         let saved = Saved::read(config, capabilities)?;
         Self::begin_saved(method, config, capabilities, bridge, saved, steps)
     }
@@ -181,6 +183,25 @@ impl Reset {
         self.saved.restore(&config)?;
         Ok(Progress::Done)
     }
+}
+
+/// Refuses a reset that would number virtual functions of another function otherwise: the lowest physical function of a device has
+/// ARI Capable Hierarchy for all of them, and loses it by a reset (9.3.3.3.5).
+pub(in super::super) fn check_numbering<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<(), ControlError> {
+    let Some(own) = capabilities.sr_iov else { return Ok(()) };
+    let has_all = config.read_u16(own.control()) & ARI_HIERARCHY != 0;
+    config.still_present()?;
+    let function = config.function();
+    // With the bit the device has all of its bus.
+    let others = (0..=u8::MAX).map(DeviceFunction).filter(|place| has_all && *place != function.device_function);
+    let mut others = others.filter_map(|place| FunctionConfig::new(config.space(), function.sibling(place)).ok());
+    let is_on = |other: &FunctionConfig<'_, C>| {
+        Capabilities::read(other).is_ok_and(|found| found.sr_iov.is_some_and(|sr_iov| sr_iov.enabled))
+    };
+    if others.any(|other| is_on(&other)) { Err(ControlError::RenumbersOthers { function }) } else { Ok(()) }
 }
 
 /// Brings a function that is in another power state to D0. Returns what must pass before it is accessed again, if it was.

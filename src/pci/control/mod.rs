@@ -23,6 +23,7 @@ mod function_reset;
 mod write_rules;
 mod guest_writes;
 
+pub(super) use function_reset::check_numbering;
 pub use function_reset::{Reset, ResetMethod, power_up};
 pub use guest_writes::{GuestWrites, Phase, Width, WriteAnswer, WritePart};
 pub(super) use quiesce::BUS_MASTER;

@@ -43,6 +43,13 @@ pub enum ControlError {
         /// The function.
         function: Sbdf,
     },
+    /// It holds ARI Capable Hierarchy for its device, of which another function has virtual functions on: its reset would take
+    /// that back, and these would have other requester IDs.
+    #[error("{function} cannot be reset: virtual functions of its device would be numbered otherwise")]
+    RenumbersOthers {
+        /// The function.
+        function: Sbdf,
+    },
     /// It did not come back from its reset before the steps were used up.
     #[error("{function} did not come back from its reset")]
     ResetTimeout {
@@ -65,6 +72,7 @@ impl ControlError {
             Self::NoReset { .. } => "the function has no reset of its own",
             Self::AccessControlLost { .. } => "access control did not come back from the reset",
             Self::OutOfMemory { .. } => "out of memory",
+            Self::RenumbersOthers { .. } => "its reset would renumber other virtual functions",
             Self::ResetTimeout { .. } => "the function did not come back from its reset",
         }
     }

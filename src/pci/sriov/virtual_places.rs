@@ -93,17 +93,20 @@ pub(super) fn device_of<'a>(
     found.functions.iter().filter(move |other| is_same(other.sbdf) && other.key.parent() == physical.key.parent())
 }
 
-/// Whether they are on as they were switched on. A reset of the physical function loses their number.
+/// Whether they are on as they were switched on. A reset of the physical function loses their number, one of its device's lowest
+/// physical function how they are numbered.
 pub(super) fn are_on<C: ConfigSpace + ?Sized>(
     config: &FunctionConfig<'_, C>,
     capability: &SrIov,
     count: u16,
 ) -> Result<(), SriovError> {
     let (control, number) = (config.read_u16(capability.control()), config.read_u16(capability.number()));
+    let is_numbered_so = capability.is_numbered_so(config);
     config.still_present()?;
     match control & VF_ENABLE {
         _ if number != count => Err(SriovError::Reset),
         0 => Err(SriovError::Stuck),
+        _ if !is_numbered_so => Err(SriovError::Reset),
         _ => Ok(()),
     }
 }
