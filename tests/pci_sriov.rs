@@ -224,6 +224,26 @@ fn i_11_virtual_functions_are_apart_by_their_access_control_or_their_physical_fu
     assert_eq!(cause(physical(0x10, 2, stuck)), apart, "no requests to peers at all");
 }
 
+/// Virtual functions that keep to themselves are not kept from their physical function, where that does not.
+#[test]
+fn i_11_a_physical_function_does_not_reach_virtual_functions_that_are_apart_from_it() {
+    let all = AcsControls::all();
+    let (slots, device) = machine_with(physical(0x10, 2, with_acs).acs(all, AcsControls::empty()));
+    let acs = slots.found().function(slots.key(PF)).unwrap().capabilities.acs.unwrap();
+    let group = |slots: &Slots, device: &Device| slots.bench.service.find(device.key()).unwrap().group;
+    let on = switch_on(&slots, 2).unwrap();
+    assert_ne!(group(&slots, &on[0].device), group(&slots, &device));
+    let enabled = slots.space.read(at(PF), acs.control() & !3) >> 16;
+    assert_eq!(enabled & 0x1d, 0x1d, "its own services are on when they are");
+
+    // One that cannot turn them on has the same owner as all of them.
+    let stuck = physical(0x10, 2, with_acs).extended(0x0d, 1, &[0xff, 0, 0, 0]);
+    let (slots, device) = machine_with(stuck);
+    let on = switch_on(&slots, 2).unwrap();
+    assert!(on.iter().all(|one| group(&slots, &one.device) == group(&slots, &device)));
+    assert_eq!(on[0].function.isolation.cause, IsolationCause::Device);
+}
+
 #[test]
 fn i_11_quirks_of_the_physical_function_are_its_virtual_functions_too() {
     const MINE: &[FunctionQuirk] = &[

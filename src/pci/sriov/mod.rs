@@ -19,7 +19,8 @@
 //!
 //! A virtual function that keeps its requests from its peers, by its own access control services or, where it has none, by
 //! its physical function's (or by a row of the [quirk table](super::KNOWN_QUIRKS) about either), is apart from all others.
-//! One that does not is in the group of its physical function. Where a bridge or the device keeps the physical
+//! One that does not is in the group of its physical function, as is each whose physical function has access control services that
+//! cannot be turned on. Where a bridge or the device keeps the physical
 //! function in a larger group, its virtual functions are in that group too.
 //!
 //! Section numbers are of the PCI Express Base Specification, revision 6.

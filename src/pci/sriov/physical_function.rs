@@ -141,6 +141,9 @@ impl<'a, C: ConfigSpace + ?Sized> PhysicalFunction<'a, C> {
         }
         let by_itself = topology::has_access_control(capabilities)
             || self.quirks.keep_apart((function.vendor, function.device), capabilities);
+        // Services that it has and that are off do not keep the physical function from them.
+        let now = Capabilities::read(&physical.config(self.space)?)?;
+        let by_itself = by_itself && (now.acs.is_none() || topology::has_access_control(&now));
         let with_physical = capabilities.acs.is_none()
             && (topology::has_access_control(&physical.capabilities)
                 || self.quirks.keep_apart((physical.vendor, physical.device), &physical.capabilities));

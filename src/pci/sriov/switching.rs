@@ -6,7 +6,7 @@
 use alloc::vec::Vec;
 
 use super::super::capability::{ARI_HIERARCHY, Capabilities, SrIov, VF_ENABLE, VF_MEMORY_ENABLE};
-use super::super::config::{ConfigSpace, FunctionConfig, OtherHalf};
+use super::super::config::{ConfigError, ConfigSpace, FunctionConfig, OtherHalf};
 use super::super::control;
 use super::super::function::Function;
 use super::super::function_hooks::Delay;
@@ -67,7 +67,8 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
     /// virtual function with its spec before it is added, to set hooks, label, mark and source; key and parent stay.
     ///
     /// ATS is off on all of them when they are added, and so are PRI and PASID of the physical function, which are
-    /// theirs too (contract S-7).
+    /// theirs too (contract S-7). Access control services are on where they have such, and at the physical function, where
+    /// they stay on.
     ///
     /// # Errors
     ///
@@ -105,6 +106,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         };
         let mut on = Vec::new();
         let added = on.try_reserve_exact(count.into()).map_err(|_| SriovError::OutOfMemory).and_then(|()| {
+            turn_access_control_on(&config, &Capabilities::read(&config)?)?;
             config.change_u16(capability.control(), 0, VF_ENABLE | VF_MEMORY_ENABLE, OtherHalf::Zero)?;
             are_on(&config, &capability, count)?;
             delay.pass(START_UP);
@@ -263,9 +265,7 @@ impl<C: ConfigSpace + ?Sized> PhysicalFunction<'_, C> {
         let capabilities = Capabilities::read(&config)?;
         control::turn_translation_services_off(&config, &capabilities)?;
         // Off after VF Enable, as after a reset.
-        if let Some(acs) = capabilities.acs {
-            config.change_u16(acs.control(), 0, (REQUIRED & acs.supported).bits(), OtherHalf::Zero)?;
-        }
+        turn_access_control_on(&config, &capabilities)?;
         let function = self.read(number, places, capability)?;
         let spec = function.spec(self.host, self.found)?;
         let (key, parent) = (spec.key, Some(self.function.key.into()));
@@ -350,6 +350,15 @@ fn remove<P: Platform>(service: &Service<P>, device: &Device) -> Result<(), Erro
         Err(Error { cause: Cause::NotFound, .. }) => Ok(()),
         removed => removed.map(drop),
     }
+}
+
+fn turn_access_control_on<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<(), ConfigError> {
+    capabilities
+        .acs
+        .map_or(Ok(()), |acs| config.change_u16(acs.control(), 0, (REQUIRED & acs.supported).bits(), OtherHalf::Zero))
 }
 
 fn set_ari<C: ConfigSpace + ?Sized>(config: &FunctionConfig<'_, C>, ari: &Ari, on: bool) {
