@@ -722,6 +722,46 @@ fn c_2_what_left_while_it_was_renumbered_is_not_registered_afterwards() {
     assert_eq!([0xb00, 0xc00].map(|stream| slots.bench.dma(stream)), [Reached::Fault; 2]);
 }
 
+/// Does something else when a function is written to for the first time.
+struct Meanwhile<'a> {
+    inner: &'a dyn ConfigSpace,
+    place: Sbdf,
+    what: RefCell<Option<Box<dyn FnOnce() + 'a>>>,
+}
+
+impl ConfigSpace for Meanwhile<'_> {
+    fn read(&self, function: Sbdf, offset: u16) -> u32 {
+        self.inner.read(function, offset)
+    }
+
+    fn write(&self, function: Sbdf, offset: u16, value: u32) {
+        if function == self.place
+            && let Some(what) = self.what.take()
+        {
+            what();
+        }
+        self.inner.write(function, offset, value);
+    }
+}
+
+/// One loses its owner when it has been made quiet already: it stays so, whoever gets it next.
+#[test]
+fn i_14_what_lost_its_owner_while_it_was_renumbered_stays_quiet() {
+    let mut slots = plugged();
+    let arrival = arrived(&slots);
+    let devices = assigned(&mut slots, &arrival);
+    let slot = slot(&slots);
+    slots.bench.oracle.allow(&"0000:0c:00.0".into(), &[(0xc00, 0)], &[devices[1].1.backing]);
+    [CARD[3], CARD[4]].iter().for_each(|place| slots.space.write(at(place), 4, 0x0006));
+    let what = || drop(slots.bench.service.deassign(&devices[0].0).unwrap());
+    let space = Meanwhile { inner: &*slots.space, place: at(CARD[4]), what: RefCell::new(Some(Box::new(what))) };
+    let hot_plug = HotPlug::new(&slots.bench.service, &space, &slots.host, DELAY);
+    let results = hot_plug.renumbered(slot, &mut || renumber(&slots, 8), &mut plain).unwrap();
+    assert!(results.iter().all(|one| one.result.is_ok()), "{results:?}");
+    assert_eq!(slots.space.read(at("0c:00.0"), 4) & 6, 6, "its owner has it as before");
+    assert_eq!(slots.space.read(at("0b:00.0"), 4) & 6, 2, "nobody has this one");
+}
+
 /// A function learns its bus number from a write: one that nobody has registered would go on sending by its old number, which may
 /// be another's by now.
 #[test]

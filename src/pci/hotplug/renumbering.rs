@@ -13,7 +13,7 @@ use super::super::topology::AliasKind;
 use super::arrivals::HotPlug;
 use super::departures::listed;
 use super::slot::{Slot, key_of};
-use crate::assign::{self, Cause, Device, DeviceSpec, Error, Left, Operation, Removal, Reregistered};
+use crate::assign::{self, Cause, Device, DeviceSpec, DeviceState, Error, Left, Operation, Removal, Reregistered};
 use crate::few;
 use crate::sync::{Micros, Platform};
 
@@ -35,11 +35,11 @@ pub enum RenumberError {
     Service(assign::Error),
 }
 
-/// A function whose bus mastering was turned off for a while.
+/// A function that has an owner, and whose bus mastering was turned off for a while.
 #[derive(Clone, Copy)]
 struct Paused {
     key: PciKey,
-    was_master: bool,
+    state: DeviceState,
 }
 
 impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
@@ -75,7 +75,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         let (_, functions) = self.registered(slot, &devices)?;
         for function in &functions {
             if let Err(error) = self.pause(function, &mut paused) {
-                self.resume(&functions, &paused, |_| true);
+                self.resume(&functions, &paused);
                 return Err(error.into());
             }
         }
@@ -92,17 +92,13 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         let mut results = match results {
             Ok(results) => results,
             Err(error) => {
-                self.resume(&functions, &paused, |_| true);
+                self.resume(&functions, &paused);
                 return Err(RenumberError::Service(error));
             }
         };
         let functions = now.as_ref().map_or(&functions, |(_, functions)| functions);
         results.iter_mut().for_each(|one| self.drop_gone(functions, one));
-        let has_all = |key: PciKey| {
-            let mut of_key = results.iter().filter(|one| key_of(&one.before) == Some(key));
-            of_key.all(|one| one.result.is_ok())
-        };
-        self.resume(functions, &paused, has_all);
+        self.resume(functions, &paused);
         Ok(results)
     }
 
@@ -181,7 +177,13 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         specs
     }
 
-    /// Makes a function quiet, and notes whether it was not.
+    /// A function's state, where a domain has it.
+    fn owned(&self, key: PciKey) -> Option<DeviceState> {
+        let state = self.service.find(key.into()).map(|info| info.state);
+        state.filter(|state| matches!(state, DeviceState::Assigned(_)))
+    }
+
+    /// Makes a function quiet, and notes whether its owner had it otherwise.
     fn pause(&self, function: &Function, paused: &mut Vec<Paused>) -> Result<(), ControlError> {
         // A bridge begins nothing of its own, and what is below needs it.
         if matches!(function.kind, FunctionKind::Bridge { .. } | FunctionKind::CardBus) {
@@ -190,7 +192,9 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         let config = function.config(self.space)?;
         let was_master = config.read_u16(COMMAND) & BUS_MASTER != 0;
         config.still_present()?;
-        few::push_within(paused, Paused { key: function.key, was_master });
+        if let Some(state) = self.owned(function.key).filter(|_| was_master) {
+            few::push_within(paused, Paused { key: function.key, state });
+        }
         let mut quiesce = Quiesce::begin(&config, &Capabilities::read(&config)?, STEPS)?;
         while quiesce.step(&config)? == Progress::Waiting {
             self.delay.pass(STEP);
@@ -198,9 +202,9 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
         Ok(())
     }
 
-    /// Lets functions master the bus again that did before.
-    fn resume(&self, functions: &[Function], paused: &[Paused], may: impl Fn(PciKey) -> bool) {
-        for one in paused.iter().filter(|one| one.was_master && may(one.key)) {
+    /// Lets functions master the bus again that did before, and have the same owner.
+    fn resume(&self, functions: &[Function], paused: &[Paused]) {
+        for one in paused.iter().filter(|one| self.owned(one.key) == Some(one.state)) {
             let function = functions.iter().find(|function| function.key == one.key);
             if let Some(Ok(config)) = function.map(|function| function.config(self.space)) {
                 // One that has gone has nothing to go on with.
