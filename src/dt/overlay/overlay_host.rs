@@ -33,7 +33,8 @@ pub trait OverlayHost {
         Some(spec)
     }
 
-    /// A host bridge comes: its SMMU is in service. Functions behind it may be enumerated and added now, or later.
+    /// A host bridge comes: its SMMU is in service. Functions behind it may be enumerated and added now, or later, under a number
+    /// that no other has: places in [`Board::pci_hosts`](crate::dt::Board::pci_hosts) may be others in the new tree.
     ///
     /// # Errors
     ///

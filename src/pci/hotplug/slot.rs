@@ -15,7 +15,8 @@ pub enum Slot {
     /// All that is below this bridge, which stays: what is plugged into a port.
     Below(PciKey),
     /// The device of this function, with all its functions and what is below them: a bridge that comes or goes itself, or a
-    /// card on a bus with several places.
+    /// card on a bus with several places. Not below a port that forwards ARI, where functions from 8 on would be taken for
+    /// another device's: what is there is [`Below`](Self::Below) the port.
     Device(PciKey),
 }
 
