@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::NOT_RESET;
-use common::slots::{DELAY, Slots, at, ids, nic, now, port};
+use common::slots::{DELAY, Slots, at, ids, nic, now, pass, port};
 use iommu_assign::assign::{
     Cause, Device, DeviceKey, DeviceSpec, DeviceState, Left, Quarantine, Stream, StreamId, StreamMask,
 };
@@ -191,6 +191,30 @@ fn s_7_ats_is_off_at_a_virtual_function_before_the_service_has_it() {
     assert!(slots.registers(&ALL) == before);
     assert_eq!(slots.registered(), ["0000:00:01.0", "0000:01:00.0"]);
     slots.bench.audit();
+}
+
+/// Those that an earlier owner left on are their physical function's owner's, and have ATS of their own.
+#[test]
+fn s_7_ats_is_off_at_virtual_functions_that_an_earlier_owner_left_on() {
+    pass(Micros::from_millis(100));
+    let left_on = |make: fn(u16) -> FakeFunction| {
+        let card = nic().ari().sr_iov_on(4, 2, 0x10, 2).virtual_functions(0x1520, make);
+        Slots::new(vec![("00:01.0", ari_port(1, 2)), (PF, card)])
+    };
+    let slots = left_on(virtual_nic);
+    let found = slots.found();
+    let function = found.function(slots.key(PF)).unwrap();
+    assert_eq!(function.requester_ids.len(), 3);
+    FunctionHooks::new(slots.space.clone(), function, &found, DELAY).unwrap();
+    let physical = PhysicalFunction::new(&*slots.space, &slots.host, &found, slots.key(PF)).unwrap();
+    let on = physical.virtual_functions().unwrap();
+    assert!(on.iter().all(|one| !one.capabilities.ats.unwrap().enabled));
+
+    let slots = left_on(|_| FakeFunction::virtual_function(0).express(PortType::Endpoint).stuck_ats());
+    let found = slots.found();
+    let function = found.function(slots.key(PF)).unwrap();
+    let refused = FunctionHooks::new(slots.space.clone(), function, &found, DELAY).unwrap_err();
+    assert_eq!(refused.to_string(), "0000:01:02.0 does not turn ATS off");
 }
 
 #[test]

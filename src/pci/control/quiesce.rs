@@ -2,7 +2,8 @@
 
 use super::super::Sbdf;
 use super::super::capability::{ATS_ENABLE, Capabilities, PASID_ENABLE, PRI_ENABLE};
-use super::super::config::{COMMAND, ConfigError, ConfigSpace, FunctionConfig, OtherHalf};
+use super::super::config::{COMMAND, ConfigError, ConfigSpace, FunctionConfig, Identity, OtherHalf};
+use super::super::topology;
 
 /// Why a function could not be brought under control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,7 +104,9 @@ impl core::fmt::Display for Service {
     }
 }
 
-/// Turns page requests, address translation services and PASIDs off, and reads back that they are.
+/// Turns page requests, address translation services and PASIDs off, and reads back that they are. Address translation services
+/// also of the virtual functions that were on when `capabilities` were read, as far as they answer: they are the function's
+/// owner's.
 ///
 /// An SMMUv1/v2 takes a translated request at its word only where it is told so, but a function with ATS may also keep
 /// what it was told for a former owner.
@@ -120,8 +123,15 @@ pub fn turn_translation_services_off<C: ConfigSpace + ?Sized>(
         // The upper half has bits that a 1 clears.
         turn_off(config, pri.control(), PRI_ENABLE, OtherHalf::Zero, Service::Pri)?;
     }
-    if let Some(ats) = capabilities.ats {
-        turn_off(config, ats.control(), ATS_ENABLE, OtherHalf::Keep, Service::Ats)?;
+    turn_ats_off(config, capabilities)?;
+    let function = config.function();
+    let (vendor, _) = config.ids();
+    for alias in topology::virtual_functions(function.requester_id(), capabilities) {
+        let place = Sbdf::new(function.segment, alias.rid.bus(), alias.rid.device_function());
+        let identity = Identity::Virtual { vendor, device: 0 };
+        if let Ok(one) = FunctionConfig::open(config.space(), place, identity) {
+            turn_ats_off(&one, &Capabilities::read(&one)?)?;
+        }
     }
     if let Some(pasid) = capabilities.pasid {
         turn_off(config, pasid.control(), PASID_ENABLE, OtherHalf::Keep, Service::Pasid)?;
@@ -186,6 +196,14 @@ impl Quiesce {
         self.steps = self.steps.checked_sub(1).ok_or(ControlError::StillPending { function: self.function })?;
         Ok(Progress::Waiting)
     }
+}
+
+fn turn_ats_off<C: ConfigSpace + ?Sized>(
+    config: &FunctionConfig<'_, C>,
+    capabilities: &Capabilities,
+) -> Result<(), ControlError> {
+    let ats = capabilities.ats.map(|ats| turn_off(config, ats.control(), ATS_ENABLE, OtherHalf::Keep, Service::Ats));
+    ats.unwrap_or(Ok(()))
 }
 
 fn turn_off<C: ConfigSpace + ?Sized>(
