@@ -1,15 +1,14 @@
 //! Devices as the scenario uses them: what the service is told of each, and the engine that does its DMA.
 
 use alloc::collections::BTreeMap;
-use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use ::scenario::{Guest as _, PAGES, compare};
 use iommu_assign::assign::{Device, DeviceHooks, DeviceSpec, HookContext, HookError, Stream};
 use iommu_assign::dt::{Board, NodeId};
-use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge};
+use iommu_assign::pci::control::ControlError;
+use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind};
 
 use super::gdma::Channel;
 use super::guests::Guest;
@@ -89,23 +88,22 @@ pub(crate) fn of_tree(
     masters
 }
 
-/// A PCI function, behind the host bridge `host`, where `found` is all that was found.
+/// A PCI function with the spec that the library has made of it, where `found` is all that was found.
 ///
 /// # Errors
 ///
-/// Why it cannot be isolated, in words.
+/// It cannot be brought under control.
 pub(crate) fn of_function(
+    mut spec: DeviceSpec,
     function: &Function,
-    host: &HostBridge,
     found: &Enumeration,
     space: &Arc<Ecam>,
     units: &[Arc<Unit>],
-) -> Result<Master, String> {
-    let mut spec = function.spec(host, found).map_err(|error| format!("{error}"))?;
+) -> Result<Master, ControlError> {
     let model = spec.streams.first().and_then(|stream| model_of(units, stream.iommu()));
     // The host bridge shows itself as a function, of class 06.00, and stays the host's.
     spec.passthrough = function.kind == FunctionKind::Endpoint && function.class >> 8 != 0x0600;
-    spec.hooks = Arc::new(Counted::new(space, function, found).map_err(|error| format!("{error}"))?);
+    spec.hooks = Arc::new(Counted::new(space, function, found)?);
     Ok(Master { spec, engine: model.map_or(Engine::None, Engine::Modelled) })
 }
 

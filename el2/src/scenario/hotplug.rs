@@ -1,13 +1,14 @@
 //! Functions that come and go while everything else goes on.
 //!
-//! What is plugged in is powered, found, numbered, added and assigned. When its button is pressed it is taken from its guest,
-//! removed, and its slot powered off. Each third one is pulled instead: its slot loses power while it is assigned, and the
-//! service hears of it afterwards.
+//! What is plugged in is powered and numbered here, found and added by the library (`arrived`), and assigned. When its button
+//! is pressed the library takes it from its guest and removes it (`requested`), and its slot is powered off. Each third one is
+//! pulled instead: its slot loses power while it is assigned, and the service hears of it afterwards (`left`).
 
 use alloc::vec::Vec;
 
-use ::scenario::{Sideline, deadline};
-use iommu_assign::pci::{Enumeration, Function, FunctionKind, PciKey, enumerate};
+use ::scenario::Sideline;
+use iommu_assign::pci::hotplug::{self, Departure};
+use iommu_assign::pci::{Delay, Ecam, FunctionKind, OutOfMemory, enumerate};
 use iommu_assign::sync::Micros;
 
 use super::SCORE;
@@ -86,34 +87,49 @@ impl Sideline for HotPlug<'_> {
     fn finish(&mut self) {
         for place in &mut self.slots {
             place.take_back(self.world);
-            place.here.clear();
+            place.empty(self.world);
         }
     }
 }
 
 impl Place<'_> {
+    /// What stands below the port.
+    fn below(&self) -> hotplug::Slot {
+        hotplug::Slot::Below(self.slot.key)
+    }
+
+    /// The library's part.
+    fn library<'a>(&'a self, world: &'a World) -> hotplug::HotPlug<'a, Hypervisor, Ecam> {
+        hotplug::HotPlug::new(&world.service, &self.bridge.space, &self.bridge.host, Delay::sleeping(time::pass))
+    }
+
     fn plug_in(&mut self, world: &World, number: usize) {
         self.slot.power_on(&self.bridge.space);
-        let slot = self.slot.key;
-        let is_below = |function: &&Function| slot.is_above(function.key);
-        let mut found = self.look();
+        let mut here = Vec::new();
+        let mut arrived = Vec::new();
         for _ in 0..START_UP {
-            if found.functions.iter().any(|function| is_below(&function)) {
+            buses::number(&self.bridge.space, &self.bridge.host);
+            let arrival = self.library(world).arrived(self.below(), &mut |function, found, spec| {
+                let Some(master) = self.bridge.master(spec.clone(), function, found, &world.units) else { return spec };
+                here.push(master.clone());
+                master.spec
+            });
+            arrived = arrival.map(|arrival| arrival.functions).unwrap_or_default();
+            if !arrived.is_empty() {
                 break;
             }
             time::pass(Micros::from_millis(1));
-            found = self.look();
         }
         let guest = &world.guests[number % world.guests.len()];
-        for function in found.functions.iter().filter(is_below) {
-            let Some(master) = self.bridge.master(&found, function, &world.units) else { continue };
-            let Some(device) = world.carry_out(|service| service.add(master.spec.clone())) else { continue };
-            world.check(&master, None, 0);
+        for (function, device) in arrived.iter().filter_map(|one| Some((&one.function, one.result.as_ref().ok()?))) {
+            let Some(master) = here.iter().find(|master| master.key() == device.key()) else { continue };
+            SCORE.operations.count();
+            world.check(master, None, 0);
             if function.kind == FunctionKind::Endpoint {
-                world.carry_out(|service| service.assign(&device, &guest.domain));
-                world.check(&master, Some(guest), 0);
+                world.carry_out(|service| service.assign(device, &guest.domain));
+                world.check(master, Some(guest), 0);
             }
-            self.here.push(master);
+            self.here.push(master.clone());
         }
         if self.here.is_empty() {
             crate::violation!("slot {}: what was plugged in does not answer", self.slot.port);
@@ -131,62 +147,50 @@ impl Place<'_> {
         );
     }
 
-    fn look(&self) -> Enumeration {
-        buses::number(&self.bridge.space, &self.bridge.host);
-        enumerate(&*self.bridge.space, &self.bridge.host).unwrap_or_default()
-    }
-
     /// The button was pressed.
     fn unplug(&mut self, world: &World) {
         self.take_back(world);
         self.slot.power_off(&self.bridge.space);
         SCORE.hot_plugs.count();
         crate::say!("slot {}: {} functions unplugged", self.slot.port, self.here.len());
-        self.here.clear();
-        self.pulled_at = None;
+        self.empty(world);
     }
 
     /// A surprise removal: the power goes while the functions are assigned.
     fn pull(&mut self, world: &World) {
-        self.pulled_at = None;
         self.slot.power_off(&self.bridge.space);
         self.pulled(world);
     }
 
     /// The functions have gone, and the service does not know yet.
     fn pulled(&mut self, world: &World) {
-        for master in self.here.iter().filter(|master| master.spec.passthrough) {
-            let Some(info) = world.service.find(master.key()) else { continue };
-            // Its function cannot be made quiet any more: it is taken from its guest all the same, and quarantined.
-            if world.service.wait(deadline::<Hypervisor>(), |service| service.deassign(&info.device)).is_ok() {
-                crate::violation!("{} was made quiet after it had gone", master.label());
-            }
-            world.check(master, None, 0);
-        }
-        self.remove(world);
+        self.judge(hotplug::left(&world.service, self.below()));
         SCORE.hot_plugs.count();
         SCORE.surprises.count();
         crate::say!("slot {}: {} functions pulled while they were assigned", self.slot.port, self.here.len());
-        self.here.clear();
-        self.pulled_at = None;
+        self.empty(world);
     }
 
     fn take_back(&self, world: &World) {
-        for master in self.here.iter().filter(|master| master.spec.passthrough) {
-            if let Some(info) = world.service.find(master.key()) {
-                world.carry_out(|service| service.deassign(&info.device));
-                world.check(master, None, 0);
-            }
-        }
-        self.remove(world);
+        self.judge(self.library(world).requested(self.below()));
     }
 
-    /// What stands behind the slot goes as a tree, from each of its roots.
-    fn remove(&self, world: &World) {
-        let is_root = |key: PciKey| key.parent() == Some(self.slot.key);
-        let roots = self.here.iter().filter(|master| PciKey::of(master.key()).is_some_and(is_root));
-        for master in roots {
-            world.carry_out(|service| service.remove_tree(master.key()));
+    /// Everything that was in the slot has gone from the service.
+    fn judge(&self, departures: Result<Vec<Departure>, OutOfMemory>) {
+        match departures {
+            Ok(departures) => {
+                for Departure { device, result, .. } in departures.iter().filter(|departure| !departure.is_gone()) {
+                    crate::violation!("slot {}: {} has not gone: {result:?}", self.slot.port, device.label());
+                }
+                departures.iter().for_each(|_| _ = SCORE.operations.count());
+            }
+            Err(error) => crate::violation!("slot {}: {error}", self.slot.port),
         }
+    }
+
+    /// Nothing that was there reaches anything any more.
+    fn empty(&mut self, world: &World) {
+        self.here.drain(..).for_each(|master| world.check(&master, None, 0));
+        self.pulled_at = None;
     }
 }

@@ -5,8 +5,10 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 
 use ::scenario::{Machine, Rules, Score};
+use iommu_assign::assign::DeviceSpec;
 use iommu_assign::dt::{self, Board};
 use iommu_assign::pci::{Ecam, Enumeration, Function, FunctionKind, HostBridge, enumerate};
 use iommu_assign::sync::Micros;
@@ -114,16 +116,29 @@ impl Bridge {
     fn look_behind(&self, units: &[Arc<Unit>]) -> Result<Vec<Master>, String> {
         let found = enumerate(&*self.space, &self.host).map_err(|error| format!("{error}"))?;
         found.problems.iter().for_each(|problem| log::warn!("{problem}"));
-        Ok(found.functions.iter().filter_map(|function| self.master(&found, function, units)).collect())
+        let spec = |function: &Function| {
+            let spec = function.spec(&self.host, &found).map_err(|why| not_offered(function, &why)).ok()?;
+            self.master(spec, function, &found, units)
+        };
+        Ok(found.functions.iter().filter_map(spec).collect())
     }
 
     /// A function as a device; says what it is.
-    pub(crate) fn master(&self, found: &Enumeration, function: &Function, units: &[Arc<Unit>]) -> Option<Master> {
+    pub(crate) fn master(
+        &self,
+        spec: DeviceSpec,
+        function: &Function,
+        found: &Enumeration,
+        units: &[Arc<Unit>],
+    ) -> Option<Master> {
         log::info!("{}: {}", function.sbdf, describe(function));
-        masters::of_function(function, &self.host, found, &self.space, units)
-            .inspect_err(|why| log::warn!("{}: not offered: {why}", function.sbdf))
-            .ok()
+        let master = masters::of_function(spec, function, found, &self.space, units);
+        master.map_err(|why| not_offered(function, &why)).ok()
     }
+}
+
+fn not_offered(function: &Function, why: &dyn fmt::Display) {
+    log::warn!("{}: not offered: {why}", function.sbdf);
 }
 
 fn describe(function: &Function) -> String {
