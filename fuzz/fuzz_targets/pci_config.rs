@@ -119,7 +119,7 @@ struct Inner {
 impl Space {
     fn new(shapes: &[Shape]) -> Self {
         let mut functions = BTreeMap::new();
-        for shape in shapes.iter().take(24) {
+        for shape in shapes.iter().take(SHAPES) {
             let [low, high] = shape.place.to_le_bytes();
             let at = Sbdf::new(Segment(0), Bus(high & 3), DeviceFunction(low));
             functions.insert(at, Registers::new(shape, at));
@@ -200,6 +200,8 @@ impl Registers {
     }
 }
 
+/// So many functions, and the virtual ones of each.
+const SHAPES: usize = 24;
 /// How many virtual functions there are behind a physical one, right behind its place.
 const VIRTUAL: u8 = 8;
 
@@ -273,6 +275,9 @@ const PAGE: u64 = 0x4000_0000;
 const WALK: u64 = 64 * 12 + 960 * 12 + 64;
 /// A second of steps, and what a reset reads and writes, by up to two methods.
 const RESET: u64 = 2 * (WALK + 1001 * 4 + 600);
+/// The places of virtual functions that are on, the rest of the device, and what is read of those that answer: at most
+/// [`SHAPES`] with the virtual ones of each.
+const OTHERS: u64 = 2 * (0x1_0000 + 0x100 + SHAPES as u64 * (1 + VIRTUAL as u64) * WALK);
 
 fuzz_target!(|data: &[u8]| {
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else { return };
@@ -324,11 +329,16 @@ fn check(found: &Enumeration, host: &HostBridge) {
     }
 }
 
+/// What is looked at beside a function that can have virtual ones.
+fn others(function: &Function) -> u64 {
+    if function.capabilities.sr_iov.is_some() { OTHERS } else { 0 }
+}
+
 /// The single steps.
 fn control(space: &Space, function: &Function, found: &Enumeration, input: &Input) {
     let gone = input.gone_after.map(|after| after % 256);
     let capabilities = &function.capabilities;
-    space.bounded(RESET, gone, |space| {
+    space.bounded(RESET + others(function), gone, |space| {
         let Ok(config) = FunctionConfig::new(space, function.sbdf) else { return };
         let _ = iommu_assign::pci::control::turn_translation_services_off(&config, capabilities);
         if let Ok(mut quiesce) = Quiesce::begin(&config, capabilities, 8) {
@@ -406,7 +416,8 @@ const DELAY: Delay = Delay::sleeping(|_: Micros| ());
 
 /// A life with the standard hooks, under an SMMU.
 fn hooks(space: &Arc<Space>, function: &Function, found: &Enumeration, host: &HostBridge, input: &Input) {
-    let made = space.bounded(200, None, |_| FunctionHooks::new(space.clone(), function, found, DELAY));
+    let most = 200 + others(function);
+    let made = space.bounded(most, None, |_| FunctionHooks::new(space.clone(), function, found, DELAY));
     let (Ok(hooks), Ok(mut spec)) = (made, function.spec(host, found)) else { return };
     if spec.streams.len() > 8 {
         return;
@@ -424,7 +435,8 @@ fn hooks(space: &Arc<Space>, function: &Function, found: &Enumeration, host: &Ho
         return;
     }
     let before = space.0.lock().unwrap().writes;
-    let result = space.bounded(RESET + 1100 * 4, input.gone_after, |_| rig.service.deassign(&device).map(drop));
+    let most = RESET + 1100 * 4 + others(function);
+    let result = space.bounded(most, input.gone_after, |_| rig.service.deassign(&device).map(drop));
     let state = rig.service.find(device.key()).expect("registered").state;
     match result {
         Ok(()) => {
@@ -450,7 +462,7 @@ fn virtual_functions(
 ) {
     let physical = PhysicalFunction::new(&**space, host, found, function.key).expect("it has the capability");
     // Each is read, maybe waited for, for a second, and undone; at most eight of them.
-    let most = 16 * (WALK + 1001 * 4 + 600);
+    let most = 16 * (WALK + 1001 * 4 + 600) + 16 * OTHERS;
     let count = u16::from(input.virtual_functions % 8) + 1;
     let on = space.bounded(most, input.gone_after, |_| {
         physical.switch_on(&rig.service, count, DELAY, &mut |function, spec| {
@@ -471,7 +483,7 @@ fn virtual_functions(
             }
             let first = &on[0].device;
             if rig.service.assign(first, &rig.domain).is_ok() {
-                let _ = space.bounded(RESET + 1100 * 4, input.gone_after, |_| rig.service.deassign(first).map(drop));
+                let _ = space.bounded(most, input.gone_after, |_| rig.service.deassign(first).map(drop));
                 assert!(rig.faults(first));
             }
             let _ = space.bounded(most, None, |_| physical.switch_off(&rig.service, DELAY));

@@ -117,10 +117,11 @@ pub(super) fn phantoms(own: RequesterId, capabilities: &Capabilities, ari_below:
 pub(super) fn virtual_functions(own: RequesterId, capabilities: &Capabilities) -> impl Iterator<Item = Alias> {
     let on = capabilities.sr_iov.filter(|sr_iov| sr_iov.enabled);
     let (count, first, stride) = on.map_or((0, 0, 0), |on| (on.count, on.first_offset, on.stride));
-    // Without a stride all are one.
-    let count = if stride == 0 { count.min(1) } else { count };
+    // Behind so many they are the first ones again: each is named once. Without a stride all are one.
+    let period = 0x1_0000_u32 >> stride.trailing_zeros();
     let rid = move |number: u16| own.0.wrapping_add(first).wrapping_add(number.wrapping_mul(stride));
-    (0..count).map(rid).map(|rid| Alias { rid: RequesterId(rid), kind: AliasKind::Virtual })
+    let all = (0..count).zip(0..period).map(|(number, _)| number);
+    all.map(rid).map(|rid| Alias { rid: RequesterId(rid), kind: AliasKind::Virtual })
 }
 
 /// The IDs that a bridge substitutes for what comes from below it.
@@ -175,7 +176,7 @@ pub(super) const REQUIRED: AcsControls = AcsControls::SOURCE_VALIDATION
 
 #[cfg(test)]
 mod tests {
-    use super::super::capability::{Acs, Express};
+    use super::super::capability::{Acs, Express, SrIov};
     use super::*;
     use alloc::vec::Vec;
 
@@ -195,6 +196,31 @@ mod tests {
     fn phantom_functions(function: u8, bits: u8) -> Vec<u8> {
         let own = RequesterId::new(Bus(1), DeviceFunction(0x18 | function));
         phantoms(own, &with_phantoms(bits), false).map(|alias| alias.rid.device_function().function()).collect()
+    }
+
+    #[test]
+    fn i11_each_virtual_function_is_named_once_however_they_are_numbered() {
+        let numbered = |count, first_offset, stride| {
+            let sr_iov = SrIov {
+                offset: 0x100,
+                enabled: true,
+                memory_enabled: true,
+                ari_hierarchy: false,
+                total: count,
+                count,
+                first_offset,
+                stride,
+                device_id: 1,
+                page_sizes: 1,
+                page_size: 1,
+            };
+            let capabilities = Capabilities { sr_iov: Some(sr_iov), ..Capabilities::default() };
+            virtual_functions(RequesterId(0xfff0), &capabilities).map(|alias| alias.rid.0).collect::<Vec<_>>()
+        };
+        assert_eq!(numbered(3, 8, 4), [0xfff8, 0xfffc, 0]);
+        assert_eq!(numbered(4, 1, 0), [0xfff1]);
+        assert_eq!(numbered(u16::MAX, 1, 0x8000), [0xfff1, 0x7ff1]);
+        assert_eq!(numbered(u16::MAX, 1, 1).len(), 0xffff);
     }
 
     #[test]
