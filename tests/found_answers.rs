@@ -14,7 +14,8 @@
 mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread;
 
 use common::SMMU;
 use common::between::Moment;
@@ -233,11 +234,41 @@ fn c2_c18_a_device_that_is_asked_to_go_while_it_is_registered_anew_stays_out() {
     rig.service.assign(&device, &rig.domains[0]).unwrap();
     let key = spec.key;
     rig.driver.at(Moment::BeforeWithdraw, move |service| assert_eq!(service.remove(key), Ok(Removal::Pending)));
-    let results = rig.service.reregister(&[device], &mut || vec![spec.clone()]).unwrap();
+    let results = rig.service.reregister(&[device], &mut || vec![spec.clone()], &mut || false).unwrap();
     let error = results[0].result.clone().unwrap_err();
     assert_eq!((error.cause, error.left, results[0].device.is_none()), (Cause::Removed, Left::Removed, true));
     assert_eq!(rig.service.devices().count(), 0);
     rig.service.destroy_domain(&rig.domains[0]).unwrap();
+}
+
+/// What is in the way of a device that is registered anew goes its way, and the device comes back.
+#[test]
+fn c18_a_device_that_is_registered_anew_waits_for_what_is_in_its_way() {
+    let mut rig = Rig::<Spin>::new();
+    let ((entered, is_in), (go, may_go)) = (mpsc::channel(), mpsc::channel());
+    let may_go = Mutex::new(may_go);
+    let hooks = Hooks::new().quiesce(move |_| {
+        entered.send(()).unwrap();
+        may_go.lock().unwrap().recv().unwrap();
+        Ok(())
+    });
+    let (before, mate) = (rig.spec("a", 0x10), DeviceSpec { hooks: Arc::new(hooks), ..rig.spec("b", 0x11) });
+    let now = DeviceSpec { streams: mate.streams.clone(), ..before.clone() };
+    let (device, mate) = (rig.service.add(before).unwrap(), rig.service.add(mate).unwrap());
+    rig.service.assign(&mate, &rig.domains[0]).unwrap();
+    let (service, leaving) = (rig.service.clone(), mate.clone());
+    let mut other = Some(thread::spawn(move || service.deassign(&leaving).map(drop)));
+    is_in.recv().unwrap();
+    let mut again = || {
+        go.send(()).unwrap();
+        other.take().unwrap().join().unwrap().unwrap();
+        true
+    };
+    let results = rig.service.reregister(&[device], &mut || vec![now.clone()], &mut again).unwrap();
+    results[0].result.clone().unwrap();
+    assert!(other.is_none());
+    assert_eq!(rig.group(results[0].device.as_ref().unwrap()), rig.group(&mate));
+    rig.audit();
 }
 
 /// Look-ups have seen the device, which no refused add would have let them.

@@ -949,7 +949,7 @@ fn i_14_a_device_that_its_owner_does_not_get_back_is_reset_before_it_goes_to_ano
     slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0)], &[one.backing, two.backing]);
     let key = device.key();
     let mut spec = Some(hooked(DeviceSpec::new(key, "0000:03:00.0".into(), device.streams().to_vec())));
-    let results = slots.bench.service.reregister(&[device], &mut || vec![spec.take().unwrap()]).unwrap();
+    let results = slots.bench.service.reregister(&[device], &mut || vec![spec.take().unwrap()], &mut || false).unwrap();
     assert!(results[0].result.is_ok());
     assert_eq!(*resets.lock().unwrap(), 0, "back with its owner");
     let now = results[0].device.clone().unwrap();
@@ -961,7 +961,7 @@ fn i_14_a_device_that_its_owner_does_not_get_back_is_reset_before_it_goes_to_ano
     streams.push(stream);
     slots.bench.oracle.allow(&"0000:03:00.0".into(), &[(0x300, 0), (0x700, 0)], &[one.backing, two.backing]);
     let mut spec = Some(hooked(DeviceSpec::new(key, "0000:03:00.0".into(), streams)));
-    let results = slots.bench.service.reregister(&[now], &mut || vec![spec.take().unwrap()]).unwrap();
+    let results = slots.bench.service.reregister(&[now], &mut || vec![spec.take().unwrap()], &mut || false).unwrap();
     let error = results[0].result.as_ref().unwrap_err();
     assert!(matches!(error.cause, Cause::GroupConflict { .. }), "{error}");
     let now = results[0].device.clone().unwrap();

@@ -165,7 +165,7 @@ fn reregister(stage: &Stage) -> Outcome {
         spec.streams = vec![stream];
         vec![spec]
     };
-    let results = stage.world.service.reregister(&[device], &mut change).map_err(|error| error.cause)?;
+    let results = stage.world.service.reregister(&[device], &mut change, &mut || false).map_err(|error| error.cause)?;
     results.into_iter().try_for_each(|one| one.result.map_err(|error| error.cause))
 }
 

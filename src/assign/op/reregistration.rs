@@ -53,6 +53,16 @@ fn first_at(devices: &[Device], instance: &Instance) -> Label {
     first.map_or_else(|| Label::of_iommu(instance.key), |device| device.label().clone())
 }
 
+/// Tries again what meets another operation, as long as `again` says so.
+fn retried<T>(again: &mut dyn FnMut() -> bool, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    loop {
+        match attempt() {
+            Err(Error { cause: Cause::Busy { .. }, .. }) if again() => {}
+            result => return result,
+        }
+    }
+}
+
 impl<P: Platform> Service<P> {
     /// Registers devices anew, with other streams under the same keys, and gives each back to the domain that owned it,
     /// without a reset: their owners stay the same.
@@ -67,7 +77,9 @@ impl<P: Platform> Service<P> {
     /// owners.
     ///
     /// To other callers this is a removal, an add and an assign of each device, and they may come in between. Whose removal is
-    /// asked for while it is being removed stays out ([`Cause::Removed`]).
+    /// asked for while it is being removed stays out ([`Cause::Removed`]). `again` is asked where an add or an assign meets
+    /// another operation: whether that is tried once more, after some time that it lets pass. Where it says no, the device is
+    /// out, or quarantined ([`Cause::Busy`]).
     ///
     /// # Errors
     ///
@@ -78,11 +90,12 @@ impl<P: Platform> Service<P> {
     ///
     /// # Context
     ///
-    /// Waiting context; `change` is called with no lock held, and may use the service. Contract C-18, I-14.
+    /// Waiting context; `change` and `again` are called with no lock held, and may use the service. Contract C-18, I-14.
     pub fn reregister(
         &self,
         devices: &[Device],
         change: &mut dyn FnMut() -> Vec<DeviceSpec>,
+        again: &mut dyn FnMut() -> bool,
     ) -> Result<Vec<Reregistered>, Error> {
         let mut entries = self.entries(devices)?;
         let mut results = Vec::new();
@@ -107,7 +120,7 @@ impl<P: Platform> Service<P> {
             let result = match spec {
                 // Whoever asked for its removal meanwhile was told that it goes (contract C-2).
                 _ if entry.before.is_unwanted() && !broken!("mark_passed_over") => stay_out(Cause::Removed),
-                Some(spec) => self.bring_back(spec, entry.state, entry.owner.as_ref(), &mut entry.device),
+                Some(spec) => self.bring_back(spec, entry.state, entry.owner.as_ref(), &mut entry.device, again),
                 None => stay_out(Cause::NotFound),
             };
             // Why it was not registered anew is the better reason.
@@ -199,16 +212,16 @@ impl<P: Platform> Service<P> {
         state: DeviceState,
         owner: Option<&Domain<P>>,
         device: &mut Option<Device>,
+        again: &mut dyn FnMut() -> bool,
     ) -> Result<(), Error> {
-        let refuse =
-            |cause| Error { left: Left::Removed, ..Error::unchanged(Operation::Add, spec.label.clone(), cause) };
-        let copy = spec.copied().map_err(refuse)?;
-        let added = self.add_as(CallChain::NONE, copy, state).map_err(|error| match error.left {
+        let refuse = |cause| Error::unchanged(Operation::Add, spec.label.clone(), cause);
+        let add = || self.add_as(CallChain::NONE, spec.copied().map_err(refuse)?, state);
+        let added = retried(again, add).map_err(|error| match error.left {
             Left::Unchanged => Error { left: Left::Removed, ..error },
             _ => error,
         })?;
         *device = Some(added.clone());
-        owner.map_or(Ok(()), |owner| self.restore(&added, owner))
+        owner.map_or(Ok(()), |owner| retried(again, || self.restore(&added, owner)))
     }
 
     /// Assigns a device that was registered anew to the domain that owned it, which left in it what it carries.

@@ -7,11 +7,12 @@ use super::super::config::{COMMAND, ConfigError, ConfigSpace, OtherHalf};
 use super::super::control::{BUS_MASTER, ControlError, Progress, Quiesce};
 use super::super::enumeration::{Enumeration, OutOfMemory};
 use super::super::function::{Function, FunctionKind};
+use super::super::function_hooks::Delay;
 use super::super::key::PciKey;
 use super::super::sriov::{PhysicalFunction, SriovError};
 use super::super::topology::AliasKind;
 use super::arrivals::HotPlug;
-use super::departures::listed;
+use super::departures::{ATTEMPTS, listed};
 use super::slot::{Slot, key_of};
 use crate::assign::{self, Cause, Device, DeviceSpec, DeviceState, Error, Left, Operation, Removal, Reregistered};
 use crate::few;
@@ -61,7 +62,8 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
     ///
     /// # Context
     ///
-    /// Waiting context; `renumber` and `offer` are called with no lock held. A guest must not write Command of its functions
+    /// Waiting context; `renumber` and `offer` are called with no lock held. What meets another operation is tried again for a
+    /// second. A guest must not write Command of its functions
     /// meanwhile. Domains that own one cannot be destroyed until it ends.
     pub fn renumbered(
         &self,
@@ -79,8 +81,8 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
                 return Err(error.into());
             }
         }
-        let mut now = None;
-        let results = self.service.reregister(&devices, &mut || {
+        let (mut now, mut attempts) = (None, 0..ATTEMPTS);
+        let mut change = || {
             renumber();
             let found = self.registered(slot, &devices);
             let (found, functions) = now.insert(found.unwrap_or_else(|error| {
@@ -88,8 +90,12 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
                 (Enumeration::default(), Vec::new())
             }));
             self.specs(slot, found, functions, offer)
-        });
-        let mut results = match results {
+        };
+        let mut again = || {
+            self.delay.pass(Delay::STEP);
+            attempts.next().is_some()
+        };
+        let mut results = match self.service.reregister(&devices, &mut change, &mut again) {
             Ok(results) => results,
             Err(error) => {
                 self.resume(&functions, &paused);
