@@ -4,9 +4,12 @@
 //! as it is high. Putting an object in or taking it out allocates nothing.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use intrusive_collections::singly_linked_list::{SinglyLinkedList, SinglyLinkedListOps};
 use intrusive_collections::{Adapter, PointerOps};
+
+use crate::few;
 
 /// What has a number that no other object beside it has.
 pub(crate) trait Numbered {
@@ -14,18 +17,21 @@ pub(crate) trait Numbered {
 }
 
 /// The objects. `LISTS` is a power of two.
-pub(crate) struct ByNumber<A: Adapter, const LISTS: usize>([SinglyLinkedList<A>; LISTS])
+pub(crate) struct ByNumber<A: Adapter, const LISTS: usize>(Box<[SinglyLinkedList<A>; LISTS]>)
 where
     A::LinkOps: SinglyLinkedListOps;
 
-impl<A: Adapter, T: Numbered, const LISTS: usize> ByNumber<A, LISTS>
+impl<A: Adapter + Default, T: Numbered, const LISTS: usize> ByNumber<A, LISTS>
 where
     A::LinkOps: SinglyLinkedListOps,
     A::PointerOps: PointerOps<Value = T, Pointer = Box<T>>,
 {
-    /// In empty lists.
-    pub(crate) const fn new(lists: [SinglyLinkedList<A>; LISTS]) -> Self {
-        Self(lists)
+    /// In empty lists. `None` when memory could not be reserved.
+    pub(crate) fn new() -> Option<Self> {
+        let mut lists = Vec::new();
+        lists.try_reserve_exact(LISTS).ok()?;
+        few::extend_within(&mut lists, (0..LISTS).map(|_| SinglyLinkedList::new(A::default())));
+        Some(Self(lists.into_boxed_slice().try_into().ok()?))
     }
 
     pub(crate) fn find(&self, number: u64) -> Option<&T> {

@@ -14,10 +14,12 @@
 //!    `Assigned` to it, `DeviceRecord::children` those that name it as parent, an instance's count those with a stream on it.
 //! 3. Every record has a node in `keys`, one in `kin` for its parent, and one for its bus where that does not isolate it.
 
+use alloc::alloc::handle_alloc_error;
 use alloc::boxed::Box;
+use core::alloc::Layout;
 use core::cell::Cell;
 
-use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree, SinglyLinkedList};
+use intrusive_collections::{Bound, KeyAdapter, LinkedList, RBTree};
 
 use super::records::{ByDomain, ById, ByKey, ByKin, GoneDevices, GoneDomains, Kin, Sources};
 use super::{
@@ -42,13 +44,22 @@ impl<P: Platform> Unused<P> {
     }
 }
 
+/// Over how many lists devices and domains are spread.
+const DEVICE_LISTS: usize = 256;
+const DOMAIN_LISTS: usize = 64;
+
+/// There is none for the service itself (contract A-8).
+fn no_memory<T>() -> T {
+    handle_alloc_error(Layout::new::<[usize; DEVICE_LISTS]>())
+}
+
 /// The registered things.
 pub(super) struct Registry<P: Platform> {
     /// By number: what has a handle is found here.
-    devices: ByNumber<ById, 256>,
+    devices: ByNumber<ById, DEVICE_LISTS>,
     keys: RBTree<ByKey>,
     kin: RBTree<ByKin>,
-    domains: ByNumber<ByDomain<P>, 64>,
+    domains: ByNumber<ByDomain<P>, DOMAIN_LISTS>,
     gone_devices: Graveyard<GoneDevices>,
     gone_domains: Graveyard<GoneDomains<P>>,
     /// Buried from the start, for nothing looks them up.
@@ -62,12 +73,12 @@ pub(super) struct Registry<P: Platform> {
 }
 
 impl<P: Platform> Registry<P> {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            devices: ByNumber::new([const { SinglyLinkedList::new(ById::NEW) }; 256]),
+            devices: ByNumber::new().unwrap_or_else(no_memory),
             keys: RBTree::new(ByKey::NEW),
             kin: RBTree::new(ByKin::NEW),
-            domains: ByNumber::new([const { SinglyLinkedList::new(ByDomain::NEW) }; 64]),
+            domains: ByNumber::new().unwrap_or_else(no_memory),
             gone_devices: Graveyard::new(LinkedList::new(GoneDevices::NEW)),
             gone_domains: Graveyard::new(LinkedList::new(GoneDomains::NEW)),
             sources: Graveyard::new(LinkedList::new(Sources::NEW)),

@@ -80,7 +80,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         }
         let out_of_memory = ProbeError::OutOfMemory(iommu);
         let mut entries = Entries::new(geometry.entries, geometry.matching).ok_or(out_of_memory)?;
-        let banks = Banks::new(geometry.banks).ok_or(out_of_memory)?;
+        let (users, banks) = (Users::new().ok_or(out_of_memory)?, Banks::new(geometry.banks).ok_or(out_of_memory)?);
         let faults = FaultRecords::new(&part).ok_or(out_of_memory)?;
         let own_syncs = if geometry.architecture == Architecture::V2 { geometry.banks } else { 0 };
         let mut bank_tlbs = room(own_syncs.into(), iommu)?;
@@ -102,7 +102,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let smmu = Self {
             part,
             masters,
-            shadow: Lock::new(Shadow { entries, users: Users::new(), banks }),
+            shadow: Lock::new(Shadow { entries, users, banks }),
             tlb,
             bank_tlbs,
             faults,

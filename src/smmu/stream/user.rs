@@ -7,7 +7,7 @@
 use alloc::boxed::Box;
 use core::cell::Cell;
 
-use intrusive_collections::{SinglyLinkedList, SinglyLinkedListLink, intrusive_adapter};
+use intrusive_collections::{SinglyLinkedListLink, intrusive_adapter};
 use smallvec::SmallVec;
 
 use super::cover::Cube;
@@ -119,8 +119,9 @@ impl Numbered for StreamUser {
 pub(in crate::smmu) struct Users(ByNumber<ByDevice, 64>);
 
 impl Users {
-    pub(in crate::smmu) const fn new() -> Self {
-        Self(ByNumber::new([const { SinglyLinkedList::new(ByDevice::NEW) }; 64]))
+    /// Without any. `None` when memory could not be reserved.
+    pub(in crate::smmu) fn new() -> Option<Self> {
+        ByNumber::new().map(Self)
     }
 
     pub(in crate::smmu) fn find(&self, device: DeviceId) -> Option<&StreamUser> {
