@@ -25,7 +25,7 @@ use source::Form;
 
 /// What stands over what; the same number is side by side, and neither uses the other.
 const FLOORS: &[(&str, u8)] =
-    &[("few", 0), ("by_number", 0), ("sync", 1), ("assign", 2), ("smmu", 3), ("pci", 3), ("dt", 4)];
+    &[("few", 0), ("by_number", 1), ("sync", 1), ("assign", 2), ("smmu", 3), ("pci", 3), ("dt", 4)];
 
 /// The most lines that a file has.
 const LINES: usize = 400;

@@ -66,7 +66,13 @@ impl OverlayError {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         match self {
-            Self::Service(error) => matches!(error.cause, assign::Cause::Busy { .. }),
+            // An SMMU with a call inside that another CPU is slow to end does not leave yet.
+            Self::Service(assign::Error { cause, .. }) => {
+                matches!(
+                    cause,
+                    assign::Cause::Busy { .. } | assign::Cause::Iommu { error: assign::IommuError::Busy, .. }
+                )
+            }
             Self::Unfinished(error) => error.is_busy(),
             _ => false,
         }

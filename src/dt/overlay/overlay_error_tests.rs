@@ -133,3 +133,17 @@ fn every_message_about_overlays_and_guests_is_in_the_document() {
     let missing = tables.iter().flat_map(|table| table.lines()).find(|line| !DOCUMENT.contains(line));
     assert_eq!(missing, None, "docs/errors.md must have what is printed above");
 }
+
+/// Found by the scenario `hotplug` on a busy machine: an SMMU that left while another thread was inside was taken for stuck.
+#[test]
+fn what_waits_for_another_operation_is_busy_and_nothing_else_is() {
+    let of = |cause| {
+        let (operation, subject) = (assign::Operation::UnregisterIommu, "iommu@26000000".into());
+        OverlayError::Service(assign::Error { operation, subject, cause, left: assign::Left::Unchanged })
+    };
+    let iommu = |error| of(assign::Cause::Iommu { iommu: assign::IommuKey::new(0x2600_0000), error });
+    let busy = [of(assign::Cause::Busy { running: assign::Operation::Assign }), iommu(assign::IommuError::Busy)];
+    assert!(busy.iter().all(OverlayError::is_busy));
+    assert!(busy.into_iter().all(|error| OverlayError::Unfinished(Box::new(error)).is_busy()));
+    assert!(!iommu(assign::IommuError::NoPower("off")).is_busy() && !of(assign::Cause::NotFound).is_busy());
+}
