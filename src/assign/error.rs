@@ -350,6 +350,19 @@ impl Error {
         Self { operation: Operation::Remove, subject, cause, left: Left::Pending }
     }
 
+    /// Tries again what meets another operation, as long as `again` says so.
+    pub(crate) fn while_busy<T>(
+        again: &mut dyn FnMut() -> bool,
+        mut attempt: impl FnMut() -> Result<T, Self>,
+    ) -> Result<T, Self> {
+        loop {
+            match attempt() {
+                Err(Self { cause: Cause::Busy { .. }, .. }) if again() => {}
+                result => return result,
+            }
+        }
+    }
+
     /// An error of an operation on an IOMMU instance.
     pub(super) const fn of_iommu(operation: Operation, iommu: IommuKey, cause: Cause) -> Self {
         Self::unchanged(operation, Label::of_iommu(iommu), cause)

@@ -8,7 +8,7 @@ use super::control::{self, ControlError, Progress, Quiesce, Reset, ResetMethod, 
 use super::enumeration::Enumeration;
 use super::function::{Function, FunctionKind};
 use super::{Capabilities, Sbdf};
-use crate::assign::{Cause, DeviceHooks, Error, HookContext, HookError};
+use crate::assign::{DeviceHooks, Error, HookContext, HookError};
 use crate::sync::{self, Micros, Platform, Tried};
 
 /// How time passes where a function is waited for.
@@ -46,15 +46,15 @@ impl Delay {
         }
     }
 
-    /// Tries again what meets another operation: `attempts` times, with a [`STEP`](Self::STEP) in between, and once more.
-    pub(super) fn persist<T>(self, attempts: u32, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-        for _ in 0..attempts {
-            match attempt() {
-                Err(Error { cause: Cause::Busy { .. }, .. }) => self.pass(Self::STEP),
-                result => return result,
-            }
-        }
-        attempt()
+    /// Tries again what meets another operation: `attempts` times, with a [`STEP`](Self::STEP) before each.
+    pub(super) fn persist<T>(self, attempts: u32, attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        Error::while_busy(&mut self.again(attempts), attempt)
+    }
+
+    /// So many times yes, each after a [`STEP`](Self::STEP).
+    pub(super) fn again(self, attempts: u32) -> impl FnMut() -> bool {
+        let mut attempts = 0..attempts;
+        move || attempts.next().map(|_| self.pass(Self::STEP)).is_some()
     }
 
     /// Between two looks at what takes a second at most.

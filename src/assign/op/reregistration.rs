@@ -53,16 +53,6 @@ fn first_at(devices: &[Device], instance: &Instance) -> Label {
     first.map_or_else(|| Label::of_iommu(instance.key), |device| device.label().clone())
 }
 
-/// Tries again what meets another operation, as long as `again` says so.
-fn retried<T>(again: &mut dyn FnMut() -> bool, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    loop {
-        match attempt() {
-            Err(Error { cause: Cause::Busy { .. }, .. }) if again() => {}
-            result => return result,
-        }
-    }
-}
-
 impl<P: Platform> Service<P> {
     /// Registers devices anew, with other streams under the same keys, and gives each back to the domain that owned it,
     /// without a reset: their owners stay the same.
@@ -216,12 +206,12 @@ impl<P: Platform> Service<P> {
     ) -> Result<(), Error> {
         let refuse = |cause| Error::unchanged(Operation::Add, spec.label.clone(), cause);
         let add = || self.add_as(CallChain::NONE, spec.copied().map_err(refuse)?, state);
-        let added = retried(again, add).map_err(|error| match error.left {
+        let added = Error::while_busy(again, add).map_err(|error| match error.left {
             Left::Unchanged => Error { left: Left::Removed, ..error },
             _ => error,
         })?;
         *device = Some(added.clone());
-        owner.map_or(Ok(()), |owner| retried(again, || self.restore(&added, owner)))
+        owner.map_or(Ok(()), |owner| Error::while_busy(again, || self.restore(&added, owner)))
     }
 
     /// Assigns a device that was registered anew to the domain that owned it, which left in it what it carries.

@@ -7,7 +7,6 @@ use super::super::config::{COMMAND, ConfigError, ConfigSpace, OtherHalf};
 use super::super::control::{BUS_MASTER, ControlError, Progress, Quiesce};
 use super::super::enumeration::{Enumeration, OutOfMemory};
 use super::super::function::{Function, FunctionKind};
-use super::super::function_hooks::Delay;
 use super::super::key::PciKey;
 use super::super::sriov::{PhysicalFunction, SriovError};
 use super::super::topology::AliasKind;
@@ -81,7 +80,7 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
                 return Err(error.into());
             }
         }
-        let (mut now, mut attempts) = (None, 0..ATTEMPTS);
+        let mut now = None;
         let mut change = || {
             renumber();
             let found = self.registered(slot, &devices);
@@ -91,11 +90,8 @@ impl<P: Platform, C: ConfigSpace + ?Sized> HotPlug<'_, P, C> {
             }));
             self.specs(slot, found, functions, offer)
         };
-        let mut again = || {
-            self.delay.pass(Delay::STEP);
-            attempts.next().is_some()
-        };
-        let mut results = match self.service.reregister(&devices, &mut change, &mut again) {
+        let again = &mut self.delay.again(ATTEMPTS);
+        let mut results = match self.service.reregister(&devices, &mut change, again) {
             Ok(results) => results,
             Err(error) => {
                 self.resume(&functions, &paused);
