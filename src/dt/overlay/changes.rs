@@ -43,6 +43,18 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.devices.is_empty() && self.smmus.is_empty() && self.host_bridges.is_empty()
     }
+
+    /// Refuses a change of an SMMU or a host bridge that is in use before and after.
+    pub(super) fn check_in_use(&self) -> Result<(), OverlayError> {
+        for (all, fault) in
+            [(&self.smmus, OverlayFault::SmmuChanges), (&self.host_bridges, OverlayFault::HostBridgeChanges)]
+        {
+            if let Some(Changed { path, .. }) = all.iter().find(|one| one.change == Change::Changes) {
+                return Err(OverlayError::at(owned(path)?, fault));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A node that comes, goes or changes.
@@ -202,21 +214,6 @@ impl<'p, 'o, 'n> Pairs<'p, 'o, 'n> {
     {
         let all = self.all(|board| board.host_bridges().iter().map(|bridge| bridge.node), used_bridge);
         all.filter_map(|(one, other)| change_of(one, other, is_same_bridge))
-    }
-
-    /// Refuses a change of what is in use in both.
-    pub(super) fn check_in_use(&self) -> Result<(), OverlayError>
-    where
-        'o: 'p,
-        'n: 'p,
-    {
-        if let Some((_, smmu)) = self.smmus().find(|(change, _)| *change == Change::Changes) {
-            return Err(OverlayError::at(owned(&smmu.path)?, OverlayFault::SmmuChanges));
-        }
-        if let Some((_, bridge)) = self.host_bridges().find(|(change, _)| *change == Change::Changes) {
-            return Err(OverlayError::at(owned(&bridge.path)?, OverlayFault::HostBridgeChanges));
-        }
-        Ok(())
     }
 
     /// Whether a driver was told all of it before. That its interrupts are the same is for its handlers' sake.

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::changes::{Changes, Pairs, compare, push};
+use super::changes::{Changes, compare, push};
 use super::edited::Edited;
 use super::fixups::owned;
 use super::merging::{self, Resolution};
@@ -226,6 +226,7 @@ impl<'b> Overlays<'b> {
         let new = self.next_board(merged)?;
         let old = Board::read_lenient(self.merged.as_deref().unwrap_or(self.base))?;
         let changes = compare(&old, &new)?;
+        changes.check_in_use()?;
         let unfinished = Transition { service, host, leaving: &mut self.leaving }.run(&old, &new)?;
         Ok(Outcome { overlay, changes, unfinished })
     }
@@ -277,7 +278,7 @@ impl<'b> Overlays<'b> {
 
     fn can_follow(&self, old: &[u8], new: &[u8]) -> Result<(), OverlayError> {
         let (old, new) = (Board::read_lenient(old)?, self.next_board(new)?);
-        Pairs::new(&old, &new)?.check_in_use()
+        compare(&old, &new)?.check_in_use()
     }
 
     /// The base with these overlays, and with what `more` adds.

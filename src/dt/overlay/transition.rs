@@ -2,7 +2,8 @@
 //!
 //! # Order
 //!
-//! 1. What no service could follow is refused: SMMUs and host bridges in use that change, devices in use that change.
+//! 1. What no service could follow is refused: devices in use that change. SMMUs and host bridges in use do not change: the
+//!    caller has looked.
 //! 2. SMMUs that come are probed and registered.
 //! 3. Devices that change are removed, children first.
 //! 4. Devices that come or change are added, parents first.
@@ -128,7 +129,6 @@ impl<P: Platform> Transition<'_, P> {
     }
 
     fn plan<'p>(&self, pairs: &Pairs<'p, 'p, 'p>) -> Result<Plan<'p>, OverlayError> {
-        pairs.check_in_use()?;
         let mut plan = Plan::default();
         for (change, smmu) in pairs.smmus() {
             match change {
