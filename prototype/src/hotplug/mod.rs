@@ -61,6 +61,8 @@ pub(crate) fn play(rounds: usize) -> Result<(String, u8), Failure> {
     tenants.take_all();
     functions.finish();
     nodes.finish();
+    // What came back without a reset gets one.
+    tenants.take_all();
     tenants.finish();
     start.compare(&rig);
     ending::exhaust(&rig);

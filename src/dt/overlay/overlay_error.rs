@@ -134,11 +134,11 @@ pub enum OverlayFault {
         /// The path.
         target: String,
     },
-    /// A device would get other streams or another parent while it is not merely blocked.
-    #[error("its streams or its parent change, and it is {}", InUse(owner))]
+    /// A device would get other streams or another parent while a domain owns it.
+    #[error("its streams or its parent change, and it is assigned to {owner}: deassign it first")]
     DeviceInUse {
-        /// The domain that it is assigned to; none where it is quarantined.
-        owner: Option<assign::Label>,
+        /// The domain that it is assigned to.
+        owner: assign::Label,
     },
     /// An entry of `__fixups__` or `__local_fixups__` names no four bytes of the overlay.
     #[error("`{property}` has an entry that names no four bytes of a property of the overlay")]
@@ -232,18 +232,6 @@ pub enum OverlayFault {
         /// Path of the node in the overlay, or its phandle.
         target: String,
     },
-}
-
-/// How a device is in use, and what to do.
-struct InUse<'a>(&'a Option<assign::Label>);
-
-impl fmt::Display for InUse<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(owner) => write!(f, "assigned to {owner}: deassign it first"),
-            None => f.write_str("quarantined: what it lacks would be forgotten"),
-        }
-    }
 }
 
 /// Some names with commas between them.

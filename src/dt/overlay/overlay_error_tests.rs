@@ -86,7 +86,7 @@ fn faults() -> String {
             (at("/fragment@0", OverlayFault::AmbiguousTarget { target: text("/soc/usb") }), "Write the target's full path."),
         OverlayFault::AppliedAlready { .. } => (at("/soc", OverlayFault::AppliedAlready { by: OverlayId(1) }), "Nothing, or revert it first."),
         OverlayFault::DeviceInUse { .. } =>
-            (soc(OverlayFault::DeviceInUse { owner: Some("guest A".into()) }), "Deassign the device, then try again."),
+            (soc(OverlayFault::DeviceInUse { owner: "guest A".into() }), "Deassign the device, then try again."),
         OverlayFault::Fixup { .. } => (at("/__fixups__", OverlayFault::Fixup { property: label() }), "Compile the overlay again (`dtc -@`)."),
         OverlayFault::HostBridgeChanges => (at("/soc/pcie@400000", OverlayFault::HostBridgeChanges), "Make the bridge go first, with its functions."),
         OverlayFault::LabelMissing { .. } => (missing_label(), "Compile the base with symbols (`dtc -@`), or apply the overlay first that brings the label."),

@@ -26,7 +26,7 @@ use super::fixups::owned;
 use super::overlay_error::{OverlayError, OverlayFault};
 use super::overlay_host::OverlayHost;
 use crate::assign::{
-    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Removal, Service, Target,
+    Cause, Device, DeviceInfo, DeviceKey, DeviceState, Error, HookError, IommuKey, Label, Removal, Service, Target,
 };
 use crate::dt::{Board, DtDevice, DtError, HostBridge, SmmuNode};
 use crate::few;
@@ -178,14 +178,11 @@ impl<P: Platform> Transition<'_, P> {
         Ok(plan)
     }
 
-    /// Whether a device that changes is registered. Only one that is blocked loses nothing when it is registered anew.
+    /// Whether a device that changes is registered. One that a domain owns is not registered anew.
     fn may_change(&self, device: &DtDevice) -> Result<bool, OverlayError> {
-        let info = self.service.find(device.device_key());
-        let owner = info.as_ref().and_then(|info| info.domain.clone());
-        match info.map(|info| info.state) {
-            None => Ok(false),
-            Some(DeviceState::Blocked) => Ok(true),
-            Some(_) => Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner })),
+        match self.service.find(device.device_key()) {
+            Some(DeviceInfo { domain: Some(owner), .. }) => Err(in_use(device, owner)?),
+            info => Ok(info.is_some()),
         }
     }
 
@@ -200,17 +197,11 @@ impl<P: Platform> Transition<'_, P> {
         }
         for device in plan.devices_change.iter().rev() {
             let Some(info) = self.service.find(device.device_key()) else { continue };
-            // It was only blocked when the plan was made, and may have an owner since.
-            match self.service.remove_blocked(&info.device) {
+            // Nobody owned it when the plan was made; somebody may since.
+            match remove_unowned(self.service, &info.device, &mut self.leaving.not_reset)? {
                 Ok(_) => _ = few::push_within(done, Step::Removed(device)),
                 Err(Error { cause: Cause::NotFound, .. }) => {}
-                Err(Error { cause: Cause::AlreadyAssigned { domain }, .. }) => {
-                    let fault = OverlayFault::DeviceInUse { owner: Some(domain) };
-                    return Err(OverlayError::at(owned(&device.path)?, fault));
-                }
-                Err(Error { cause: Cause::NotAssigned, .. }) => {
-                    return Err(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner: None }));
-                }
+                Err(Error { cause: Cause::AlreadyAssigned { domain }, .. }) => return Err(in_use(device, domain)?),
                 Err(error) => return Err(OverlayError::Service(error)),
             }
         }
@@ -303,6 +294,32 @@ impl Leaving {
         self.smmus.try_reserve(plan.smmus_go.len().max(plan.smmus_come.len()))?;
         Ok(())
     }
+}
+
+/// Removes a device, unless a domain owns it. That it was not reset since its last guest is noted.
+fn remove_unowned<P: Platform>(
+    service: &Service<P>,
+    device: &Device,
+    not_reset: &mut Vec<DeviceKey>,
+) -> Result<Result<Removal, Error>, DtError> {
+    match service.remove_blocked(device) {
+        Err(Error { cause: Cause::NotAssigned, .. }) => {
+            let is_noted = not_reset.contains(&device.key());
+            if !is_noted {
+                few::push(not_reset, device.key())?;
+            }
+            let removed = service.remove_unassigned(device);
+            if removed.is_err() && !is_noted {
+                not_reset.pop();
+            }
+            Ok(removed)
+        }
+        removed => Ok(removed),
+    }
+}
+
+fn in_use(device: &DtDevice, owner: Label) -> Result<OverlayError, DtError> {
+    Ok(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner }))
 }
 
 /// Removes a device with all that stands behind it, children first. One that is assigned is taken from its guest in order
