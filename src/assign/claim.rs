@@ -22,8 +22,8 @@ use core::num::NonZeroU16;
 
 use super::lending::{Lent, give_back_to, take_lent};
 use super::{
-    CallChain, Cause, Device, DeviceId, DeviceRecord, DomainId, Frame, Group, Groups, Member, Nodes, Operation,
-    Registry, Service, why_joined,
+    CallChain, Cause, Device, DeviceId, DeviceRecord, DomainId, Frame, Group, Groups, Member, Operation, Registry,
+    Service, why_joined,
 };
 use crate::sync::Platform;
 use crate::sync::broken::broken;
@@ -73,6 +73,11 @@ pub(super) struct Marked {
 }
 
 impl Marked {
+    /// Whether nothing is left to do.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.groups.is_empty() && self.departed.is_none()
+    }
+
     /// A group that has a doomed member.
     pub(super) fn of(group: Box<Group>) -> Self {
         let mut groups = Groups::default();
@@ -105,6 +110,11 @@ impl<'a> Claim<'a> {
     /// The members of the device's own group.
     pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
         self.group.iter().flat_map(|group| group.members.iter())
+    }
+
+    /// Whether the device's own group has no other member, as most have none.
+    pub(super) fn is_alone(&self) -> bool {
+        self.members().nth(1).is_none()
     }
 
     pub(super) fn member(&self, id: DeviceId) -> Option<&Member> {
@@ -264,67 +274,49 @@ impl<P: Platform> Service<P> {
     ) -> Result<Marked, Claim<'a>> {
         let above = claim.above;
         let mut parts = Groups::default();
-        let mut groups = mem::take(&mut claim.others);
-        if let Some(group) = claim.parent.take() {
-            groups.push(group);
-        }
-        while let Some(mut group) = claim.group.take().or_else(|| groups.pop()) {
-            release(&mut group, claim.level);
-            if group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split") {
-                parts.append(group.split(held));
+        if let Some(own) = &mut claim.group {
+            release(own, claim.level);
+            if is_to_be_split(own) {
+                parts = own.split(held);
+                if let Some(part) = parts.take(|part| part.contains(claim.device.id())) {
+                    parts.push(mem::replace(own, part));
+                }
             }
-            parts.push(group);
         }
-        let departed = claim.departed.take();
-        // What an add joins stays apart until nothing can undo it any more. An undone one joins nothing.
         let mut joined = Groups::default();
-        if claim.operation == Operation::Add && departed.is_none() {
-            let device = &claim.device;
-            let mut joins = |group: &Group| !group.contains(device.id()) && why_joined(held, device, group).is_some();
-            while let Some(group) = parts.take(&mut joins) {
-                joined.push(group);
-            }
+        if !claim.others.is_empty() || claim.parent.is_some() {
+            joined = sort_out(held, &mut claim, &mut parts);
         }
-        let mut kept = Groups::default();
+        let mut nodes = None;
         let mut parent = None;
-        let mut _nodes: Nodes = [None, None, None];
         let mut registry = self.registry.lock(held);
         if veto(&registry) {
-            drop(registry);
-            let id = claim.device.id();
-            claim.group = parts.take(|group| group.contains(id));
             parts.append(joined);
             claim.others = parts;
-            claim.departed = departed;
             return Err(claim);
         }
-        if let Some(mut own) = joined.pop() {
-            if let Some(mut group) = parts.take(|group| group.contains(claim.device.id())) {
-                group.merge(own);
-                own = group;
-            }
+        if let Some(own) = &mut claim.group {
             while let Some(group) = joined.pop() {
                 own.merge(group);
             }
-            parts.push(own);
         }
-        if claim.operation == Operation::Remove
-            && departed.is_none()
+        let departed = claim.departed.take();
+        if let Some(departed) = &departed {
+            nodes = Some(registry.bury_device(&departed.member.device));
+            parent = departed.member.device.parent();
+        } else if claim.operation == Operation::Remove
             && let Some(record) = registry.registration(&claim.device).filter(|_| !broken!("mark_not_consumed"))
         {
             // The mark is spent: the removal was tried, and the device is going.
             registry.unmark(record);
-        }
-        if let Some(departed) = &departed {
-            _nodes = registry.bury_device(&departed.member.device);
-            parent = departed.member.device.parent();
         }
         if let Some(domain) = claim.hold.take_if(|_| broken!("early_unhold")) {
             registry.unhold(domain);
             drop(registry);
             registry = self.registry.lock(held);
         }
-        while let Some(group) = parts.pop() {
+        let mut kept = Groups::default();
+        while let Some(group) = claim.group.take().or_else(|| parts.pop()) {
             registry.settle(group, above, &mut kept);
         }
         let parent = parent.and_then(|key| registry.device(key)).filter(|parent| parent.may_go());
@@ -339,11 +331,39 @@ impl<P: Platform> Service<P> {
             registry.unhold(domain);
         }
         drop(registry);
+        drop(nodes);
         above.count_end();
         self.count_end();
         let unheard = (claim.operation == Operation::Add).then_some(claim.device.id());
         Ok(Marked { groups: kept, departed: departed.map(|departed| departed.member), unheard })
     }
+}
+
+/// The further groups that an add has claimed: what joins its device, and in `parts` the others. What joins stays apart until
+/// nothing can undo the add any more; an undone one joins nothing.
+#[cold]
+fn sort_out(held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, parts: &mut Groups) -> Groups {
+    let mut others = mem::take(&mut claim.others);
+    claim.parent.take().into_iter().for_each(|parent| others.push(parent));
+    while let Some(mut group) = others.pop() {
+        release(&mut group, claim.level);
+        if is_to_be_split(&group) {
+            parts.append(group.split(held));
+        }
+        parts.push(group);
+    }
+    let mut joined = Groups::default();
+    if claim.operation == Operation::Add && claim.departed.is_none() {
+        while let Some(group) = parts.take(|group| why_joined(held, &claim.device, group).is_some()) {
+            joined.push(group);
+        }
+    }
+    joined
+}
+
+/// Whether a group lost a member, and is owned by no domain.
+fn is_to_be_split(group: &Group) -> bool {
+    group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split")
 }
 
 /// The operation of this level is about none of the members any more, and takes them nowhere.

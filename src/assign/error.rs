@@ -363,10 +363,26 @@ impl Error {
         }
     }
 
+    /// A result whose failure was said in one line of log. Only called where nothing is locked (contract C-3).
+    pub(super) fn reported<T>(result: Result<T, Self>) -> Result<T, Self> {
+        match &result {
+            Ok(_) | Err(Self { cause: Cause::Busy { .. }, .. }) => {}
+            Err(error) => warn(error),
+        }
+        result
+    }
+
     /// An error of an operation on an IOMMU instance.
     pub(super) const fn of_iommu(operation: Operation, iommu: IommuKey, cause: Cause) -> Self {
         Self::unchanged(operation, Label::of_iommu(iommu), cause)
     }
+}
+
+/// A line of log. It is written where nothing else is on the stack for it.
+#[cold]
+#[inline(never)]
+fn warn(error: &Error) {
+    log::warn!("{error}");
 }
 
 /// A cause, told of a subject: an IOMMU that is the subject is not named twice.

@@ -297,6 +297,10 @@ pub(super) fn shared_at(held: &mut Held<'_, Unlocked>, one: &Device, other: &Dev
 }
 
 impl Groups {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     pub(super) fn push(&mut self, mut group: Box<Group>) {
         group.next = self.0.take();
         self.0 = Some(group);

@@ -67,7 +67,7 @@ pub(super) struct Registry<P: Platform> {
     /// How many records are marked: while there are none, no put-back looks for them.
     pub(super) marks: Cell<usize>,
     /// How many devices end with their parent: while there are none, no reset looks for them.
-    dependents: Cell<usize>,
+    pub(super) dependents: Cell<usize>,
     /// Changes with every registration and unregistration (contract C-6).
     pub(super) generation: u64,
 }
@@ -111,7 +111,7 @@ impl<P: Platform> Registry<P> {
     // --- devices ---
 
     pub(super) fn device(&self, key: DeviceKey) -> Option<&DeviceRecord> {
-        let node = self.keys.find(&key).get()?;
+        let node = self.keys.lower_bound(Bound::Included(&key)).get().filter(|node| node.device.key() == key)?;
         self.by_id(node.device.id())
     }
 
@@ -168,7 +168,7 @@ impl<P: Platform> Registry<P> {
     /// The children of a device, ascending by key.
     fn children<'a>(&'a self, record: &'a DeviceRecord) -> impl Iterator<Item = &'a DeviceRecord> {
         let parent = record.device.key();
-        let first = self.child(parent, None).filter(|_| record.children.get() > 0);
+        let first = if record.children.get() > 0 { self.child(parent, None) } else { None };
         core::iter::successors(first, move |last| self.child(parent, Some(last.device.key())))
     }
 
@@ -216,16 +216,26 @@ impl<P: Platform> Registry<P> {
         belongs(ByKin::NEW.get_key(node)).then_some(&node.device)
     }
 
-    pub(super) fn insert_device(&mut self, record: Box<DeviceRecord>, [key, bus, child]: Nodes) {
+    /// Registers a device, or gives its record and its nodes back where the key is in use.
+    pub(super) fn insert_device(
+        &mut self,
+        record: Box<DeviceRecord>,
+        nodes: Nodes,
+    ) -> Result<(), (Box<DeviceRecord>, Nodes)> {
+        let key = record.device.key();
+        let mut above = self.keys.lower_bound_mut(Bound::Included(&key));
+        if above.get().is_some_and(|node| node.device.key() == key) && !broken!("early_release") {
+            return Err((record, nodes));
+        }
+        let [key, bus, child] = nodes;
+        key.into_iter().for_each(|key| above.insert_before(key));
         self.count(&record.device, 1);
         self.devices.insert(record);
-        if let Some(key) = key {
-            self.keys.insert(key);
-        }
         for node in [bus, child].into_iter().flatten() {
             self.kin.insert(node);
         }
         self.generation = self.generation.wrapping_add(1);
+        Ok(())
     }
 
     /// Ends the registration of a device that has left its group. Returns its nodes, to be dropped when the lock is free.
@@ -241,7 +251,9 @@ impl<P: Platform> Registry<P> {
         self.gone_devices.bury(record);
         let mut take = |kin: Option<Kin>| kin.and_then(|kin| self.kin.find_mut(&kin).remove());
         let (bus, child) = (take(bus), take(child));
-        [self.keys.find_mut(&device.key()).remove(), bus, child]
+        let mut key = self.keys.lower_bound_mut(Bound::Included(&device.key()));
+        let is_its_own = key.get().is_some_and(|node| node.device.id() == device.id());
+        [if is_its_own { key.remove() } else { None }, bus, child]
     }
 
     /// Counts a device at its parent and its IOMMUs.

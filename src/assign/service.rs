@@ -84,14 +84,6 @@ impl<P: Platform> Service<P> {
 
     // --- what operations share ---
 
-    /// Says a failed operation in one line of log. Only called where nothing is locked (contract C-3).
-    pub(super) fn report<T>(&self, result: &Result<T, Error>) {
-        match result {
-            Ok(_) | Err(Error { cause: Cause::Busy { .. }, .. }) => {}
-            Err(error) => warn(error),
-        }
-    }
-
     /// Tells the sink, if there is one, what has happened.
     pub(super) fn tell(&self, held: &mut Held<'_, Unlocked>, event: impl FnOnce() -> Event) {
         if let Some(events) = &self.events {
@@ -118,9 +110,7 @@ impl<P: Platform> Service<P> {
         operation: Operation,
         key: IommuKey,
     ) -> Result<Arc<Instance>, Error> {
-        let found = self.instance(held, key).ok_or_else(|| Error::of_iommu(operation, key, Cause::NotFound));
-        self.report(&found);
-        found
+        Error::reported(self.instance(held, key).ok_or_else(|| Error::of_iommu(operation, key, Cause::NotFound)))
     }
 
     pub(super) fn next_instance(
@@ -324,11 +314,4 @@ impl<P: Platform> fmt::Debug for Service<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("registry", &self.registry).finish_non_exhaustive()
     }
-}
-
-/// A line of log. It is written where nothing else is on the stack for it.
-#[cold]
-#[inline(never)]
-fn warn(error: &Error) {
-    log::warn!("{error}");
 }

@@ -62,14 +62,8 @@ impl<P: Platform> Service<P> {
     /// An add after which the device is in `state`, and in fault.
     pub(super) fn add_as(&self, above: CallChain<'_>, spec: DeviceSpec, state: DeviceState) -> Result<Device, Error> {
         let mut held = Held::enter();
-        let label = spec.label.clone();
-        let refuse = |cause| Error::unchanged(Operation::Add, label, cause);
-        let result = match self.make(&mut held, spec) {
-            Ok(new) => self.add_powered(&mut held, above, NewDevice { state, ..new }),
-            Err(cause) => Err(refuse(cause)),
-        };
-        self.report(&result);
-        result
+        let made = self.make(&mut held, spec, state);
+        Error::reported(made.and_then(|new| self.add_powered(&mut held, above, new)))
     }
 
     /// On several IOMMUs power is had on all of them before the first change, and until an add that fails is undone (contract
@@ -122,6 +116,7 @@ impl<P: Platform> Service<P> {
                 let cause = refusal(&device).unwrap_or(Cause::ParentMissing);
                 Err(self.undo_add(held, claim, cause))
             }
+            Ok(marked) if marked.is_nothing() => Ok(device),
             Ok(marked) => {
                 let mut result = Ok(device.clone());
                 self.carry_out(held, marked, above, &mut |removed, outcome| {
@@ -138,29 +133,38 @@ impl<P: Platform> Service<P> {
 
     // --- 1: everything is made, with nothing locked ---
 
-    fn make(&self, held: &mut Held<'_, Unlocked>, mut spec: DeviceSpec) -> Result<NewDevice, Cause> {
+    fn make(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        mut spec: DeviceSpec,
+        state: DeviceState,
+    ) -> Result<NewDevice, Error> {
         few::sort(&mut spec.streams, &|one, other| one < other);
         spec.streams.dedup();
-        if spec.streams.is_empty() {
-            return Err(Cause::NoStreams);
-        }
-        let attachments = self.attach_to_instances(held, &spec.streams)?;
+        let attachments = match self.attach_to_instances(held, &spec.streams) {
+            Ok(attachments) => attachments,
+            Err(cause) => return Err(Error::unchanged(Operation::Add, spec.label, cause)),
+        };
         let id = DeviceId::new(self.last_device.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
         let device = Device::new(id, spec, attachments.into_boxed_slice());
+        let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
         let mut masters = SmallVec::new();
-        masters.try_reserve_exact(device.attachments().len()).map_err(|_| Cause::OutOfMemory)?;
+        masters.try_reserve_exact(device.attachments().len()).map_err(|_| refuse(Cause::OutOfMemory))?;
         for at in device.attachments() {
             let iommu = at.instance.iommu.call(held);
             let made = iommu.make_master(id, device.streams_on(at), device.is_lazy());
-            few::put(&mut masters, made.map_err(|error| no_place(&at.instance, error))?);
+            few::put(&mut masters, made.map_err(|error| refuse(no_place(&at.instance, error)))?);
         }
         let record = DeviceRecord::adding(device.clone());
         let (nodes, group) = (nodes_of(&device), Group::of(Member::new(device.clone())));
-        Ok(NewDevice { device, record, nodes, group, state: DeviceState::Blocked, masters })
+        Ok(NewDevice { device, record, nodes, group, state, masters })
     }
 
     /// The IOMMUs that sorted streams are on.
     fn attach_to_instances(&self, held: &mut Held<'_, Unlocked>, streams: &[Stream]) -> Result<Vec<Attachment>, Cause> {
+        if streams.is_empty() {
+            return Err(Cause::NoStreams);
+        }
         let chunks = || few::runs(streams, |one, next| one.iommu() == next.iommu());
         let mut attachments = Vec::new();
         attachments.try_reserve_exact(chunks().count()).map_err(|_| Cause::OutOfMemory)?;
@@ -188,39 +192,36 @@ impl<P: Platform> Service<P> {
         group: Box<Group>,
     ) -> Result<Claim<'a>, Cause> {
         let mut registry = self.registry.lock(held);
-        let checked = registry.check_key(device, above).and_then(|()| {
-            if device.is_orphan() {
-                // Nobody looks for it any more: those that were registered before have been removed.
-                return Err(Cause::SourceEnded);
-            }
-            for at in device.attachments() {
-                if let Some(cause) = at.instance.refusal() {
-                    above.meet(Obstacle::Instance(at.instance.key));
-                    return Err(cause);
-                }
-            }
-            registry.take_parent(device, above)
-        });
-        let (depth, parent) = match checked {
-            Ok(checked) => checked,
-            Err(cause) => {
-                drop(registry);
-                drop((record, nodes, group));
-                return Err(cause);
-            }
-        };
-        if broken!("early_release") {
+        let placed = check_place(device, above).and_then(|()| registry.take_parent(device, above));
+        if broken!("early_release") && registry.check_key(device, above).is_ok() {
             drop(registry);
             registry = self.registry.lock(held);
         }
         let unused = registry.unused();
-        device.set_depth(depth);
-        registry.insert_device(record, nodes);
+        let (refused, cause) = match placed {
+            Ok((depth, parent)) => {
+                device.set_depth(depth);
+                match registry.insert_device(record, nodes) {
+                    Ok(()) => {
+                        drop(registry);
+                        drop(unused);
+                        let mut claim = Claim::of(device.clone(), group, Operation::Add, above);
+                        claim.parent = parent;
+                        return Ok(claim);
+                    }
+                    Err(refused) => {
+                        parent.into_iter().for_each(|parent| registry.give_back(parent, above));
+                        (refused, Cause::busy(Operation::Add))
+                    }
+                }
+            }
+            Err(cause) => ((record, nodes), cause),
+        };
+        // That the key is in use is said before all else.
+        let cause = registry.check_key(device, above).err().unwrap_or(cause);
         drop(registry);
-        drop(unused);
-        let mut claim = Claim::of(device.clone(), group, Operation::Add, above);
-        claim.parent = parent;
-        Ok(claim)
+        drop((unused, refused, group));
+        Err(cause)
     }
 
     // --- 3: the streams are published ---
@@ -355,6 +356,20 @@ fn was_removed(outcome: Outcome, device: &Device) -> Error {
     let error = outcome.overtook(Operation::Add, device);
     let left = if error.left == Left::Removed { Left::Unchanged } else { error.left };
     Error { left, ..error }
+}
+
+/// Refuses a device whose source object or one of whose IOMMUs has gone, or goes.
+fn check_place(device: &Device, above: CallChain<'_>) -> Result<(), Cause> {
+    if device.is_orphan() {
+        // Nobody looks for it any more: those that were registered before have been removed.
+        return Err(Cause::SourceEnded);
+    }
+    device.attachments().iter().try_for_each(|at| {
+        at.instance.refusal().map_or(Ok(()), |cause| {
+            above.meet(Obstacle::Instance(at.instance.key));
+            Err(cause)
+        })
+    })
 }
 
 impl<P: Platform> Registry<P> {

@@ -180,6 +180,9 @@ impl<P: Platform> Service<P> {
                 guarded::hook(|| hooks.quiesce(&context)).map_err(failed("quiesce"))?;
                 guarded::hook(|| hooks.reset(&context)).map_err(failed("reset"))
             })?;
+            if claim.is_alone() {
+                return Ok(());
+            }
         }
     }
 
@@ -258,7 +261,11 @@ impl<P: Platform> Service<P> {
 }
 
 /// Refuses to cleanse what children depend on: its reset would end them, whoever has them.
+#[inline]
 pub(super) fn check_dependents<P: Platform>(registry: &Registry<P>, claim: &Claim<'_>) -> Result<(), Cause> {
+    if registry.dependents.get() == 0 {
+        return Ok(());
+    }
     let mut reset = claim.members().filter(|member| LIVE_WORK(member, claim.level));
     reset.try_for_each(|member| registry.check_dependents(&member.device))
 }

@@ -68,9 +68,8 @@ impl<P: Platform> Service<P> {
     pub fn create_domain(&self, label: Label, stage2: Stage2) -> Result<Domain<P>, Error> {
         let mut held = Held::enter();
         if let Err(incompatible) = stage2.check() {
-            let refused = Err(Error::unchanged(Operation::CreateDomain, label, Cause::Incompatible(incompatible)));
-            self.report(&refused);
-            return refused;
+            let cause = Cause::Incompatible(incompatible);
+            return Error::reported(Err(Error::unchanged(Operation::CreateDomain, label, cause)));
         }
         let id = DomainId::new(self.last_domain.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
         let domain = Domain::new(label, AddressSpace { domain: id, stage2 });
@@ -92,9 +91,7 @@ impl<P: Platform> Service<P> {
     }
 
     pub(in crate::assign) fn destroy_within(&self, above: CallChain<'_>, domain: &Domain<P>) -> Result<(), Error> {
-        let result = self.destroy_in(&mut Held::enter(), above, domain);
-        self.report(&result);
-        result
+        Error::reported(self.destroy_in(&mut Held::enter(), above, domain))
     }
 
     fn destroy_in(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, domain: &Domain<P>) -> Result<(), Error> {

@@ -100,9 +100,7 @@ impl<P: Platform> Service<P> {
         if !is_new {
             let label = Label::of_iommu(key);
             let cause = Cause::AlreadyRegistered { by: label.clone() };
-            let refused = Err(Error::unchanged(Operation::RegisterIommu, label, cause));
-            self.report(&refused);
-            return refused;
+            return Error::reported(Err(Error::unchanged(Operation::RegisterIommu, label, cause)));
         }
         self.tell(&mut held, || Event::IommuRegistered { iommu: key });
         Ok(())
@@ -120,9 +118,7 @@ impl<P: Platform> Service<P> {
 
     pub(in crate::assign) fn unregister_within(&self, above: CallChain<'_>, key: IommuKey) -> Result<(), Error> {
         let result = self.unregister_in(&mut Held::enter(), above, key);
-        let result = result.map_err(|cause| Error::of_iommu(Operation::UnregisterIommu, key, cause));
-        self.report(&result);
-        result
+        Error::reported(result.map_err(|cause| Error::of_iommu(Operation::UnregisterIommu, key, cause)))
     }
 
     fn unregister_in(&self, held: &mut Held<'_, Unlocked>, above: CallChain<'_>, key: IommuKey) -> Result<(), Cause> {
@@ -191,8 +187,7 @@ impl<P: Platform> Service<P> {
             instance.set_state(InstanceState::Gone);
             if was_there { Ok(instance) } else { Err(not_found()) }
         })();
-        self.report(&closed);
-        self.take_out(held, &closed?);
+        self.take_out(held, &Error::reported(closed)?);
         self.count_end();
         Ok(())
     }
@@ -225,8 +220,7 @@ impl<P: Platform> Service<P> {
         let (mut failed, mut after) = (None, None);
         while let Some(instance) = self.next_instance(&mut held, after) {
             after = Some(instance.key);
-            let closed = close(&mut held, Operation::Shutdown, &instance);
-            self.report(&closed);
+            let closed = Error::reported(close(&mut held, Operation::Shutdown, &instance));
             failed = failed.or(closed.err());
         }
         failed.map_or(Ok(()), Err)
@@ -288,9 +282,7 @@ impl<P: Platform> Service<P> {
         let mut held = Held::enter();
         let instance = self.named_instance(&mut held, operation, key)?;
         let done = act(instance.iommu.call(&mut held).as_ref());
-        let result = done.map_err(|error| of_driver(operation, key, error));
-        self.report(&result);
-        result
+        Error::reported(done.map_err(|error| of_driver(operation, key, error)))
     }
 }
 

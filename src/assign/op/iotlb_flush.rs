@@ -16,9 +16,7 @@ impl<P: Platform> Service<P> {
     ///
     /// [`Cause::Iommu`](crate::assign::Cause::Iommu): stale translations may still be in use there; the other IOMMUs were flushed.
     pub fn flush(&self, domain: &Domain<P>) -> Result<(), Error> {
-        let result = self.flush_with(domain, None, Patience::Waiting);
-        self.report(&result);
-        result
+        Error::reported(self.flush_with(domain, None, Patience::Waiting))
     }
 
     /// [`flush`](Self::flush) of part of the domain: by page where the hardware can and it is worth it.
@@ -31,9 +29,7 @@ impl<P: Platform> Service<P> {
     ///
     /// Waiting context. Contract I-9.
     pub fn flush_range(&self, domain: &Domain<P>, range: &FlushRange) -> Result<(), Error> {
-        let result = self.flush_with(domain, Some(range), Patience::Waiting);
-        self.report(&result);
-        result
+        Error::reported(self.flush_with(domain, Some(range), Patience::Waiting))
     }
 
     /// [`flush_range`](Self::flush_range) with a smaller bound of its own, and nothing logged.

@@ -106,10 +106,8 @@ impl<P: Platform> Service<P> {
         let unchanged = |cause| (cause, Left::Unchanged);
         self.ask_for_movers(held, claim, domain).map_err(unchanged)?;
         on_all_iommus::plan(held, claim, crew, domain.space()).map_err(unchanged)?;
-        let ready = self.ask_for_sharers(held, claim, domain).and_then(|()| {
-            if claim.members().any(|member| member.along.get()) {
-                *crew = Crew::of(claim)?;
-            }
+        let asked = if claim.is_alone() { Ok(()) } else { self.ask_for_sharers(held, claim, crew, domain) };
+        let ready = asked.and_then(|()| {
             let joined = broken!("late_flush_list") || self.join_flush_list(held, claim, domain);
             if joined { Ok(()) } else { Err(Cause::OutOfMemory) }
         });
@@ -201,15 +199,19 @@ impl<P: Platform> Service<P> {
             if !allowed {
                 return Err(Cause::Denied { domain: domain.label().clone() });
             }
+            if claim.is_alone() {
+                return Ok(());
+            }
         }
     }
 
     /// Asks the policy about every mate that is not assigned and whose DMA would go along through a shared entry. One that is
-    /// quarantined is to be cleansed first.
+    /// quarantined is to be cleansed first: then there is room in `crew` for it, too.
     fn ask_for_sharers(
         &self,
         held: &mut Held<'_, Unlocked>,
         claim: &mut Claim<'_>,
+        crew: &mut Crew,
         domain: &Domain<P>,
     ) -> Result<(), Cause> {
         // One that an operation above is about can neither be asked about nor cleansed here.
@@ -239,6 +241,7 @@ impl<P: Platform> Service<P> {
                 self.registry.lock(held).check_dependents(&mate)?;
                 member.work.set(claim.level);
                 member.along.set(true);
+                *crew = Crew::of(claim)?;
             }
         }
     }

@@ -33,6 +33,9 @@ pub(super) struct Crew(Few<DeviceId>);
 
 impl Crew {
     pub(super) fn of(claim: &Claim<'_>) -> Result<Self, Cause> {
+        if claim.is_alone() {
+            return Ok(Self(Few::new()));
+        }
         let count = claim.members().filter(|member| member.work.get() == claim.level).count();
         few::with_room(count).map(Self).ok_or(Cause::OutOfMemory)
     }

@@ -7,8 +7,10 @@
 use alloc::vec::Vec;
 use core::iter;
 
-use super::on_all_iommus::{self, Crew, Power, names_of_keepers, room_for_keepers};
 use intrusive_collections::LinkedList;
+
+use super::on_all_iommus::{self, Crew, LIVE_WORK, Power, names_of_keepers, room_for_keepers};
+use super::run::Failure;
 
 use crate::assign::guarded;
 use crate::assign::{
@@ -112,9 +114,7 @@ impl<P: Platform> Service<P> {
     }
 
     pub(in crate::assign) fn remove_within(&self, above: CallChain<'_>, target: &Target) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), above, target, None);
-        self.report(&result);
-        result
+        Error::reported(self.remove_in(&mut Held::enter(), above, target, None))
     }
 
     /// [`remove`](Self::remove), unless a domain owns the device or another operation has its group: nothing is changed then,
@@ -127,10 +127,9 @@ impl<P: Platform> Service<P> {
     }
 
     /// [`remove_unassigned`](Self::remove_unassigned) of a device that carries nothing over from a guest: one that is quarantined
-    /// stays, too, with [`Cause::NotAssigned`]. One that is going goes on.
+    /// stays, too, with [`Cause::NotAssigned`].
     pub(crate) fn remove_blocked(&self, device: &Device) -> Result<Removal, Error> {
         self.remove_looking(device, &mut |registry, record| match (record.state.get(), registry.owner_of(record)) {
-            _ if record.going.get() => Ok(()),
             (_, Some(domain)) => Err(Cause::AlreadyAssigned { domain: domain.label().clone() }),
             (DeviceState::Quarantined(_), None) => Err(Cause::NotAssigned),
             _ => Ok(()),
@@ -139,9 +138,7 @@ impl<P: Platform> Service<P> {
 
     /// [`remove`](Self::remove), unless `look` refuses or another operation has the group: no mark is left then.
     pub(super) fn remove_looking(&self, device: &Device, look: Look<'_, P>) -> Result<Removal, Error> {
-        let result = self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Some(look));
-        self.report(&result);
-        result
+        Error::reported(self.remove_in(&mut Held::enter(), CallChain::NONE, &device.into(), Some(look)))
     }
 
     fn remove_in(
@@ -229,17 +226,12 @@ impl<P: Platform> Service<P> {
                     (Cause::TimedOut { running }, Left::Unchanged)
                 }
                 Err(Error { cause: Cause::StillInUse { calls }, .. }) => (Cause::StillInUse { calls }, Left::Going),
-                result => {
-                    self.report(&result);
-                    return result.map(drop);
-                }
+                result => return Error::reported(result.map(drop)),
             };
             let waited = self.wait_while(deadline, |held| self.removal_must_wait(held, &device));
             if waited.is_err() {
                 let subject = device.label().clone();
-                let result = Err(Error { operation: Operation::Remove, subject, cause: met, left });
-                self.report(&result);
-                return result;
+                return Error::reported(Err(Error { operation: Operation::Remove, subject, cause: met, left }));
             }
         }
     }
@@ -272,7 +264,7 @@ impl<P: Platform> Service<P> {
                 continue;
             };
             let mut claim = Claim::of(device.clone(), group, Operation::Remove, above);
-            let outcome = self.remove_claimed(held, &mut claim);
+            let outcome = self.remove_claimed(held, &mut claim, &device);
             let found = self.put_back(held, claim);
             marked.groups.append(found.groups);
             if let Some(member) = found.departed {
@@ -291,81 +283,90 @@ impl<P: Platform> Service<P> {
 
     /// The second and third steps, and the driver's part of the fourth, on the claim's device. Afterwards it has departed from
     /// its group, or is going. On several IOMMUs power is had on all of them first, so that it goes from all or from none.
-    fn remove_claimed(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Outcome {
-        let device = claim.device.clone();
+    fn remove_claimed(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, device: &Device) -> Outcome {
         let Some(member) = claim.member(device.id()) else { return Outcome::Removed(Ok(Vec::new())) };
         member.work.set(claim.level);
-        let was_live = member.state.get().owner().is_some();
-        if device.attachments().len() < 2 || broken!("unpowered_cut") {
-            return self.cut_and_withdraw(held, claim);
-        }
-        match Power::of(held, iter::once(&device)) {
-            Ok(power) => {
-                let outcome = self.cut_and_withdraw(held, claim);
-                power.release(held);
-                outcome
+        let removed = if device.attachments().len() < 2 || broken!("unpowered_cut") {
+            self.cut_and_withdraw(held, claim, device)
+        } else {
+            match Power::of(held, iter::once(device)) {
+                Ok(power) => {
+                    let removed = self.cut_and_withdraw(held, claim, device);
+                    power.release(held);
+                    removed
+                }
+                Err((instance, error)) => Err((Cause::Iommu { iommu: instance.key, error }, left_uncut(claim))),
             }
-            Err((instance, error)) => {
-                member.going.set(true);
-                let cause = Cause::Iommu { iommu: instance.key, error };
-                let left = if was_live { Left::GoingLive } else { Left::Going };
-                let subject = device.label().clone();
-                Outcome::Going(Error { operation: Operation::Remove, subject, cause, left })
+        };
+        let fail = |cause, left| Error { operation: Operation::Remove, subject: device.label().clone(), cause, left };
+        match removed {
+            Ok((names, gone)) => {
+                self.tell(held, || Event::Removed { device: device.label().clone() });
+                claim.depart(device.id());
+                Outcome::Removed(gone.map_or(Ok(names), |cause| Err(fail(cause, Left::Removed))))
+            }
+            Err((cause, left)) => {
+                claim.member(device.id()).inspect(|member| member.going.set(true));
+                Outcome::Going(fail(cause, left))
             }
         }
     }
 
-    /// Cuts the device's DMA, and withdraws it where no call is inside.
-    fn cut_and_withdraw(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Outcome {
-        let device = claim.device.clone();
-        let fail = |cause, left| Error { operation: Operation::Remove, subject: device.label().clone(), cause, left };
-        let going = |claim: &Claim<'_>, cause, left| {
-            if let Some(member) = claim.member(device.id()) {
-                member.going.set(true);
-            }
-            Outcome::Going(fail(cause, left))
-        };
-        let is_assigned = |mate: &Member| mate.state.get().owner().is_some();
-        let room = Crew::of(claim).and_then(|crew| Ok((crew, room_for_keepers(claim, is_assigned)?)));
-        let (mut crew, names) = match room {
-            Ok(room) => room,
-            Err(cause) => return going(claim, cause, Left::GoingLive),
-        };
+    /// Cuts the device's DMA, and withdraws it where no call is inside. Names the mates that keep its streams' entries live, and
+    /// an IOMMU that is out of service, if one is.
+    fn cut_and_withdraw(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        claim: &mut Claim<'_>,
+        device: &Device,
+    ) -> Result<(Vec<Label>, Option<Cause>), Failure> {
+        let may_keep = |mate: &Member| mate.state.get().owner().is_some();
+        let names = room_for_keepers(claim, may_keep).map_err(|cause| (cause, Left::GoingLive))?;
         // 2: cut.
-        let mut gone = None;
-        let mut blocked = on_all_iommus::block(held, claim, &mut crew, on_all_iommus::LIVE_WORK);
-        match blocked.result() {
-            Ok(()) => {}
-            Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = Some(cause),
-            Err(cause) if blocked.is_live => {
-                let was_live = claim.member(device.id()).is_some_and(is_assigned);
-                return going(claim, cause, if was_live { Left::GoingLive } else { Left::Going });
-            }
-            Err(cause) => {
-                set_state(claim, DeviceState::Quarantined(blocked.lacks()));
-                return going(claim, cause, Left::Going);
-            }
-        }
-        let is_this = |member: &Member| member.device.id() == device.id();
-        if claim.members().filter(|member| is_this(member)).any(|member| member.state.get() != DeviceState::Blocked) {
-            set_state(claim, DeviceState::Quarantined(Lacks { drain: false, reset: true }));
-        }
+        let is_live = claim.members().any(|member| LIVE_WORK(member, claim.level));
+        let mut gone = if is_live { cut(held, claim)? } else { None };
         // 3: wait for calls in flight.
         let calls = device.in_flight();
         if calls > 0 {
-            return going(claim, Cause::StillInUse { calls }, Left::Going);
+            return Err((Cause::StillInUse { calls }, Left::Going));
         }
         // 4: the drivers forget it, then the registry.
-        let names = names_of_keepers(held, claim, is_this, names);
-        match withdraw(held, &device) {
+        let names = names_of_keepers(held, claim, |member| member.device.id() == device.id(), names);
+        match withdraw(held, device) {
             Ok(()) => {}
             Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = gone.or(Some(cause)),
-            Err(cause) => return going(claim, cause, Left::Going),
+            Err(cause) => return Err((cause, Left::Going)),
         }
-        self.tell(held, || Event::Removed { device: device.label().clone() });
-        claim.depart(device.id());
-        Outcome::Removed(gone.map_or(Ok(names), |cause| Err(fail(cause, Left::Removed))))
+        Ok((names, gone))
     }
+}
+
+/// Puts the device in fault, drained: it lacks a reset from now on. Names an IOMMU that is out of service, if one is.
+fn cut(held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<Option<Cause>, Failure> {
+    let set_lacks = |lacks| {
+        if let Some(member) = claim.member(claim.device.id()) {
+            member.state.set(DeviceState::Quarantined(lacks));
+        }
+    };
+    let mut crew = Crew::of(claim).map_err(|cause| (cause, Left::GoingLive))?;
+    let mut blocked = on_all_iommus::block(held, claim, &mut crew, LIVE_WORK);
+    let gone = match blocked.result() {
+        Ok(()) => None,
+        Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => Some(cause),
+        Err(cause) if blocked.is_live => return Err((cause, left_uncut(claim))),
+        Err(cause) => {
+            set_lacks(blocked.lacks());
+            return Err((cause, Left::Going));
+        }
+    };
+    set_lacks(Lacks { drain: false, reset: true });
+    Ok(gone)
+}
+
+/// What is left of the device where its DMA was not cut.
+fn left_uncut(claim: &Claim<'_>) -> Left {
+    let is_assigned = claim.member(claim.device.id()).is_some_and(|member| member.state.get().owner().is_some());
+    if is_assigned { Left::GoingLive } else { Left::Going }
 }
 
 /// Has every IOMMU forget a device, which is in fault. One that has forgotten it already says so; one that is out of service
@@ -380,10 +381,4 @@ pub(super) fn withdraw(held: &mut Held<'_, Unlocked>, device: &Device) -> Result
         }
     }
     gone
-}
-
-fn set_state(claim: &Claim<'_>, state: DeviceState) {
-    if let Some(member) = claim.member(claim.device.id()) {
-        member.state.set(state);
-    }
 }

@@ -49,12 +49,10 @@ impl<P: Platform> Service<P> {
                 _ => {}
             });
         let names: Result<Vec<_>, Error> = result;
-        let result = is_gone.and_then(|is_gone| {
+        Error::reported(is_gone.and_then(|is_gone| {
             let names = names?;
             if is_gone { Ok(done(names)) } else { Ok(Removal::Pending) }
-        });
-        self.report(&result);
-        result
+        }))
     }
 
     /// [`remove_tree`](Self::remove_tree), which tells what became of each device, children first. Of one that is not told of

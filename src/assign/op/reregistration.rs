@@ -147,8 +147,7 @@ impl<P: Platform> Service<P> {
             }
         });
         drop(registry);
-        self.report(&checked);
-        checked
+        Error::reported(checked)
     }
 
     fn entries(&self, devices: &[Device]) -> Result<Vec<Entry<P>>, Error> {

@@ -84,9 +84,7 @@ impl<P: Platform> Reservation<'_, P> {
         let mut held = Held::enter();
         let Self { service, mut claim, mut crew, domain } = self;
         let moved = service.carry_out_move(&mut held, &mut claim, &mut crew, &domain);
-        let result = service.end(&mut held, claim, moved);
-        service.report(&result);
-        result
+        Error::reported(service.end(&mut held, claim, moved))
     }
 
     /// Gives back what was planned.
@@ -103,9 +101,7 @@ impl<P: Platform> Reservation<'_, P> {
         let Self { service, claim, mut crew, domain } = self;
         on_all_iommus::abandon(&mut held, &claim, &mut crew);
         service.leave_flush_list(&mut held, &claim, &domain);
-        let result = service.end(&mut held, claim, Ok(()));
-        service.report(&result);
-        result
+        Error::reported(service.end(&mut held, claim, Ok(())))
     }
 }
 

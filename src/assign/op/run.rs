@@ -21,19 +21,15 @@ impl<P: Platform> Service<P> {
         work: impl FnOnce(&mut Held<'_, Unlocked>, &mut Claim<'a>, &mut Crew) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let mut held = Held::enter();
-        let claimed = self.claim(&mut held, above, device, operation, &mut check);
-        let result = match claimed {
-            Err(cause) => Err(Error::unchanged(operation, device.label().clone(), cause)),
-            Ok(mut claim) => {
-                let done = match Crew::of(&claim) {
-                    Ok(mut crew) => work(&mut held, &mut claim, &mut crew),
-                    Err(cause) => Err((cause, Left::Unchanged)),
-                };
-                self.end(&mut held, claim, done)
-            }
+        let mut claim = match self.claim(&mut held, above, device, operation, &mut check) {
+            Ok(claim) => claim,
+            Err(cause) => return Error::reported(Err(Error::unchanged(operation, device.label().clone(), cause))),
         };
-        self.report(&result);
-        result
+        let done = match Crew::of(&claim) {
+            Ok(mut crew) => work(&mut held, &mut claim, &mut crew),
+            Err(cause) => Err((cause, Left::Unchanged)),
+        };
+        Error::reported(self.end(&mut held, claim, done))
     }
 
     /// Ends an operation: what it came to, or that a removal overtook it. Not inlined: its frame is not beside that of the work.
@@ -46,6 +42,10 @@ impl<P: Platform> Service<P> {
     ) -> Result<T, Error> {
         let (operation, device, above) = (claim.operation, claim.device.clone(), claim.above);
         let marked = self.put_back(held, claim);
+        let fail = |(cause, left)| Error { operation, subject: device.label().clone(), cause, left };
+        if marked.is_nothing() {
+            return done.map_err(fail);
+        }
         let mut overtaken: Option<Outcome> = None;
         self.carry_out(held, marked, above, &mut |removed, outcome| {
             if removed.id() == device.id() {
@@ -54,9 +54,6 @@ impl<P: Platform> Service<P> {
                 outcome.log();
             }
         });
-        match overtaken {
-            None => done.map_err(|(cause, left)| Error { operation, subject: device.label().clone(), cause, left }),
-            Some(outcome) => Err(outcome.overtook(operation, &device)),
-        }
+        overtaken.map_or_else(|| done.map_err(fail), |outcome| Err(outcome.overtook(operation, &device)))
     }
 }

@@ -198,7 +198,7 @@ impl<P: Platform> Transition<'_, P> {
         for device in plan.devices_change.iter().rev() {
             let Some(info) = self.service.find(device.device_key()) else { continue };
             // Nobody owned it when the plan was made; somebody may since.
-            match remove_unowned(self.service, &info.device, &mut self.leaving.not_reset)? {
+            match remove_unowned(self.service, &info.device) {
                 Ok(_) => _ = few::push_within(done, Step::Removed(device)),
                 Err(Error { cause: Cause::NotFound, .. }) => {}
                 Err(Error { cause: Cause::AlreadyAssigned { domain }, .. }) => return Err(in_use(device, domain)?),
@@ -296,25 +296,15 @@ impl Leaving {
     }
 }
 
-/// Removes a device, unless a domain owns it. That it was not reset since its last guest is noted.
-fn remove_unowned<P: Platform>(
-    service: &Service<P>,
-    device: &Device,
-    not_reset: &mut Vec<DeviceKey>,
-) -> Result<Result<Removal, Error>, DtError> {
+/// Removes a device, unless a domain owns it. One that is quarantined gets first what it lacks, as by its next assign, so that
+/// nothing is lost with its registration (contract I-14).
+fn remove_unowned<P: Platform>(service: &Service<P>, device: &Device) -> Result<Removal, Error> {
     match service.remove_blocked(device) {
         Err(Error { cause: Cause::NotAssigned, .. }) => {
-            let is_noted = not_reset.contains(&device.key());
-            if !is_noted {
-                few::push(not_reset, device.key())?;
-            }
-            let removed = service.remove_unassigned(device);
-            if removed.is_err() && !is_noted {
-                not_reset.pop();
-            }
-            Ok(removed)
+            let _ = service.deassign_or_reset(device)?;
+            service.remove_blocked(device)
         }
-        removed => Ok(removed),
+        removed => removed,
     }
 }
 
