@@ -128,8 +128,8 @@ impl<P: Platform> Service<P> {
         let is_unclean = claim.members().any(|member| LIVE_WORK(member, claim.level));
         let several_steps = is_unclean || on_all_iommus::spans_several(claim, ALL_WORK);
         let power = match several_steps {
-            true => Power::of(held, on_all_iommus::devices(claim, ALL_WORK)),
-            false => Ok(Power::default()),
+            true => Power::of(held, on_all_iommus::devices(claim, ALL_WORK)).map(Some),
+            false => Ok(None),
         };
         let moved = match power {
             Err((instance, error)) => Err((on_all_iommus::refusal(claim, &instance, error), Left::Unchanged)),
@@ -138,7 +138,7 @@ impl<P: Platform> Service<P> {
                 if moved.is_ok() {
                     moved = self.open(held, claim, crew, domain, several_steps);
                 }
-                power.release(held);
+                power.into_iter().for_each(|power| power.release(held));
                 moved
             }
         };

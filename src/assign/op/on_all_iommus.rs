@@ -202,7 +202,6 @@ pub(super) fn spans_several(claim: &Claim<'_>, which: Which) -> bool {
 /// Power that is had on some IOMMUs, so that devices change on all of them or on none. It says itself where it is had: members
 /// can come and go during callbacks.
 #[must_use = "the power stays on until it is released"]
-#[derive(Default)]
 pub(super) struct Power(SmallVec<[Arc<Instance>; 2]>);
 
 impl Power {
@@ -211,7 +210,7 @@ impl Power {
         held: &mut Held<'_, Unlocked>,
         devices: impl Iterator<Item = &'d Device>,
     ) -> Result<Self, (Arc<Instance>, IommuError)> {
-        let mut power = Self::default();
+        let mut power = Self(SmallVec::new());
         for at in devices.flat_map(Device::attachments) {
             if power.0.iter().any(|instance| instance.number == at.instance.number) {
                 continue;

@@ -149,7 +149,7 @@ impl<P: Platform> Service<P> {
         look: Option<Look<'_, P>>,
     ) -> Result<Removal, Error> {
         let operation = Operation::Remove;
-        let (id, marked) = {
+        let (device, group) = {
             let registry = self.registry.lock(held);
             let record =
                 registry.target(target).ok_or_else(|| Error::unchanged(operation, target.label(), Cause::NotFound))?;
@@ -164,7 +164,7 @@ impl<P: Platform> Service<P> {
                 }
                 Ok(group)
             });
-            let mut group = match taken {
+            let group = match taken {
                 Ok(group) => match look.map_or(Ok(()), |look| look(&registry, record)) {
                     Ok(()) => group,
                     Err(cause) => {
@@ -182,18 +182,13 @@ impl<P: Platform> Service<P> {
                 }
             };
             registry.mark(record);
-            group.doomed = Some(id);
-            (id, Marked::of(group))
+            (record.device.clone(), group)
         };
-        let mut result = Ok(Removal::Pending);
-        self.carry_out(held, marked, above, &mut |device, outcome| {
-            if device.id() == id {
-                result = outcome.result();
-            } else {
-                outcome.log();
-            }
-        });
-        result
+        let mut claim = Claim::of(device.clone(), group, operation, above);
+        let outcome = self.remove_claimed(held, &mut claim, &device);
+        let marked = self.put_back(held, claim);
+        self.carry_out(held, marked, above, &mut |_, outcome| outcome.log());
+        outcome.result()
     }
 
     pub(in crate::assign) fn remove_waiting(
@@ -286,17 +281,15 @@ impl<P: Platform> Service<P> {
     fn remove_claimed(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, device: &Device) -> Outcome {
         let Some(member) = claim.member(device.id()) else { return Outcome::Removed(Ok(Vec::new())) };
         member.work.set(claim.level);
-        let removed = if device.attachments().len() < 2 || broken!("unpowered_cut") {
-            self.cut_and_withdraw(held, claim, device)
-        } else {
-            match Power::of(held, iter::once(device)) {
-                Ok(power) => {
-                    let removed = self.cut_and_withdraw(held, claim, device);
-                    power.release(held);
-                    removed
-                }
-                Err((instance, error)) => Err((Cause::Iommu { iommu: instance.key, error }, left_uncut(claim))),
+        let is_on_one = device.attachments().len() < 2 || broken!("unpowered_cut");
+        let power = if is_on_one { Ok(None) } else { Power::of(held, iter::once(device)).map(Some) };
+        let removed = match power {
+            Ok(power) => {
+                let removed = cut_and_withdraw(held, claim, device);
+                power.into_iter().for_each(|power| power.release(held));
+                removed
             }
+            Err((instance, error)) => Err((Cause::Iommu { iommu: instance.key, error }, left_uncut(claim))),
         };
         let fail = |cause, left| Error { operation: Operation::Remove, subject: device.label().clone(), cause, left };
         match removed {
@@ -311,34 +304,33 @@ impl<P: Platform> Service<P> {
             }
         }
     }
+}
 
-    /// Cuts the device's DMA, and withdraws it where no call is inside. Names the mates that keep its streams' entries live, and
-    /// an IOMMU that is out of service, if one is.
-    fn cut_and_withdraw(
-        &self,
-        held: &mut Held<'_, Unlocked>,
-        claim: &mut Claim<'_>,
-        device: &Device,
-    ) -> Result<(Vec<Label>, Option<Cause>), Failure> {
-        let may_keep = |mate: &Member| mate.state.get().owner().is_some();
-        let names = room_for_keepers(claim, may_keep).map_err(|cause| (cause, Left::GoingLive))?;
-        // 2: cut.
-        let is_live = claim.members().any(|member| LIVE_WORK(member, claim.level));
-        let mut gone = if is_live { cut(held, claim)? } else { None };
-        // 3: wait for calls in flight.
-        let calls = device.in_flight();
-        if calls > 0 {
-            return Err((Cause::StillInUse { calls }, Left::Going));
-        }
-        // 4: the drivers forget it, then the registry.
-        let names = names_of_keepers(held, claim, |member| member.device.id() == device.id(), names);
-        match withdraw(held, device) {
-            Ok(()) => {}
-            Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = gone.or(Some(cause)),
-            Err(cause) => return Err((cause, Left::Going)),
-        }
-        Ok((names, gone))
+/// Cuts the device's DMA, and withdraws it where no call is inside. Names the mates that keep its streams' entries live, and
+/// an IOMMU that is out of service, if one is.
+fn cut_and_withdraw(
+    held: &mut Held<'_, Unlocked>,
+    claim: &mut Claim<'_>,
+    device: &Device,
+) -> Result<(Vec<Label>, Option<Cause>), Failure> {
+    let may_keep = |mate: &Member| mate.state.get().owner().is_some();
+    let names = room_for_keepers(claim, may_keep).map_err(|cause| (cause, Left::GoingLive))?;
+    // 2: cut.
+    let is_live = claim.members().any(|member| LIVE_WORK(member, claim.level));
+    let mut gone = if is_live { cut(held, claim)? } else { None };
+    // 3: wait for calls in flight.
+    let calls = device.in_flight();
+    if calls > 0 {
+        return Err((Cause::StillInUse { calls }, Left::Going));
     }
+    // 4: the drivers forget it, then the registry.
+    let names = names_of_keepers(held, claim, |member| member.device.id() == device.id(), names);
+    match withdraw(held, device) {
+        Ok(()) => {}
+        Err(cause @ Cause::Iommu { error: IommuError::ProviderGone, .. }) => gone = gone.or(Some(cause)),
+        Err(cause) => return Err((cause, Left::Going)),
+    }
+    Ok((names, gone))
 }
 
 /// Puts the device in fault, drained: it lacks a reset from now on. Names an IOMMU that is out of service, if one is.
