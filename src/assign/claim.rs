@@ -164,9 +164,8 @@ impl<'a> Claim<'a> {
     /// Lends the groups to whatever `call` nests, and takes them back.
     pub(super) fn call_out<T>(&mut self, call: impl FnOnce(CallChain<'_>) -> T) -> T {
         let mut all = mem::take(&mut self.others);
-        for group in [self.parent.take(), self.group.take()].into_iter().flatten() {
-            all.push(group);
-        }
+        self.parent.take().into_iter().for_each(|group| all.push(group));
+        self.group.take().into_iter().for_each(|group| all.push(group));
         let lent = Lent(Cell::new(all));
         let frame = Frame { operation: self.operation, level: self.level, above: self.above, lent: &lent };
         let done = call(CallChain::of(&frame));

@@ -148,7 +148,7 @@ impl<P: Platform> Service<P> {
         // A move does not fail for an IOMMU out of service on which a device has streams that is only cleansed along: one that
         // moves was refused by the plan, or is by the install.
         let is_move = !matches!(claim.operation, Operation::Deassign | Operation::Quarantine);
-        let failed = if is_move { blocked.failed.take().map_or(Ok(()), Err) } else { blocked.result() };
+        let failed = if is_move { blocked.result_in_service() } else { blocked.result() };
         if let Err(cause) = failed {
             if blocked.is_live {
                 return Err((cause, blocked.left_live()));

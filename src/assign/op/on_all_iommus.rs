@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 use smallvec::SmallVec;
 
 use crate::assign::{
-    AddressSpace, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Left, Member, Obstacle,
-    Operation, Streams, shared_at,
+    AddressSpace, Attachment, Cause, Claim, Device, DeviceId, Instance, IommuError, Label, Lacks, Left, Member,
+    Obstacle, Operation, Streams, shared_at,
 };
 use crate::few::{self, Few};
 use crate::sync::broken::broken;
@@ -150,10 +150,11 @@ pub(super) fn install(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &m
 /// How far a block has come.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
-    /// The first failure of an IOMMU that is in service.
-    pub(super) failed: Option<Cause>,
-    /// The first that is out of service: it faults everything, and nothing of the devices is in flight there.
-    gone: Option<Cause>,
+    /// The first failure of an IOMMU that is in service, else of one that is not: that faults everything, and nothing of the
+    /// devices is in flight there.
+    failed: Option<Cause>,
+    /// It is the latter.
+    is_only_gone: bool,
     /// An IOMMU did nothing: streams there translate as before.
     pub(super) is_live: bool,
     /// An IOMMU did something.
@@ -171,8 +172,11 @@ impl Blocked {
             Ok(_) => {}
             Err(error) => {
                 self.owes |= matches!(error, IommuError::SyncTimeout(_) | IommuError::WriteLost { .. });
-                let failed = if error == IommuError::ProviderGone { &mut self.gone } else { &mut self.failed };
-                failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
+                let is_gone = error == IommuError::ProviderGone;
+                if self.failed.is_none() || self.is_only_gone && !is_gone {
+                    self.failed = Some(Cause::Iommu { iommu: instance.key, error });
+                    self.is_only_gone = is_gone;
+                }
             }
         }
     }
@@ -188,15 +192,21 @@ impl Blocked {
     }
 
     pub(super) fn result(&mut self) -> Result<(), Cause> {
-        self.failed.take().or(self.gone.take()).map_or(Ok(()), Err)
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    /// The same, where an IOMMU out of service is no failure.
+    pub(super) fn result_in_service(&mut self) -> Result<(), Cause> {
+        if self.is_only_gone { Ok(()) } else { self.result() }
     }
 }
 
 /// Whether the devices are on more than one IOMMU.
 pub(super) fn spans_several(claim: &Claim<'_>, which: Which) -> bool {
-    let mut numbers = devices(claim, which).flat_map(Device::attachments).map(|at| at.instance.number);
-    let first = numbers.next();
-    numbers.any(|number| Some(number) != first)
+    let mut others = devices(claim, which);
+    let first = others.next().map_or(&[][..], Device::attachments);
+    let is_elsewhere = |at: &Attachment| first.iter().all(|first| first.instance.number != at.instance.number);
+    first.len() > 1 || others.flat_map(Device::attachments).any(is_elsewhere)
 }
 
 /// Power that is had on some IOMMUs, so that devices change on all of them or on none. It says itself where it is had: members
