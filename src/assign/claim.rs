@@ -16,6 +16,7 @@
 
 use alloc::boxed::Box;
 use core::cell::Cell;
+use core::iter;
 use core::marker::PhantomData;
 use core::mem;
 use core::num::NonZeroU16;
@@ -109,7 +110,8 @@ impl<'a> Claim<'a> {
 
     /// The members of the device's own group.
     pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
-        self.group.iter().flat_map(|group| group.members.iter())
+        let mut members = self.group().map(|group| group.members.iter());
+        iter::from_fn(move || members.as_mut()?.next())
     }
 
     /// Whether the device's own group has no other member, as most have none.
