@@ -92,8 +92,8 @@ impl<P: Platform> Service<P> {
         let mut claim = self.register(held, above, &device, record, nodes, group).map_err(refuse)?;
         let joined = self
             .publish(held, &device, masters)
-            .and_then(|()| self.take_entries(held, &mut claim))
-            .and_then(|()| self.join(held, &mut claim));
+            .and_then(|()| self.take_entries(held, &mut claim, &device))
+            .and_then(|()| self.join(held, &mut claim, &device));
         if let Err(cause) = joined {
             return Err(self.undo_add(held, claim, cause));
         }
@@ -241,20 +241,19 @@ impl<P: Platform> Service<P> {
 
     // --- 4 and 5: entries are reserved; what they overlap is claimed, and what the bus does not keep apart ---
 
-    fn take_entries(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
-        let device = claim.device.clone();
+    fn take_entries(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, device: &Device) -> Result<(), Cause> {
         if device.isolation().is_some() {
             let registry = self.registry.lock(held);
-            if let Some(mate) = registry.bus_mate(&device).filter(|mate| !claim.owns(mate.device.id())) {
+            if let Some(mate) = registry.bus_mate(device).filter(|mate| !claim.owns(mate.device.id())) {
                 claim.take_in(&registry, mate)?;
             }
         }
         for at in device.attachments() {
             // Most devices overlap nobody, and this is all.
-            let mut reserved = reserve_at(held, &at.instance, claim, &device);
+            let mut reserved = reserve_at(held, &at.instance, claim, device);
             if matches!(reserved, Err(IommuError::Foreign(_))) {
-                self.claim_overlapping(held, &at.instance, claim, &device)?;
-                reserved = reserve_at(held, &at.instance, claim, &device);
+                self.claim_overlapping(held, &at.instance, claim, device)?;
+                reserved = reserve_at(held, &at.instance, claim, device);
             }
             match reserved {
                 Ok(_) => {}
@@ -293,11 +292,9 @@ impl<P: Platform> Service<P> {
 
     // --- 6 and 7: owners and the policy agree; entries are written ---
 
-    fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>) -> Result<(), Cause> {
-        let device = claim.device.clone();
-        let owner = owner_of_joined(held, claim, &device)?;
-        if let Some(owner) = owner {
-            self.ask_to_share(held, claim, &device, owner)?;
+    fn join(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, device: &Device) -> Result<(), Cause> {
+        if let Some(owner) = owner_of_joined(held, claim, device)? {
+            self.ask_to_share(held, claim, device, owner)?;
         }
         for at in device.attachments() {
             let enrolled = at.instance.iommu.call(held).enrol(device.id());
