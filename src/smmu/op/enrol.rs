@@ -93,11 +93,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let user = made.ok_or(IommuError::Unknown)?;
         let mut nodes = user.nodes.take();
         let refused = self.locked(&mut Held::enter(), |tree, shadow, _| {
-            let inserted = shadow.users.insert(user);
-            if inserted.is_ok() {
-                tree.insert(&mut nodes);
+            if shadow.users.find(user.device).is_some() {
+                return Err(user);
             }
-            inserted
+            user.alone.set(tree.insert(&mut nodes).then_some(shadow.entries.generation));
+            shadow.users.insert(user);
+            Ok(())
         });
         refused.map_err(|_| IommuError::Known)
     }

@@ -22,7 +22,6 @@ use intrusive_collections::{
 
 use super::cover::Cube;
 use crate::assign::{DeviceId, IommuKey};
-use crate::smmu::hardware::access::halves;
 use crate::sync::Platform;
 use crate::sync::levels;
 use crate::sync::lock::Lock;
@@ -50,30 +49,44 @@ pub(in crate::smmu) struct Node {
     chain: SinglyLinkedListLink,
     /// Its [`Place`], in two words.
     iommu: IommuKey,
-    mask_and_id: u64,
+    below: u64,
     device: DeviceId,
 }
 
 impl Node {
+    const fn new(iommu: IommuKey, cube: Cube, device: DeviceId) -> Self {
+        let (link, chain) = (RBTreeLink::new(), SinglyLinkedListLink::new());
+        Self { link, chain, iommu, below: below(cube, device), device }
+    }
+
     const fn place(&self) -> Place {
-        (self.iommu.base() as u128) << 64 | self.mask_and_id as u128
+        (self.iommu.base() as Place) << 64 | self.below as Place
     }
 
     const fn cube(&self) -> Cube {
-        let [id, mask] = halves(self.mask_and_id);
-        Cube::new(id, mask)
-    }
-
-    const fn key(&self) -> (Place, DeviceId) {
-        (self.place(), self.device)
+        Cube::new((self.below >> 32) as u32 & 0xffff, (self.below >> 48) as u32)
     }
 }
 
-/// Where a stream stands: its instance, above its mask, above its ID. One number, since every look compares it a dozen times.
+/// Where a stream stands: its instance, above its mask, above its ID, above as much of its device's number as there is room for.
+/// One number, since every look compares it a dozen times.
 type Place = u128;
 
-const fn place(iommu: IommuKey, mask: u32, id: u32) -> Place {
-    (iommu.base() as u128) << 64 | (mask as u128) << 32 | id as u128
+/// The device in a [`Place`].
+const LOW: Place = u32::MAX as Place;
+
+/// The lower word of a [`Place`]: no ID has more than 16 bits.
+const fn below(cube: Cube, device: DeviceId) -> u64 {
+    (cube.mask() as u64) << 48 | (cube.id() as u64 & 0xffff) << 32 | device.number() & u32::MAX as u64
+}
+
+const fn place(iommu: IommuKey, cube: Cube, device: DeviceId) -> Place {
+    (iommu.base() as Place) << 64 | below(cube, device) as Place
+}
+
+/// The first place of a stream.
+const fn first_at(iommu: IommuKey, mask: u32, id: u32) -> Place {
+    place(iommu, Cube::new(id, mask), DeviceId::new(0))
 }
 
 intrusive_adapter!(ByStream = Box<Node>: Node { link => RBTreeLink });
@@ -83,10 +96,10 @@ intrusive_adapter!(pub(in crate::smmu) Chained = Box<Node>: Node { chain => Sing
 pub(in crate::smmu) type Nodes = SinglyLinkedList<Chained>;
 
 impl<'a> KeyAdapter<'a> for ByStream {
-    type Key = (Place, DeviceId);
+    type Key = Place;
 
-    fn get_key(&self, node: &'a Node) -> (Place, DeviceId) {
-        node.key()
+    fn get_key(&self, node: &'a Node) -> Place {
+        node.place()
     }
 }
 
@@ -94,9 +107,7 @@ impl<'a> KeyAdapter<'a> for ByStream {
 pub(in crate::smmu) fn nodes_of(iommu: IommuKey, device: DeviceId, streams: &[Cube]) -> Nodes {
     let mut nodes = Nodes::new(Chained::NEW);
     for &cube in streams.iter().rev() {
-        let (link, chain) = (RBTreeLink::new(), SinglyLinkedListLink::new());
-        let mask_and_id = u64::from(cube.mask()) << 32 | u64::from(cube.id());
-        nodes.push_front(Box::new(Node { link, chain, iommu, mask_and_id, device }));
+        nodes.push_front(Box::new(Node::new(iommu, cube, device)));
     }
     nodes
 }
@@ -151,30 +162,51 @@ impl Tree {
         Self { nodes: RBTree::new(ByStream::NEW), masks: 0 }
     }
 
-    pub(in crate::smmu) fn insert(&mut self, nodes: &mut Nodes) {
+    /// Puts a device's nodes in. `true` where no stream of another overlaps one of them; `false` also where it takes a search to
+    /// say so.
+    pub(in crate::smmu) fn insert(&mut self, nodes: &mut Nodes) -> bool {
+        let mut alone = true;
         while let Some(node) = nodes.pop_front() {
             self.masks |= node.cube().mask();
-            let mut at = self.nodes.insert(node);
+            let mut last = node.place();
+            let first = last & !LOW;
+            let mut at = self.nodes.lower_bound_mut(Bound::Included(&first));
+            let after = at.get().map_or(Place::MAX, Node::place);
+            if after <= first | LOW {
+                // Others have the stream too, and stand in the order of their numbers.
+                alone = false;
+                self.nodes.insert(node);
+                continue;
+            }
+            at.insert_before(node);
             // Streams of one device mostly stand side by side: those that do go in without a look from the root.
             while let Some(node) = nodes.pop_front() {
-                let is_next = at.get().is_some_and(|before| before.key() < node.key())
-                    && at.peek_next().get().is_none_or(|after| node.key() < after.key());
-                if !is_next {
+                let place = node.place();
+                if place < last || after <= place | LOW {
                     nodes.push_front(node);
                     break;
                 }
+                last = place;
                 self.masks |= node.cube().mask();
-                at.insert_after(node);
-                at.move_next();
+                at.insert_before(node);
             }
         }
+        // Where all streams are single IDs, those that overlap are equal.
+        alone && self.masks == 0
     }
 
     /// Takes a device's nodes out; the caller drops them when the lock is free.
     pub(in crate::smmu) fn take(&mut self, iommu: IommuKey, device: DeviceId, streams: &[Cube]) -> Nodes {
         let mut nodes = Nodes::new(Chained::NEW);
         for cube in streams {
-            if let Some(node) = self.nodes.find_mut(&(place(iommu, cube.mask(), cube.id()), device)).remove() {
+            let first = place(iommu, *cube, device);
+            let mut cursor = self.nodes.lower_bound_mut(Bound::Included(&first));
+            while cursor.get().is_some_and(|node| node.place() == first && node.device != device) {
+                cursor.move_next();
+            }
+            if cursor.get().is_some_and(|node| node.place() == first)
+                && let Some(node) = cursor.remove()
+            {
                 nodes.push_front(node);
             }
         }
@@ -188,16 +220,6 @@ impl Tree {
         wanted: Cube,
         visit: &mut dyn FnMut(DeviceId) -> bool,
     ) -> bool {
-        self.each_overlap_inlined(iommu, wanted, visit)
-    }
-
-    /// The same, compiled for its one caller in the way of every add.
-    pub(super) fn each_overlap_inlined(
-        &self,
-        iommu: IommuKey,
-        wanted: Cube,
-        visit: &mut (impl FnMut(DeviceId) -> bool + ?Sized),
-    ) -> bool {
         let mut class = Some(0);
         while let Some(mask) = class {
             if !self.each_in_class(iommu, mask, wanted, visit) {
@@ -208,19 +230,13 @@ impl Tree {
         true
     }
 
-    fn each_in_class(
-        &self,
-        iommu: IommuKey,
-        mask: u32,
-        wanted: Cube,
-        visit: &mut (impl FnMut(DeviceId) -> bool + ?Sized),
-    ) -> bool {
+    fn each_in_class(&self, iommu: IommuKey, mask: u32, wanted: Cube, visit: &mut dyn FnMut(DeviceId) -> bool) -> bool {
         // An overlapping stream of this mask agrees with `wanted` in all bits but these, in which it may be anything.
         let open = wanted.mask() & !mask;
         let lowest = wanted.id() & !mask;
         if open != 0 && open.count_ones() > MOST_LOOKS.ilog2() {
-            let last = place(iommu, mask, lowest | open);
-            let mut cursor = self.from(place(iommu, mask, lowest));
+            let last = first_at(iommu, mask, lowest | open) | LOW;
+            let mut cursor = self.from(first_at(iommu, mask, lowest));
             let inside = |node: &&Node| node.place() <= last;
             while let Some(node) = cursor.get().filter(inside) {
                 if node.cube().meets(wanted) && !visit(node.device) {
@@ -232,9 +248,9 @@ impl Tree {
         }
         let mut bits = 0_u32;
         loop {
-            let here = place(iommu, mask, lowest | bits);
+            let here = first_at(iommu, mask, lowest | bits);
             let mut cursor = self.from(here);
-            while let Some(node) = cursor.get().filter(|node| node.place() == here) {
+            while let Some(node) = cursor.get().filter(|node| node.place() <= here | LOW) {
                 if !visit(node.device) {
                     return false;
                 }
@@ -251,13 +267,13 @@ impl Tree {
     /// The next mask above `mask` that a stream on `iommu` has.
     fn next_class(&self, iommu: IommuKey, mask: u32) -> Option<u32> {
         let next = mask.checked_add(1).filter(|next| *next <= self.masks)?;
-        let node = self.from(place(iommu, next, 0)).get()?;
+        let node = self.from(first_at(iommu, next, 0)).get()?;
         (node.iommu == iommu).then(|| node.cube().mask())
     }
 
     /// The first node at or behind a place.
     fn from(&self, place: Place) -> Cursor<'_, ByStream> {
-        self.nodes.lower_bound(Bound::Included(&(place, DeviceId::new(0))))
+        self.nodes.lower_bound(Bound::Included(&place))
     }
 }
 

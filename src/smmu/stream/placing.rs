@@ -49,7 +49,8 @@ impl Placing<'_> {
         if user.joined.get() && !own {
             return Err(IommuError::Busy);
         }
-        let (near, alone) = self.judge(user, is_claimed)?;
+        let is_alone = user.alone.take() == Some(self.entries.generation) && self.entries.surplus.is_empty();
+        let (near, alone) = if is_alone { (Set::EMPTY, true) } else { self.judge(user, is_claimed)? };
         let cover = if own || !user.lazy { user.cover() } else { &[] };
         let mut needed = 0_usize;
         cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
@@ -103,7 +104,7 @@ impl Placing<'_> {
         };
         let (mut around, mut near, mut alone) = (self.entries.surplus | user.entries.get(), Set::EMPTY, true);
         for stream in user.streams() {
-            self.tree.each_overlap_inlined(self.iommu, *stream, &mut |device| {
+            self.tree.each_overlap(self.iommu, *stream, &mut |device| {
                 match self.users.find(device) {
                     // It has not reserved yet, and will ask about this one.
                     Some(other) if device == user.device || !other.joined.get() => return true,

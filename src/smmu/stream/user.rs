@@ -41,6 +41,8 @@ pub(in crate::smmu) struct StreamUser {
     pub(in crate::smmu) lazy: bool,
     /// It uses entries, or will: its reservation was granted.
     pub(in crate::smmu) joined: Cell<bool>,
+    /// It overlapped no other device while the map was of this generation.
+    pub(in crate::smmu) alone: Cell<Option<u64>>,
     /// Its reservation has moved entries of others, which its enrolment writes.
     pub(in crate::smmu) repacked: Cell<bool>,
     pub(in crate::smmu) bank: Cell<Option<BankIndex>>,
@@ -67,6 +69,7 @@ impl StreamUser {
             streams,
             lazy,
             joined: Cell::new(false),
+            alone: Cell::new(None),
             repacked: Cell::new(false),
             bank: Cell::new(None),
             planned: Cell::new(None),
@@ -160,13 +163,9 @@ impl Users {
         !devices.iter().enumerate().any(twice)
     }
 
-    /// Puts a device in, or gives it back where its number is known.
-    pub(in crate::smmu) fn insert(&mut self, user: Box<StreamUser>) -> Result<(), Box<StreamUser>> {
-        if self.find(user.device).is_some() {
-            return Err(user);
-        }
+    /// Puts a device in whose number is not known.
+    pub(in crate::smmu) fn insert(&mut self, user: Box<StreamUser>) {
         self.0.insert(user);
-        Ok(())
     }
 
     /// Takes a device out. The caller drops it when the lock is free.
