@@ -153,10 +153,6 @@ impl Banks {
         chosen.map(|(index, _)| index).collect()
     }
 
-    fn of(&self, domain: DomainId) -> impl Iterator<Item = BankIndex> {
-        self.near.near(domain).each().filter(move |index| self.at(*index).is_of(domain))
-    }
-
     /// The bank was `domain`'s, or was to be.
     fn strike(&mut self, domain: DomainId, index: BankIndex) {
         self.near.put(domain, index, false);
@@ -169,21 +165,29 @@ impl Banks {
 
     /// The bank for a space. Banks that can only do stage 2 come first (quirk Q24).
     pub(in crate::smmu) fn choose(&self, space: &AddressSpace) -> Choice {
-        for index in self.of(space.domain) {
-            let bank = self.at(index);
-            match bank.state {
-                _ if bank.next.is_some() && !broken!("next_bank_joined") => return Choice::Busy,
-                BankState::Live(theirs) | BankState::Reserved(theirs) if theirs == *space => {
-                    return Choice::Bank(index);
-                }
-                BankState::Draining(_) if broken!("draining_bank_joined") => return Choice::Bank(index),
-                // To join it would reprogram a root that is empty for a reason; a fresh bank would be a second one.
-                BankState::Draining(_) => return Choice::Busy,
-                BankState::Poisoned(..) => return Choice::Unfinished,
-                BankState::Free | BankState::Reserved(_) | BankState::Live(_) => {}
-            }
+        let near = self.near.near(space.domain);
+        if !near.is_empty()
+            && let Some(choice) = self.choose_of(near, space)
+        {
+            return choice;
         }
         self.free.lowest().map_or(Choice::None, Choice::Bank)
+    }
+
+    /// Of `near`, the bank that the space's domain has, or what keeps it from having one.
+    #[inline(never)]
+    fn choose_of(&self, near: BankSet, space: &AddressSpace) -> Option<Choice> {
+        near.each().map(|index| (index, self.at(index))).filter(|(_, bank)| bank.is_of(space.domain)).find_map(
+            |(index, bank)| match bank.state {
+                _ if bank.next.is_some() && !broken!("next_bank_joined") => Some(Choice::Busy),
+                BankState::Live(theirs) | BankState::Reserved(theirs) if theirs == *space => Some(Choice::Bank(index)),
+                BankState::Draining(_) if broken!("draining_bank_joined") => Some(Choice::Bank(index)),
+                // To join it would reprogram a root that is empty for a reason; a fresh bank would be a second one.
+                BankState::Draining(_) => Some(Choice::Busy),
+                BankState::Poisoned(..) => Some(Choice::Unfinished),
+                BankState::Free | BankState::Reserved(_) | BankState::Live(_) => None,
+            },
+        )
     }
 
     /// Counts more plans for a bank that [`choose`](Self::choose) has found.
@@ -241,9 +245,13 @@ impl Banks {
 
     pub(super) fn end(&mut self, index: BankIndex, domain: DomainId) {
         let Some(bank) = self.at_mut(index) else { return };
-        let next = bank.next.take();
-        bank.state = next.map_or(BankState::Free, BankState::Reserved);
-        self.free.put(index, next.is_none());
+        let Some(next) = bank.next.take() else {
+            bank.state = BankState::Free;
+            self.free.put(index, true);
+            self.near.put(domain, index, false);
+            return;
+        };
+        bank.state = BankState::Reserved(next);
         self.strike(domain, index);
     }
 }

@@ -40,34 +40,32 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
     ) -> Result<(), &'static str> {
         let Part { geometry, registers, .. } = self.part;
         let image = stage2::image(self.part, index, &space.stage2);
-        let at = |register| geometry.bank(index, register);
+        let base = geometry.bank(index, 0);
+        let at = |register: u32| base.wrapping_add(register);
         let write = |offset, value| registers.write_isolating(offset, value, value, u32::MAX);
-        let mut lost = None;
-        let mut check = |register, holds: bool| lost = lost.or((!holds).then_some(register));
-        if let Some(cba2r) = image.cba2r {
-            check("CBA2R", write(geometry.gr1(gr1::cba2r(index)), cba2r));
-        }
-        check("CBAR", write(geometry.gr1(gr1::cbar(index)), image.cbar));
-        check("TCR", write(at(cb::TCR), image.tcr));
-        check("TTBR0", registers.write64_isolating(at(cb::TTBR0), image.ttbr0));
+        let cba2r = image.cba2r.is_none_or(|cba2r| write(geometry.gr1(gr1::cba2r(index)), cba2r));
+        let cbar = write(geometry.gr1(gr1::cbar(index)), image.cbar);
+        let tcr = write(at(cb::TCR), image.tcr);
+        let ttbr0 = registers.write64_isolating(at(cb::TTBR0), image.ttbr0);
         registers.write32(at(cb::FSR), u32::MAX);
         // A flush that does not find the bank here ran before; the barrier shows the walker what it flushed (contract C-17).
         self.tlb.enter(held, space.domain, index);
         self.faults.show_bank(index, space.domain);
         P::barrier();
         let control = stage2::control(self.faults.reports(Some(index)), space.domain).bits();
-        check("SCTLR", registers.write_isolating(at(cb::SCTLR), control, control, Sctlr::M.bits()));
+        let sctlr = registers.write_isolating(at(cb::SCTLR), control, control, Sctlr::M.bits());
         let Some(bank) = banks.at_mut(index) else { return Ok(()) };
-        let Some(register) = lost else {
+        if cba2r & cbar & tcr & ttbr0 & sctlr {
             (bank.state, bank.on) = (BankState::Live(*space), true);
             return Ok(());
-        };
+        }
         // No S2CR names it, so that it may be off; it is not to be trusted again.
         registers.write32(at(cb::SCTLR), 0);
         self.faults.retire_bank(self.part, index);
         self.tlb.leave(held, space.domain, index);
         (bank.state, bank.on) = (BankState::Poisoned(space.domain, Bank::NEVER), false);
-        Err(register)
+        let all = [("CBA2R", cba2r), ("CBAR", cbar), ("TCR", tcr), ("TTBR0", ttbr0)];
+        Err(all.iter().find(|(_, holds)| !holds).map_or("SCTLR", |(register, _)| register))
     }
 
     /// Begins to retire a bank that no device is in any more, before its drain: it is pointed to the empty root, so that

@@ -1,6 +1,6 @@
 //! Stage 2 in a context bank: which tables an instance can follow, and what the registers of a bank are for them. Pure.
 
-use crate::assign::{DomainId, Granule, Incompatible, Stage2, Stage2Limits, TableMemory, own_space};
+use crate::assign::{DomainId, Granule, Incompatible, Stage2, TableMemory, own_space};
 use crate::smmu::hardware::Geometry;
 use crate::smmu::hardware::part::{BankIndex, Part};
 use crate::smmu::hardware::registers::Sctlr;
@@ -83,36 +83,32 @@ fn start_level_field(stage2: &Stage2) -> u32 {
 }
 
 /// Whether an instance can follow a domain's tables (contract S-2), and retire its banks afterwards.
-pub(in crate::smmu) fn check(
-    geometry: &Geometry,
-    limits: &Stage2Limits,
-    empty_root_size: u64,
-    stage2: &Stage2,
-) -> Result<(), Incompatible> {
+pub(in crate::smmu) fn check<R>(part: &Part<R>, stage2: &Stage2) -> Result<(), Incompatible> {
     let Stage2 { ipa_bits, output_bits, granule, start_level, root, .. } = *stage2;
-    if !limits.granules.contains(granule) {
+    let geometry = &part.geometry;
+    let long = is_long(geometry, granule);
+    if !long && !(geometry.aarch32_long && granule == Granule::Kib4) {
         return Err(Incompatible::Granule(granule));
     }
-    let reach = |bits: u8| if is_long(geometry, granule) { bits } else { bits.min(40) };
-    if ipa_bits > reach(limits.ipa_bits) {
-        return Err(Incompatible::IpaBits { wanted: ipa_bits, possible: reach(limits.ipa_bits) });
+    let (most_ipa, most_output) = geometry.reach(long);
+    if ipa_bits > most_ipa {
+        return Err(Incompatible::IpaBits { wanted: ipa_bits, possible: most_ipa });
     }
-    if output_bits > reach(limits.output_bits) {
-        return Err(Incompatible::OutputBits { wanted: output_bits, possible: reach(limits.output_bits) });
+    if output_bits > most_output {
+        return Err(Incompatible::OutputBits { wanted: output_bits, possible: most_output });
     }
     let alignment = stage2.root_bytes().ok_or(Incompatible::StartLevel { start_level, ipa_bits, granule })?;
     if root.value() & alignment.wrapping_sub(1) != 0 {
         return Err(Incompatible::Root { root, alignment });
     }
-    let possible = reach(limits.output_bits);
-    if root.value().checked_shr(u32::from(possible)).unwrap_or(0) != 0 {
-        return Err(Incompatible::RootReach { root, possible });
+    if root.value().wrapping_shr(u32::from(most_output)) != 0 {
+        return Err(Incompatible::RootReach { root, possible: most_output });
     }
-    if stage2.tables == TableMemory::WriteBackInnerShareable && !limits.coherent {
+    if stage2.tables == TableMemory::WriteBackInnerShareable && !part.config.coherent {
         return Err(Incompatible::Coherency);
     }
-    if alignment > empty_root_size {
-        return Err(Incompatible::EmptyRoot { wanted: alignment, possible: empty_root_size });
+    if alignment > part.config.empty_root.size {
+        return Err(Incompatible::EmptyRoot { wanted: alignment, possible: part.config.empty_root.size });
     }
     Ok(())
 }

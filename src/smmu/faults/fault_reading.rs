@@ -29,29 +29,42 @@ const CONTEXT: [(u32, FaultCause); 5] = [
 /// Reads and clears the record of `bank`, or the global one, in one member, if there is one. Whose the bank is the
 /// caller knows.
 pub(in crate::smmu) fn take<R: Registers>(part: &Part<R>, member: usize, bank: Option<BankIndex>) -> Option<RawFault> {
+    let (status, faults) = match bank {
+        None => (gr0::SGFSR, u32::MAX),
+        Some(bank) => (part.geometry.bank(bank, cb::FSR), Fsr::FAULTS.bits()),
+    };
+    let found = part.registers.read32_of(member, status);
+    (found & faults != 0).then(|| take_found(part, member, bank, status, found))
+}
+
+/// Reads and clears a record that is there: `found` stands in its register `status`.
+#[inline(never)]
+fn take_found<R: Registers>(
+    part: &Part<R>,
+    member: usize,
+    bank: Option<BankIndex>,
+    status: u32,
+    found: u32,
+) -> RawFault {
     let Part { registers, geometry, .. } = part;
-    let [status, syndrome, address, stream] = match bank {
-        None => [gr0::SGFSR, gr0::SGFSYNR0, gr0::SGFAR, gr0::SGFSYNR1],
+    let [syndrome, address, stream] = match bank {
+        None => [gr0::SGFSYNR0, gr0::SGFAR, gr0::SGFSYNR1],
         Some(bank) => {
             let at = |register| geometry.bank(bank, register);
-            [at(cb::FSR), at(cb::FSYNR0), at(cb::FAR), geometry.gr1(gr1::cbfrsynra(bank))]
+            [at(cb::FSYNR0), at(cb::FAR), geometry.gr1(gr1::cbfrsynra(bank))]
         }
     };
-    let (faults, causes, write, execute) = match bank {
-        None => (u32::MAX, &GLOBAL[..], syndrome::GFSYNR0_WNR, syndrome::GFSYNR0_IND),
-        Some(_) => (Fsr::FAULTS.bits(), &CONTEXT[..], syndrome::FSYNR0_WNR, syndrome::FSYNR0_IND),
+    let (causes, write, execute) = match bank {
+        None => (&GLOBAL[..], syndrome::GFSYNR0_WNR, syndrome::GFSYNR0_IND),
+        Some(_) => (&CONTEXT[..], syndrome::FSYNR0_WNR, syndrome::FSYNR0_IND),
     };
-    let found = registers.read32_of(member, status);
-    if found & faults == 0 {
-        return None;
-    }
     let cause = causes.iter().find(|(bits, _)| found & bits != 0).map_or(FaultCause::Other, |(_, cause)| *cause);
     let wanted = registers.read32_of(member, syndrome);
     let address = registers.read64_of(member, address);
     let stream = registers.read32_of(member, stream) & syndrome::STREAM_ID;
     // The record is frozen until the status is written back; what comes after that is the next record.
     registers.write32_of(member, status, found);
-    Some(RawFault {
+    RawFault {
         iommu: part.key(),
         bank,
         domain: None,
@@ -65,5 +78,5 @@ pub(in crate::smmu) fn take<R: Registers>(part: &Part<R>, member: usize, bank: O
         },
         cause,
         more_lost: found & Fsr::MULTI.bits() != 0,
-    })
+    }
 }

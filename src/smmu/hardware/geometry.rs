@@ -260,6 +260,12 @@ impl Geometry {
         self.bank_base.wrapping_add((bank as u32) << self.page_shift).wrapping_add(register)
     }
 
+    /// Bits of an intermediate physical address, and of an output address, in tables of AArch64's (`long`) or AArch32's format.
+    pub(in crate::smmu) fn reach(&self, long: bool) -> (u8, u8) {
+        let most = if long { 48 } else { 40 };
+        (self.ipa_bits.min(most), self.output_bits.min(most))
+    }
+
     /// Offset of a register of global space 1.
     #[must_use]
     pub(in crate::smmu) const fn gr1(&self, register: u32) -> u32 {

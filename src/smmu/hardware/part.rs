@@ -45,11 +45,10 @@ impl<R: Registers> Part<R> {
     /// What tables its banks can follow.
     pub(in crate::smmu) fn limits(&self) -> Stage2Limits {
         let Geometry { long_granules, aarch32_long, .. } = self.geometry;
-        // The AArch32 format ends at 40 bits on both sides.
-        let most = if long_granules == NO_GRANULES { 40 } else { 48 };
+        let (ipa_bits, output_bits) = self.geometry.reach(long_granules != NO_GRANULES);
         Stage2Limits {
-            ipa_bits: self.geometry.ipa_bits.min(most),
-            output_bits: self.geometry.output_bits.min(most),
+            ipa_bits,
+            output_bits,
             granules: Granules { kib4: long_granules.kib4 || aarch32_long, ..long_granules },
             coherent: self.config.coherent,
             blocks: !self.registers.has(Effects::NO_BLOCKS),
@@ -80,9 +79,12 @@ impl<R> Part<R> {
 
     /// CBAR.IRPTNDX of a bank, in version 1.
     pub(in crate::smmu) const fn interrupt_of(&self, bank: BankIndex) -> u8 {
-        match (self.config.architecture, bank.checked_rem(self.geometry.context_interrupts)) {
-            (Architecture::V1, Some(interrupt)) => interrupt,
-            _ => 0,
+        match self.config.architecture {
+            Architecture::V1 => match bank.checked_rem(self.geometry.context_interrupts) {
+                Some(interrupt) => interrupt,
+                None => 0,
+            },
+            Architecture::V2 => 0,
         }
     }
 }

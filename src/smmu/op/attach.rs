@@ -21,7 +21,7 @@ use crate::sync::Platform;
 use crate::sync::levels;
 use crate::sync::order::{Held, Unlocked};
 
-/// What a plan lacks for now.
+/// Why there is no plan for now.
 enum Lack {
     /// A drain that one of the devices owes, or one of the domain.
     Drain,
@@ -29,6 +29,10 @@ enum Lack {
     Entries(IommuError),
     /// A bank.
     Bank,
+    /// The tree: a device is lazy.
+    Tree,
+    /// Nothing that could be done about.
+    Refused(IommuError),
 }
 
 impl<P: Platform, R: Registers> Smmu<P, R> {
@@ -40,38 +44,52 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         space: &AddressSpace,
         is_claimed: &dyn Fn(DeviceId) -> bool,
     ) -> Result<(), IommuError> {
-        let limits = self.part.limits();
-        stage2::check(&self.part.geometry, &limits, self.part.config.empty_root.size, &space.stage2)
-            .map_err(IommuError::Incompatible)?;
+        stage2::check(&self.part, &space.stage2).map_err(IommuError::Incompatible)?;
+        match self.try_plan(held, devices, space, is_claimed, true) {
+            Ok(()) => Ok(()),
+            Err(lack) => self.plan_after(held, devices, space, is_claimed, lack),
+        }
+    }
+
+    /// [`plan_move`](Self::plan_move), where a first try met a lack.
+    #[cold]
+    #[inline(never)]
+    fn plan_after(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+        mut lack: Lack,
+    ) -> Result<(), IommuError> {
         // Each of what can be done about a lack is tried once.
         let (mut drained, mut packed, mut finished) = (false, false, None);
         loop {
-            let lack = {
-                let _inside = self.enter(Purpose::Acquire)?;
-                self.try_plan(held, devices, space, is_claimed, finished.is_none())?
-            };
             match lack {
-                None => return Ok(()),
-                Some(Lack::Drain) if !drained => {
+                Lack::Drain if !drained => {
                     drained = true;
                     self.powered(held, Purpose::Acquire, |held| {
                         self.finish_owed(held, devices)?;
                         self.finish_drains(held, |_, bank| bank.domain() == Some(space.domain), None)
                     })?;
                 }
-                Some(Lack::Entries(_)) if !packed && self.repack(held, devices, is_claimed)? => packed = true,
-                Some(Lack::Bank) if finished.is_none() => {
+                Lack::Entries(_) if !packed && self.repack(held, devices, is_claimed)? => packed = true,
+                Lack::Bank if finished.is_none() => {
                     let all = |held: &mut Held<'_, Unlocked>| self.finish_drains(held, |_, _| true, None);
                     finished = Some(self.powered(held, Purpose::Acquire, all));
                 }
-                Some(Lack::Drain) => return Err(IommuError::Busy),
-                Some(Lack::Entries(error)) => return Err(error),
-                Some(Lack::Bank) => {
+                Lack::Drain | Lack::Tree => return Err(IommuError::Busy),
+                Lack::Entries(error) | Lack::Refused(error) => return Err(error),
+                Lack::Bank => {
                     finished.unwrap_or(Ok(()))?;
                     let total = usize::from(self.part.geometry.banks);
                     let resource = Resource::ContextBanks;
                     return Err(IommuError::Exhausted { resource, needed: 1, free: 0, total });
                 }
+            }
+            match self.try_plan(held, devices, space, is_claimed, finished.is_none()) {
+                Ok(()) => return Ok(()),
+                Err(next) => lack = next,
             }
         }
     }
@@ -84,29 +102,42 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         space: &AddressSpace,
         is_claimed: &dyn Fn(DeviceId) -> bool,
         finishable: bool,
-    ) -> Result<Option<Lack>, IommuError> {
-        {
+    ) -> Result<(), Lack> {
+        let _inside = self.enter(Purpose::Acquire).map_err(Lack::Refused)?;
+        let planned = {
             let mut guard = self.shadow.lock(held);
             let Shadow { entries, users, banks } = &mut *guard;
             entries.settle(self.tlb.completed());
-            if !users.all_of(devices).any(|user| user.lazy) {
-                return plan_bank(entries, users, banks, devices, space, finishable);
-            }
+            plan_bank(entries, users, banks, devices, space, finishable, false)
+        };
+        match planned {
+            Err(Lack::Tree) => self.plan_lazy(held, devices, space, is_claimed, finishable),
+            planned => planned,
         }
+    }
+
+    /// [`try_plan`](Self::try_plan), with entries for those of the devices that are lazy.
+    #[inline(never)]
+    fn plan_lazy(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        devices: &[DeviceId],
+        space: &AddressSpace,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+        finishable: bool,
+    ) -> Result<(), Lack> {
         self.placing(held, |placing, banks, _| {
             let users = placing.users;
-            if let Some(lack) = plan_bank(placing.entries, users, banks, devices, space, finishable)? {
-                return Ok(Some(lack));
-            }
+            plan_bank(placing.entries, users, banks, devices, space, finishable, true)?;
             for user in users.all_of(devices).filter(|user| user.lazy) {
                 if let Err(error) = placing.reserve(user, is_claimed, true) {
                     unplan(users, banks, devices);
                     users.all_of(devices).for_each(|user| placing.unplace(user));
                     let exhausted = matches!(error, IommuError::Exhausted { .. });
-                    return if exhausted { Ok(Some(Lack::Entries(error))) } else { Err(error) };
+                    return Err(if exhausted { Lack::Entries(error) } else { Lack::Refused(error) });
                 }
             }
-            Ok(None)
+            Ok(())
         })
     }
 
@@ -143,11 +174,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         loop {
             {
                 let mut guard = self.shadow.lock(held);
-                let (shadow, held) = guard.split();
-                let Shadow { entries, users, banks } = shadow;
-                let members = users.all_of(devices);
-                if !members.clone().any(|user| in_own_space(entries, banks, user)) {
-                    return self.turn(held, entries, banks, members, devices);
+                let (Shadow { entries, users, banks }, held) = guard.split();
+                match self.turn(held, entries, users, banks, devices) {
+                    Err(IommuError::Busy) if any_in_own_space(entries, users, banks, devices) => {}
+                    turned => return turned,
                 }
             }
             self.leave_own_spaces(held, devices)?;
@@ -157,6 +187,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Puts those of the devices in fault that are in a space of the service's own, and other devices that keep an entry of
     /// theirs in one: a reserved stream ends where a device that has it is assigned.
     #[cold]
+    #[inline(never)]
     fn leave_own_spaces(&self, held: &mut Held<'_, Unlocked>, devices: &[DeviceId]) -> Result<(), IommuError> {
         let mut drain = Drain::default();
         let ticket = {
@@ -176,33 +207,35 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             self.post_drain(held, entries, banks, &mut drain)
         };
-        self.drain(held, drain, ticket, devices).0
+        self.drain(held, &drain, ticket, devices).0
     }
 
-    /// Programs the bank where that is still to do, writes entries that are not, and turns all of them: `members` are `devices`.
+    /// Programs the bank where that is still to do, writes entries that are not, and turns all of them. `Busy` comes before anything
+    /// has changed, and where a device is in a space of the service's own that it must leave.
     fn turn(
         &self,
         held: &mut Held<'_, levels::StreamMap>,
         entries: &mut Entries,
+        users: &Users,
         banks: &mut Banks,
-        members: Members<'_>,
         devices: &[DeviceId],
     ) -> Result<(), IommuError> {
+        let members = users.all_of(devices);
         let planned = members.clone().next().and_then(|user| user.planned.get());
         let Some(index) = planned else { return if devices.is_empty() { Ok(()) } else { Err(IommuError::Busy) } };
         let bank = banks.at(index);
         let (BankState::Live(space) | BankState::Reserved(space)) = bank.state else { return Err(IommuError::Busy) };
         entries.settle(self.tlb.completed());
-        let (mut wanted, mut ready) = (Set::EMPTY, 0_u32);
+        let mut ready = 0_u32;
         for user in members.clone() {
             let in_fault = user.bank.get().is_none() && entries.owed(user.entries.get()).is_none();
-            if !in_fault || user.planned.get() != Some(index) || conflicts(entries, &members, banks, user, &space) {
+            let live = user.entries.get() & entries.live;
+            let is_free = live.is_empty()
+                || !(in_own_space(entries, banks, user) || conflicts(entries, users, devices, banks, live, &space));
+            if !in_fault || user.planned.get() != Some(index) || !is_free {
                 return Err(IommuError::Busy);
             }
-            ready = ready.saturating_add(1);
-            if !entries.stale.is_empty() {
-                wanted |= if user.repacked.get() { entries.stale } else { user.entries.get() };
-            }
+            ready = ready.wrapping_add(1);
         }
         // Without `ready` one is not known; with a next space the users that were to leave have not: the devices were not blocked.
         if ready as usize != devices.len() || !Users::are_distinct(devices) || bank.next.is_some() {
@@ -212,7 +245,10 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let programmed = self.port().program(held, banks, index, &space);
             programmed.map_err(|register| IommuError::WriteLost { register })?;
         }
-        if !wanted.is_empty() {
+        let stale = entries.stale;
+        if !stale.is_empty() {
+            let wanted = |user: &StreamUser| if user.repacked.get() { stale } else { user.entries.get() };
+            let wanted = members.clone().fold(Set::EMPTY, |all, user| all | wanted(user));
             written(entries.write(&self.part, wanted))?;
         }
         if let Some(bank) = banks.at_mut(index) {
@@ -232,7 +268,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
 
 /// Checks the devices, and reserves a bank for them.
 ///
-/// With `finishable` drains that are owed are finished before a bank is promised.
+/// With `finishable` drains that are owed are finished before a bank is promised. A lazy device takes the tree (`with_tree`).
 fn plan_bank(
     entries: &Entries,
     users: &Users,
@@ -240,43 +276,52 @@ fn plan_bank(
     devices: &[DeviceId],
     space: &AddressSpace,
     finishable: bool,
-) -> Result<Option<Lack>, IommuError> {
+    with_tree: bool,
+) -> Result<(), Lack> {
+    const BUSY: Lack = Lack::Refused(IommuError::Busy);
     let members = users.all_of(devices);
-    let (mut owes, mut known) = (false, 0_u32);
+    let (mut owes, mut lazy, mut known) = (false, false, 0_u32);
     for user in members.clone() {
-        known = known.saturating_add(1);
-        let busy = user.planned.get().is_some() || !user.joined.get();
-        if busy || conflicts(entries, &members, banks, user, space) {
-            return Err(IommuError::Busy);
+        known = known.wrapping_add(1);
+        let live = user.entries.get() & entries.live;
+        let is_free = live.is_empty() || !conflicts(entries, users, devices, banks, live, space);
+        if user.planned.get().is_some() || !user.joined.get() || !is_free {
+            return Err(BUSY);
         }
         owes |= entries.owed(user.entries.get()).is_some();
+        lazy |= user.lazy;
     }
     if known as usize != devices.len() {
-        return Err(IommuError::Unknown);
+        return Err(Lack::Refused(IommuError::Unknown));
     }
     // One that is named twice would be counted twice.
     if !Users::are_distinct(devices) {
-        return Err(IommuError::Busy);
+        return Err(BUSY);
     }
     if owes {
-        return Ok(Some(Lack::Drain));
+        return Err(Lack::Drain);
+    }
+    if lazy && !with_tree {
+        return Err(Lack::Tree);
     }
     let bank = match banks.choose(space) {
         Choice::Bank(bank) => bank,
-        Choice::Unfinished => return Ok(Some(Lack::Drain)),
-        Choice::Busy => return Err(IommuError::Busy),
+        Choice::Unfinished => return Err(Lack::Drain),
+        Choice::Busy => return Err(BUSY),
         Choice::None if finishable && banks.each().any(|(_, bank)| bank.is_poisoned() || bank.is_idle()) => {
-            return Ok(Some(Lack::Bank));
+            return Err(Lack::Bank);
         }
         Choice::None => {
-            let Some(bank) = freed_by(banks, members.clone()) else { return Ok(Some(Lack::Bank)) };
+            let bank = freed_by(banks, members.clone()).ok_or(Lack::Bank)?;
             banks.promise(bank, space);
             bank
         }
     };
-    members.for_each(|user| user.planned.set(Some(bank)));
+    for user in members {
+        user.planned.set(Some(bank));
+    }
     banks.reserve(bank, space, known);
-    Ok(None)
+    Ok(())
 }
 
 /// The bank that this very move frees: all of its users are `members` (contract A-1).
@@ -298,25 +343,33 @@ fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> BankSet {
     left
 }
 
-/// Whether a device outside `moving` keeps an entry of `user` in another domain.
+/// Whether a device that is not among `devices` keeps one of the entries `live` in another domain.
 ///
 /// A space of the service's own is no domain: devices leave it when a group-mate is moved.
-#[inline]
-fn conflicts(entries: &Entries, moving: &Members<'_>, banks: &Banks, user: &StreamUser, space: &AddressSpace) -> bool {
-    let live = user.entries.get() & entries.live;
-    !live.is_empty() && any_conflicts(entries, moving, banks, live, space)
-}
-
-fn any_conflicts(entries: &Entries, moving: &Members<'_>, banks: &Banks, live: Set, space: &AddressSpace) -> bool {
+#[inline(never)]
+fn conflicts(
+    entries: &Entries,
+    users: &Users,
+    devices: &[DeviceId],
+    banks: &Banks,
+    live: Set,
+    space: &AddressSpace,
+) -> bool {
     live.each().any(|number| {
         let theirs = entries.bank_of(number).map_or(Some(space.domain), |bank| banks.at(bank).domain());
         if theirs == Some(space.domain) || theirs.is_some_and(own_space::is_own) {
             return false;
         }
         let entry = entries.at(number);
-        let live = moving.clone().filter(|user| user.bank.get().is_some());
+        let live = users.all_of(devices).filter(|user| user.bank.get().is_some());
         entry.assigned > live.map(|user| user.pairs_in(entry)).fold(0, u32::saturating_add)
     })
+}
+
+#[cold]
+#[inline(never)]
+fn any_in_own_space(entries: &Entries, users: &Users, banks: &Banks, devices: &[DeviceId]) -> bool {
+    users.all_of(devices).any(|user| in_own_space(entries, banks, user))
 }
 
 /// Whether a device, or one of its entries, is in a space of the service's own that it must leave.

@@ -26,13 +26,14 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         devices: &[DeviceId],
     ) -> Result<Streams, IommuError> {
         // To fault, and the invalidation behind that.
-        let (drain, ticket, lost, owes) = {
+        let (mut drain, mut lost) = (Drain::default(), false);
+        let (ticket, owes) = {
             let mut guard = self.shadow.lock(held);
             let (shadow, held) = guard.split();
             let Shadow { entries, users, banks } = shadow;
             let members = users.all_of(devices);
             entries.settle(self.tlb.completed());
-            let (mut drain, mut lost, used) = (Drain::default(), false, members.clone().entries());
+            let used = members.clone().entries();
             let owes = entries.owed(used).is_some();
             for user in members {
                 lost |= !self.detach(entries, banks, user, &mut drain);
@@ -42,11 +43,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             let posts = !drain.banks.is_empty();
             let ticket = posts.then(|| self.post_drain(held, entries, banks, &mut drain));
-            (drain, ticket, lost, owes)
+            (ticket, owes)
         };
         // Wait, then retire the banks.
         let (drained, streams) = match ticket {
-            Some(ticket) => self.drain(held, drain, ticket, devices),
+            Some(ticket) => self.drain(held, &drain, ticket, devices),
             None => (Ok(()), None),
         };
         let streams = streams.unwrap_or_else(|| self.refit_all(held, devices));

@@ -54,12 +54,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         drain: &mut Drain,
     ) -> bool {
         let Some(index) = user.bank.take() else { return true };
-        let (holds, faulted) = entries.fault(&self.part, user);
-        drain.faulted |= faulted;
+        let (holds, any) = entries.fault(&self.part, user, &mut drain.faulted);
         let Some(bank) = banks.at_mut(index) else { return holds };
         bank.stuck |= !holds;
         bank.users = bank.users.saturating_sub(1);
-        if !faulted.is_empty() || bank.users == 0 {
+        if any || bank.users == 0 {
             drain.banks.put(index, true);
         }
         holds
@@ -122,27 +121,28 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     pub(super) fn drain(
         &self,
         held: &mut Held<'_, Unlocked>,
-        drain: Drain,
+        drain: &Drain,
         ticket: Ticket,
         devices: &[DeviceId],
     ) -> (Result<(), IommuError>, Option<Streams>) {
         let confirmed = self.confirm(held, drain.retiring, ticket);
         let mut guard = self.shadow.lock(held);
-        let (shadow, held) = guard.split();
-        for bank in drain.retiring.each() {
-            match &confirmed {
-                Ok(()) => self.port().retire(held, &mut shadow.banks, bank),
-                Err((ticket, _)) => shadow.banks.poison(bank, ticket.0),
+        let (Shadow { entries, users, banks }, held) = guard.split();
+        let drained = match confirmed {
+            Ok(()) => {
+                drain.retiring.each().for_each(|bank| self.port().retire(held, banks, bank));
+                Ok(())
             }
-        }
-        let Shadow { entries, users, .. } = shadow;
-        if let Err((last, _)) = &confirmed {
-            // Q8: the second one is owed too. Another call may have been content with the first.
-            let owing = (drain.faulted & entries.owing).filter(|number| entries.at(number).drain == ticket.0);
-            entries.owe(owing, last.0);
-        }
+            Err((last, timeout)) => {
+                drain.retiring.each().for_each(|bank| banks.poison(bank, last.0));
+                // Q8: the second one is owed too. Another call may have been content with the first.
+                let owing = (drain.faulted & entries.owing).filter(|number| entries.at(number).drain == ticket.0);
+                entries.owe(owing, last.0);
+                Err(timed_out(timeout))
+            }
+        };
         let streams = entries.surplus.is_empty().then(|| entries.streams(users.all_of(devices).entries()));
-        (confirmed.map_err(|(_, timeout)| timed_out(timeout)), streams)
+        (drained, streams)
     }
 
     /// Finishes drains that were not confirmed in their time, of the banks that `chosen` accepts, and ends those of them that
@@ -188,7 +188,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 ticket = Some(self.post_vmids(held, drain.banks));
             }
         }
-        ticket.map_or(Ok(()), |ticket| self.drain(held, drain, ticket, &[]).0)
+        ticket.map_or(Ok(()), |ticket| self.drain(held, &drain, ticket, &[]).0)
     }
 
     /// Finishes the drains that `devices` owe (contract I-6).

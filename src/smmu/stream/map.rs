@@ -112,6 +112,13 @@ impl Entries {
         Some(number)
     }
 
+    /// Takes a free entry for `cube`, which `user` alone has.
+    pub(in crate::smmu) fn take_for(&mut self, cube: Cube, user: &StreamUser) {
+        if let Some(number) = self.take(cube) {
+            self.join(number, user);
+        }
+    }
+
     /// An entry that no device uses any more is to match nothing.
     pub(in crate::smmu) fn release(&mut self, number: EntryIndex) {
         if let Some(entry) = self.at_mut(number) {
@@ -145,7 +152,7 @@ impl Entries {
     /// Counts `user` in at an entry that overlaps its streams.
     pub(in crate::smmu) fn join(&mut self, number: EntryIndex, user: &StreamUser) {
         let Some(entry) = self.at_mut(number) else { return };
-        entry.registered = entry.registered.saturating_add(user.pairs_in(entry));
+        entry.registered = entry.registered.saturating_add(user.pairs_in_used(entry));
         user.use_entry(number, true);
     }
 
@@ -153,7 +160,7 @@ impl Entries {
     pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> Set {
         user.entries.take().filter(|number| {
             let Some(entry) = self.at_mut(number) else { return false };
-            entry.registered = entry.registered.saturating_sub(user.pairs_in(entry));
+            entry.registered = entry.registered.saturating_sub(user.pairs_in_used(entry));
             let used = entry.registered > 0;
             if !used {
                 self.release(number);
@@ -184,12 +191,15 @@ impl Entries {
     }
 
     /// The sync behind which `set` owes nothing any more; `None` where it does not now.
+    #[inline]
     pub(in crate::smmu) fn owed(&self, set: Set) -> Option<u64> {
         // Usually nothing is owed.
-        if self.owing.is_empty() {
-            return None;
-        }
-        (set & self.owing).each().map(|number| self.at(number).drain).max()
+        if self.owing.is_empty() { None } else { self.last_owed(set & self.owing) }
+    }
+
+    #[inline(never)]
+    fn last_owed(&self, set: Set) -> Option<u64> {
+        set.each().map(|number| self.at(number).drain).max()
     }
 
     // --- registers ---
@@ -203,30 +213,40 @@ impl Entries {
         if wanted.is_empty() {
             return true;
         }
-        let mut goes = wanted;
         let others = self.stale & !wanted;
+        let mut numbers = wanted.each();
+        // Mostly it is a single one.
+        if let (Some(only), None, true) = (numbers.next(), numbers.next(), others.is_empty()) {
+            self.write_nothing(part, only);
+            return self.write_cube(part, only);
+        }
+        let mut goes = wanted;
         if !others.is_empty() {
             let comes = |cube: Cube| wanted.each().any(|number| self.cube(number).is_some_and(|new| new.meets(cube)));
             goes |= others.filter(|number| self.at(number).written.is_some_and(comes));
         }
-        for number in goes.each() {
-            let Some(entry) = self.at_mut(number) else { continue };
-            let stale = entry.cube.is_some();
-            if entry.written.take().is_some() {
-                part.write_free_entry(number);
-            }
-            self.stale.put(number, stale);
+        goes.each().for_each(|number| self.write_nothing(part, number));
+        wanted.each().fold(true, |holds, number| self.write_cube(part, number) && holds)
+    }
+
+    /// An entry is to match nothing, for now at least.
+    fn write_nothing<R: Registers>(&mut self, part: &Part<R>, number: EntryIndex) {
+        let Some(entry) = self.at_mut(number) else { return };
+        let stale = entry.cube.is_some();
+        if entry.written.take().is_some() {
+            part.write_free_entry(number);
         }
-        let mut holds = true;
-        for number in wanted.each() {
-            let Some(entry) = self.at_mut(number) else { continue };
-            let Some(cube) = entry.cube else { continue };
-            // Where it does not hold it may match all the same: it is invalidated before it is written again.
-            entry.written = Some(cube);
-            let held = part.write_new_entry(number, cube);
-            self.stale.put(number, !held);
-            holds &= held;
-        }
+        self.stale.put(number, stale);
+    }
+
+    /// An entry, which matches nothing, is to match its cube, if it has one. Says whether it holds.
+    fn write_cube<R: Registers>(&mut self, part: &Part<R>, number: EntryIndex) -> bool {
+        let Some(entry) = self.at_mut(number) else { return true };
+        let Some(cube) = entry.cube else { return true };
+        // Where it does not hold it may match all the same: it is invalidated before it is written again.
+        entry.written = Some(cube);
+        let holds = part.write_new_entry(number, cube);
+        self.stale.put(number, !holds);
         holds
     }
 
@@ -236,7 +256,7 @@ impl Entries {
         let mut holds = true;
         for number in user.entries.get().each() {
             let Some(entry) = self.at_mut(number) else { continue };
-            entry.assigned = entry.assigned.saturating_add(user.pairs_in(entry));
+            entry.assigned = entry.assigned.saturating_add(user.pairs_in_used(entry));
             if entry.action != action {
                 entry.action = action;
                 holds &= part.write_action(number, action);
@@ -247,20 +267,26 @@ impl Entries {
     }
 
     /// Counts `user` out of its space, and puts the entries in fault that no other user keeps: says whether they hold, and
-    /// which they are.
-    pub(in crate::smmu) fn fault<R: Registers>(&mut self, part: &Part<R>, user: &StreamUser) -> (bool, Set) {
-        let (mut holds, mut faulted) = (true, Set::EMPTY);
+    /// whether there are any, which come into `faulted`.
+    pub(in crate::smmu) fn fault<R: Registers>(
+        &mut self,
+        part: &Part<R>,
+        user: &StreamUser,
+        faulted: &mut Set,
+    ) -> (bool, bool) {
+        let (mut holds, mut any) = (true, false);
         for number in user.entries.get().each() {
             let Some(entry) = self.at_mut(number) else { continue };
-            entry.assigned = entry.assigned.saturating_sub(user.pairs_in(entry));
+            entry.assigned = entry.assigned.saturating_sub(user.pairs_in_used(entry));
             if entry.assigned == 0 && entry.action != S2cr::Fault {
                 entry.action = S2cr::Fault;
                 holds &= part.write_action(number, S2cr::Fault);
                 faulted.put(number, true);
+                any = true;
                 self.live.put(number, false);
             }
         }
-        (holds, faulted)
+        (holds, any)
     }
 
     /// Writes every entry that was written before the power went, and what it does. Says whether they hold.

@@ -52,11 +52,13 @@ impl Placing<'_> {
         let is_alone = user.alone.take() == Some(self.entries.generation) && self.entries.surplus.is_empty();
         let (near, alone) = if is_alone { (Set::EMPTY, true) } else { self.judge(user, is_claimed)? };
         let cover = if own || !user.lazy { user.cover() } else { &[] };
-        let mut needed = 0_usize;
-        cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
-        let free = self.entries.free.each().take(needed).count();
-        if free < needed {
-            let total = self.entries.count();
+        let mut needed = cover.len();
+        if !near.is_empty() {
+            needed = 0;
+            cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
+        }
+        if needed > 0 && self.entries.free.each().nth(needed.wrapping_sub(1)).is_none() {
+            let (total, free) = (self.entries.count(), self.entries.free.len());
             let needed = needed.saturating_sub(free);
             return Err(IommuError::Exhausted { resource: Resource::StreamMapEntries, needed, free, total });
         }
@@ -68,11 +70,15 @@ impl Placing<'_> {
         }
         self.entries.generation = self.entries.generation.wrapping_add(1);
         for cube in cover {
+            if alone && near.is_empty() {
+                self.entries.take_for(*cube, user);
+                continue;
+            }
             self.beside(near, *cube, &mut |placing, piece| {
-                if !alone {
+                if alone {
+                    placing.entries.take_for(piece, user);
+                } else {
                     placing.place(piece);
-                } else if let Some(number) = placing.entries.take(piece) {
-                    placing.entries.join(number, user);
                 }
             });
         }

@@ -100,6 +100,11 @@ impl StreamUser {
         }
     }
 
+    /// How many of the device's streams overlap an entry that it uses: one at least does.
+    pub(in crate::smmu) fn pairs_in_used(&self, entry: &StreamEntry) -> u32 {
+        if self.streams == 1 { 1 } else { self.pairs_in(entry) }
+    }
+
     pub(in crate::smmu) fn use_entry(&self, number: u8, used: bool) {
         self.entries.put(number, used);
     }
@@ -160,7 +165,7 @@ impl Users {
     /// Whether each of `devices` is named once.
     pub(in crate::smmu) fn are_distinct(devices: &[DeviceId]) -> bool {
         let twice = |(place, device)| devices.iter().take(place).any(|before| before == device);
-        !devices.iter().enumerate().any(twice)
+        devices.len() <= 1 || !devices.iter().enumerate().any(twice)
     }
 
     /// Puts a device in whose number is not known.
