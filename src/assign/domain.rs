@@ -129,14 +129,11 @@ impl<P: Platform> Domain<P> {
     ) -> Result<(), Cause> {
         P::barrier();
         let mut failed = None;
-        let mut after = None;
-        loop {
-            let next = {
-                let list = self.0.flush_list.lock(held);
-                let passed = after.map_or(0, |after| list.partition_point(|there| there.order() <= after));
-                list.get(passed).map(|instance| (instance.clone(), passed.saturating_add(1) == list.len()))
-            };
-            let Some((instance, is_last)) = next else { break };
+        let mut next = {
+            let list = self.0.flush_list.lock(held);
+            list.first().map(|instance| (instance.clone(), list.len() == 1))
+        };
+        while let Some((instance, is_last)) = next {
             match act(instance.iommu.call(held).as_ref(), self.id()) {
                 Ok(()) => {}
                 Err(IommuError::ProviderGone) if instance.state() == InstanceState::Gone => {}
@@ -144,12 +141,17 @@ impl<P: Platform> Domain<P> {
                     failed.get_or_insert(Cause::Iommu { iommu: instance.key, error });
                 }
             }
-            if is_last {
-                break;
-            }
-            after = Some(instance.order());
+            next = if is_last { None } else { self.following(held, &instance) };
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// The instance that follows `after` on the flush list, and whether it is the last.
+    #[inline(never)]
+    fn following(&self, held: &mut Held<'_, Unlocked>, after: &Instance) -> Option<(Arc<Instance>, bool)> {
+        let list = self.0.flush_list.lock(held);
+        let passed = list.partition_point(|there| there.order() <= after.order());
+        list.get(passed).map(|instance| (instance.clone(), passed.saturating_add(1) == list.len()))
     }
 }
 

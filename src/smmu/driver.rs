@@ -93,6 +93,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
             return Ok(());
         }
         match patience {
+            _ if self.power.is_always_on() => {}
             Patience::Waiting => self.get_power(&mut held)?,
             // It cannot wait for power.
             Patience::Atomic if self.power.take_if_on(&mut held) => {}

@@ -29,6 +29,11 @@ impl Supply {
         Self { hook: hook.map(Outside::new), users: AtomicU32::new(0) }
     }
 
+    /// Whether nobody counts.
+    pub(super) const fn is_always_on(&self) -> bool {
+        self.hook.is_none()
+    }
+
     /// Has power until [`give`](Self::give). Waiting context.
     pub(super) fn take(&self, held: &mut Held<'_, Unlocked>) -> Result<(), PowerError> {
         self.take_by(held, |hook| hook.get())
@@ -44,7 +49,16 @@ impl Supply {
         held: &mut Held<'_, Unlocked>,
         get: impl FnOnce(&dyn Power) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(hook) = &self.hook else { return Ok(()) };
+        self.hook.as_ref().map_or(Ok(()), |hook| self.take_of(hook, held, get))
+    }
+
+    #[inline(never)]
+    fn take_of<E>(
+        &self,
+        hook: &Outside<Arc<dyn Power>>,
+        held: &mut Held<'_, Unlocked>,
+        get: impl FnOnce(&dyn Power) -> Result<(), E>,
+    ) -> Result<(), E> {
         let join = |users: u32| if users == 0 { None } else { users.checked_add(1) };
         if self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).is_ok() {
             return Ok(());
@@ -60,7 +74,13 @@ impl Supply {
 
     /// Gives back what was taken once. Any context.
     pub(super) fn give(&self, held: &mut Held<'_, Unlocked>) {
-        let Some(hook) = &self.hook else { return };
+        if let Some(hook) = &self.hook {
+            self.give_to(hook, held);
+        }
+    }
+
+    #[inline(never)]
+    fn give_to(&self, hook: &Outside<Arc<dyn Power>>, held: &mut Held<'_, Unlocked>) {
         let leave = |users: u32| users.checked_sub(1);
         if self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave) == Ok(1) {
             hook.call(held).put();

@@ -4,7 +4,7 @@
 //!
 //! Level `FlushList`, and never the registry (contract C-17); nothing is held over a driver.
 
-use crate::assign::{Domain, Error, FlushRange, Left, Operation, Patience, Service};
+use crate::assign::{Cause, Domain, Error, FlushRange, Left, Operation, Patience, Service};
 use crate::sync::Platform;
 use crate::sync::order::Held;
 
@@ -53,8 +53,12 @@ impl<P: Platform> Service<P> {
         patience: Patience,
     ) -> Result<(), Error> {
         let flushed = domain.on_all(&mut Held::enter(), |iommu, id| iommu.flush(id, range, patience));
-        let stale =
-            |cause| Error { left: Left::Stale, ..Error::unchanged(Operation::Flush, domain.label().clone(), cause) };
-        flushed.map_err(stale)
+        flushed.map_err(|cause| stale(domain, cause))
     }
+}
+
+#[cold]
+#[inline(never)]
+fn stale<P: Platform>(domain: &Domain<P>, cause: Cause) -> Error {
+    Error { left: Left::Stale, ..Error::unchanged(Operation::Flush, domain.label().clone(), cause) }
 }

@@ -17,7 +17,8 @@ impl ByDomain {
 
     /// No bank is anybody's. `None` when memory could not be reserved.
     pub(super) fn new(banks: u8) -> Option<Self> {
-        let count = usize::from(banks).next_power_of_two();
+        // Twice as many: some of the numbers that follow each other have no bank here.
+        let count = usize::from(banks).next_power_of_two().saturating_mul(2);
         let mut sets = Vec::new();
         sets.try_reserve_exact(count).ok()?;
         few::extend_within(&mut sets, (0..count).map(|_| BankSet::EMPTY));

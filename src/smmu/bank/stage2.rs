@@ -87,7 +87,7 @@ pub(in crate::smmu) fn check<R>(part: &Part<R>, stage2: &Stage2) -> Result<(), I
     let Stage2 { ipa_bits, output_bits, granule, start_level, root, .. } = *stage2;
     let geometry = &part.geometry;
     let long = is_long(geometry, granule);
-    if !long && !(geometry.aarch32_long && granule == Granule::Kib4) {
+    if !(long || geometry.aarch32_long && granule == Granule::Kib4) {
         return Err(Incompatible::Granule(granule));
     }
     let (most_ipa, most_output) = geometry.reach(long);

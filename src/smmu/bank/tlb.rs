@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 
 use super::by_domain::ByDomain;
 
-use crate::assign::DomainId;
+use crate::assign::{DomainId, own_space};
 use crate::few;
 use crate::smmu::hardware::Geometry;
 use crate::smmu::hardware::Registers;
@@ -66,10 +66,13 @@ struct State {
 
 /// Which banks may hold translations of which domain. Empty in a bank's own `Tlb`.
 struct Holders {
-    /// By bank: the domain.
-    holder: Vec<Option<DomainId>>,
+    /// By bank: the domain, or [`NOBODY`].
+    holder: Vec<DomainId>,
     near: ByDomain,
 }
+
+/// No domain has this number: one that had would be flushed more than it needs.
+const NOBODY: DomainId = DomainId::new(own_space::RESERVED.number() - 1);
 
 /// Of a status register: a sync is in flight.
 const ACTIVE: u32 = 1;
@@ -79,7 +82,7 @@ impl<P: Platform> Tlb<P> {
     pub(in crate::smmu) fn global(banks: u8) -> Option<Self> {
         let mut holder = Vec::new();
         holder.try_reserve_exact(banks.into()).ok()?;
-        few::extend_within(&mut holder, (0..banks).map(|_| None));
+        few::extend_within(&mut holder, (0..banks).map(|_| NOBODY));
         let holders = Holders { holder, near: ByDomain::new(banks)? };
         Some(Self::at(gr0::STLBGSYNC, gr0::STLBGSTATUS, holders))
     }
@@ -100,15 +103,12 @@ impl<P: Platform> Tlb<P> {
     /// From now on a flush of `domain` invalidates the VMID of `bank`. Called before the bank's M becomes 1, with a barrier
     /// in between (contract C-17, I-9).
     pub(in crate::smmu) fn enter<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
-        self.state.lock(held).holders.hand(bank, Some(domain));
+        self.state.lock(held).holders.enter(bank, domain);
     }
 
     /// Nothing of `domain` is cached under the VMID of `bank` any more: the bank is retired (contract I-7).
     pub(in crate::smmu) fn leave<H: Before<TlbSync>>(&self, held: &mut Held<'_, H>, domain: DomainId, bank: BankIndex) {
-        let holders = &mut self.state.lock(held).holders;
-        if holders.of(bank) == Some(domain) {
-            holders.hand(bank, None);
-        }
+        self.state.lock(held).holders.leave(bank, domain);
     }
 
     /// The banks that may hold translations of `domain`, for invalidations in the banks themselves.
@@ -148,7 +148,7 @@ impl<P: Platform> Tlb<P> {
     }
 
     /// Writes the invalidation of every VMID that `domain` has here, and the sync behind them, in one hold. `None`, without a
-    /// register access, where no bank holds the domain.
+    /// register access, where no bank holds the domain. No flush gets in while it is dark.
     pub(in crate::smmu) fn post_domain<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
@@ -156,36 +156,36 @@ impl<P: Platform> Tlb<P> {
         domain: DomainId,
         vmid_of: impl Fn(BankIndex) -> u32,
     ) -> Option<Ticket> {
-        if registers.is_dark() {
-            return None;
-        }
         // Before the look too: of a bank that joins after it, the walker sees the tables as they are now (contract C-17).
         P::barrier();
         let mut guard = self.state.lock(held);
         let State { wanted, holders } = &mut *guard;
-        let mut found = false;
-        for bank in holders.banks_of(domain) {
+        let mut banks = holders.banks_of(domain);
+        let mut bank = banks.next()?;
+        loop {
             registers.write32(gr0::TLBIVMID, vmid_of(bank));
-            found = true;
+            let Some(next) = banks.next() else { break };
+            bank = next;
         }
-        found.then(|| self.synchronise(wanted, registers))
+        Some(self.synchronise(wanted, registers))
     }
 
     /// A ticket for what was written under this hold.
     fn synchronise<R: Registers>(&self, wanted: &mut u64, registers: &Access<R>) -> Ticket {
         let issued = self.issued.load(Ordering::Relaxed);
         // A sync in flight may have passed these invalidations already: only the next one is sure to cover them.
-        *wanted = issued.saturating_add(1);
+        let next = issued.wrapping_add(1);
+        *wanted = next;
         if issued == self.completed.load(Ordering::Relaxed) {
             self.start(issued, registers);
         }
-        Ticket(*wanted)
+        Ticket(next)
     }
 
     /// Starts the sync after `issued`, which was seen complete. The lock is held.
     fn start<R: Registers>(&self, issued: u64, registers: &Access<R>) {
         registers.write32(self.sync, ANY_VALUE);
-        self.issued.store(issued.saturating_add(1), Ordering::Release);
+        self.issued.store(issued.wrapping_add(1), Ordering::Release);
     }
 
     // --- waiting ---
@@ -208,12 +208,9 @@ impl<P: Platform> Tlb<P> {
         held: &mut Held<'_, H>,
         registers: &Access<R>,
     ) {
-        // A sync that was posted before the light went is not confirmed by what cannot be read.
-        if registers.is_dark() {
-            return;
-        }
         // Which sync the status is about must be known before it is read: afterwards another may be in flight.
         let about = self.issued.load(Ordering::Acquire);
+        // A sync that was posted before the light went is not confirmed by what cannot be read.
         if registers.status(self.status) & ACTIVE != 0 {
             return;
         }
@@ -229,6 +226,7 @@ impl<P: Platform> Tlb<P> {
 
     /// Polls, with no lock held, until the sync of `ticket` is seen complete. A wait that times out can be repeated with the
     /// same ticket: it joins the sync in flight.
+    #[inline]
     pub(in crate::smmu) fn wait<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
@@ -236,18 +234,17 @@ impl<P: Platform> Tlb<P> {
         ticket: Ticket,
         bound: impl FnOnce() -> Bound,
     ) -> Result<(), SyncTimeout> {
-        if !self.is_complete(ticket) {
-            // Mostly one look is enough.
-            self.look(held, registers);
-            if !self.is_complete(ticket) {
-                return self.wait_longer(held, registers, ticket, Watch::resume(bound(), 1));
-            }
+        // Mostly one look is enough.
+        self.look(held, registers);
+        if self.is_complete(ticket) {
+            return Ok(());
         }
-        Ok(())
+        self.wait_longer(held, registers, ticket, Watch::resume(bound(), 1))
     }
 
     /// [`wait`](Self::wait), after the first look.
     #[cold]
+    #[inline(never)]
     fn wait_longer<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,
@@ -271,22 +268,28 @@ impl<P: Platform> Tlb<P> {
 }
 
 impl Holders {
-    fn of(&self, bank: BankIndex) -> Option<DomainId> {
-        self.holder.get(usize::from(bank)).copied().flatten()
+    fn has(&self, bank: BankIndex, domain: DomainId) -> bool {
+        self.holder.get(usize::from(bank)) == Some(&domain)
     }
 
-    fn hand(&mut self, bank: BankIndex, domain: Option<DomainId>) {
+    fn enter(&mut self, bank: BankIndex, domain: DomainId) {
         let Some(holder) = self.holder.get_mut(usize::from(bank)) else { return };
-        if let Some(last) = core::mem::replace(holder, domain) {
+        let last = core::mem::replace(holder, domain);
+        if last != NOBODY {
             self.near.put(last, bank, false);
         }
-        if let Some(domain) = domain {
-            self.near.put(domain, bank, true);
+        self.near.put(domain, bank, true);
+    }
+
+    fn leave(&mut self, bank: BankIndex, domain: DomainId) {
+        if let Some(holder) = self.holder.get_mut(usize::from(bank)).filter(|holder| **holder == domain) {
+            *holder = NOBODY;
+            self.near.put(domain, bank, false);
         }
     }
 
     fn banks_of(&self, domain: DomainId) -> impl Iterator<Item = BankIndex> {
-        self.near.near(domain).each().filter(move |bank| self.of(*bank) == Some(domain))
+        self.near.near(domain).each().filter(move |bank| self.has(*bank, domain))
     }
 }
 

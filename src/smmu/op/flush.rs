@@ -32,17 +32,30 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         range: Option<&FlushRange>,
         patience: Patience,
     ) -> Result<(), IommuError> {
-        let bound = || self.part.config.bound(patience);
         let registers = &self.part.registers;
         let Some((range, pages)) = range.and_then(|range| Some((range, self.pages(range)?))) else {
             let vmid_of = |bank| self.part.vmid(bank);
             let Some(ticket) = self.tlb.post_domain(held, registers, domain, vmid_of) else { return Ok(()) };
+            let bound = || self.part.config.bound(patience);
             return self.tlb.wait(held, registers, ticket, bound).map_err(timed_out);
         };
+        self.flush_pages(held, domain, range, pages, patience)
+    }
+
+    #[inline(never)]
+    fn flush_pages(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        domain: DomainId,
+        range: &FlushRange,
+        pages: u64,
+        patience: Patience,
+    ) -> Result<(), IommuError> {
         for bank in self.tlb.banks_of(held, domain).each() {
             let Some(tlb) = self.bank_tlbs.get(usize::from(bank)) else { continue };
             let ticket = self.post_pages(held, tlb, bank, range, pages);
-            tlb.wait(held, registers, ticket, bound).map_err(timed_out)?;
+            let bound = || self.part.config.bound(patience);
+            tlb.wait(held, &self.part.registers, ticket, bound).map_err(timed_out)?;
         }
         Ok(())
     }

@@ -226,7 +226,9 @@ impl Entries {
             goes |= others.filter(|number| self.at(number).written.is_some_and(comes));
         }
         goes.each().for_each(|number| self.write_nothing(part, number));
-        wanted.each().fold(true, |holds, number| self.write_cube(part, number) && holds)
+        let mut holds = true;
+        wanted.each().for_each(|number| holds &= self.write_cube(part, number));
+        holds
     }
 
     /// An entry is to match nothing, for now at least.
