@@ -35,6 +35,14 @@ enum Lack {
     Refused(IommuError),
 }
 
+/// What was done about lacks.
+#[derive(Default)]
+struct Tried {
+    drained: bool,
+    packed: bool,
+    finished: Option<Result<(), IommuError>>,
+}
+
 impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Reserves a bank, and the entries of lazy devices.
     pub(in crate::smmu) fn plan_move(
@@ -45,52 +53,52 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         is_claimed: &dyn Fn(DeviceId) -> bool,
     ) -> Result<(), IommuError> {
         stage2::check(&self.part, &space.stage2).map_err(IommuError::Incompatible)?;
-        match self.try_plan(held, devices, space, is_claimed, true) {
-            Ok(()) => Ok(()),
-            Err(lack) => self.plan_after(held, devices, space, is_claimed, lack),
+        let mut tried = Tried::default();
+        loop {
+            match self.try_plan(held, devices, space, is_claimed, tried.finished.is_none()) {
+                Ok(()) => return Ok(()),
+                Err(lack) => self.remedy(held, devices, space, is_claimed, lack, &mut tried)?,
+            }
         }
     }
 
-    /// [`plan_move`](Self::plan_move), where a first try met a lack.
+    /// Does what can be done about a lack, once each.
     #[cold]
     #[inline(never)]
-    fn plan_after(
+    fn remedy(
         &self,
         held: &mut Held<'_, Unlocked>,
         devices: &[DeviceId],
         space: &AddressSpace,
         is_claimed: &dyn Fn(DeviceId) -> bool,
-        mut lack: Lack,
+        lack: Lack,
+        tried: &mut Tried,
     ) -> Result<(), IommuError> {
-        // Each of what can be done about a lack is tried once.
-        let (mut drained, mut packed, mut finished) = (false, false, None);
-        loop {
-            match lack {
-                Lack::Drain if !drained => {
-                    drained = true;
-                    self.powered(held, Purpose::Acquire, |held| {
-                        self.finish_owed(held, devices)?;
-                        self.finish_drains(held, |_, bank| bank.domain() == Some(space.domain), None)
-                    })?;
-                }
-                Lack::Entries(_) if !packed && self.repack(held, devices, is_claimed)? => packed = true,
-                Lack::Bank if finished.is_none() => {
-                    let all = |held: &mut Held<'_, Unlocked>| self.finish_drains(held, |_, _| true, None);
-                    finished = Some(self.powered(held, Purpose::Acquire, all));
-                }
-                Lack::Drain | Lack::Tree => return Err(IommuError::Busy),
-                Lack::Entries(error) | Lack::Refused(error) => return Err(error),
-                Lack::Bank => {
-                    finished.unwrap_or(Ok(()))?;
+        match lack {
+            Lack::Drain if !tried.drained => {
+                tried.drained = true;
+                self.powered(held, Purpose::Acquire, |held| {
+                    self.finish_owed(held, devices)?;
+                    self.finish_drains(held, |_, bank| bank.domain() == Some(space.domain), None)
+                })
+            }
+            Lack::Entries(_) if !tried.packed && self.repack(held, devices, is_claimed)? => {
+                tried.packed = true;
+                Ok(())
+            }
+            Lack::Bank => {
+                if let Some(finished) = tried.finished.take() {
+                    finished?;
                     let total = usize::from(self.part.geometry.banks);
                     let resource = Resource::ContextBanks;
                     return Err(IommuError::Exhausted { resource, needed: 1, free: 0, total });
                 }
+                let all = |held: &mut Held<'_, Unlocked>| self.finish_drains(held, |_, _| true, None);
+                tried.finished = Some(self.powered(held, Purpose::Acquire, all));
+                Ok(())
             }
-            match self.try_plan(held, devices, space, is_claimed, finished.is_none()) {
-                Ok(()) => return Ok(()),
-                Err(next) => lack = next,
-            }
+            Lack::Drain | Lack::Tree => Err(IommuError::Busy),
+            Lack::Entries(error) | Lack::Refused(error) => Err(error),
         }
     }
 
@@ -207,7 +215,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             }
             self.post_drain(held, entries, banks, &mut drain)
         };
-        self.drain(held, &drain, ticket, devices).0
+        self.drain(held, &drain, ticket, devices).map(|_| ())
     }
 
     /// Programs the bank where that is still to do, writes entries that are not, and turns all of them. `Busy` comes before anything
@@ -228,11 +236,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         entries.settle(self.tlb.completed());
         let mut ready = 0_u32;
         for user in members.clone() {
-            let in_fault = user.bank.get().is_none() && entries.owed(user.entries.get()).is_none();
-            let live = user.entries.get() & entries.live;
-            let is_free = live.is_empty()
-                || !(in_own_space(entries, banks, user) || conflicts(entries, users, devices, banks, live, &space));
-            if !in_fault || user.planned.get() != Some(index) || !is_free {
+            let stays = || {
+                entries.owed(user.entries.get()).is_some()
+                    || in_own_space(entries, banks, user)
+                    || conflicts(entries, users, devices, banks, user, &space)
+            };
+            let in_fault = user.bank.get().is_none() && (entries.are_quiet(user) || !stays());
+            if !in_fault || user.planned.get() != Some(index) {
                 return Err(IommuError::Busy);
             }
             ready = ready.wrapping_add(1);
@@ -283,12 +293,15 @@ fn plan_bank(
     let (mut owes, mut lazy, mut known) = (false, false, 0_u32);
     for user in members.clone() {
         known = known.wrapping_add(1);
-        let live = user.entries.get() & entries.live;
-        let is_free = live.is_empty() || !conflicts(entries, users, devices, banks, live, space);
-        if user.planned.get().is_some() || !user.joined.get() || !is_free {
+        if user.planned.get().is_some() || !user.joined.get() {
             return Err(BUSY);
         }
-        owes |= entries.owed(user.entries.get()).is_some();
+        if !entries.are_quiet(user) {
+            if conflicts(entries, users, devices, banks, user, space) {
+                return Err(BUSY);
+            }
+            owes |= entries.owed(user.entries.get()).is_some();
+        }
         lazy |= user.lazy;
     }
     if known as usize != devices.len() {
@@ -343,7 +356,7 @@ fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> BankSet {
     left
 }
 
-/// Whether a device that is not among `devices` keeps one of the entries `live` in another domain.
+/// Whether a device that is not among `devices` keeps an entry of `user` in another domain.
 ///
 /// A space of the service's own is no domain: devices leave it when a group-mate is moved.
 #[inline(never)]
@@ -352,10 +365,10 @@ fn conflicts(
     users: &Users,
     devices: &[DeviceId],
     banks: &Banks,
-    live: Set,
+    user: &StreamUser,
     space: &AddressSpace,
 ) -> bool {
-    live.each().any(|number| {
+    (user.entries.get() & entries.live).each().any(|number| {
         let theirs = entries.bank_of(number).map_or(Some(space.domain), |bank| banks.at(bank).domain());
         if theirs == Some(space.domain) || theirs.is_some_and(own_space::is_own) {
             return false;

@@ -33,25 +33,27 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             let Shadow { entries, users, banks } = shadow;
             let members = users.all_of(devices);
             entries.settle(self.tlb.completed());
-            let used = members.clone().entries();
-            let owes = entries.owed(used).is_some();
-            for user in members {
+            let owes = !entries.owing.is_empty() && entries.owed(members.clone().entries()).is_some();
+            for user in members.clone() {
                 lost |= !self.detach(entries, banks, user, &mut drain);
             }
             if drain.banks.is_empty() && !owes {
-                return if lost { Err(STUCK) } else { Ok(entries.streams(used)) };
+                return if lost { Err(STUCK) } else { Ok(entries.streams(members.entries())) };
             }
             let posts = !drain.banks.is_empty();
             let ticket = posts.then(|| self.post_drain(held, entries, banks, &mut drain));
             (ticket, owes)
         };
         // Wait, then retire the banks.
-        let (drained, streams) = match ticket {
-            Some(ticket) => self.drain(held, &drain, ticket, devices),
-            None => (Ok(()), None),
+        let drained = ticket.map_or(Ok(None), |ticket| self.drain(held, &drain, ticket, devices));
+        let streams = match drained {
+            Ok(Some(streams)) => streams,
+            Ok(None) => self.refit_all(held, devices),
+            Err(error) => {
+                self.refit_all(held, devices);
+                return Err(error);
+            }
         };
-        let streams = streams.unwrap_or_else(|| self.refit_all(held, devices));
-        drained?;
         if owes {
             self.finish_owed(held, devices)?;
         }

@@ -124,25 +124,19 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         drain: &Drain,
         ticket: Ticket,
         devices: &[DeviceId],
-    ) -> (Result<(), IommuError>, Option<Streams>) {
+    ) -> Result<Option<Streams>, IommuError> {
         let confirmed = self.confirm(held, drain.retiring, ticket);
         let mut guard = self.shadow.lock(held);
         let (Shadow { entries, users, banks }, held) = guard.split();
-        let drained = match confirmed {
-            Ok(()) => {
-                drain.retiring.each().for_each(|bank| self.port().retire(held, banks, bank));
-                Ok(())
-            }
-            Err((last, timeout)) => {
-                drain.retiring.each().for_each(|bank| banks.poison(bank, last.0));
-                // Q8: the second one is owed too. Another call may have been content with the first.
-                let owing = (drain.faulted & entries.owing).filter(|number| entries.at(number).drain == ticket.0);
-                entries.owe(owing, last.0);
-                Err(timed_out(timeout))
-            }
-        };
-        let streams = entries.surplus.is_empty().then(|| entries.streams(users.all_of(devices).entries()));
-        (drained, streams)
+        if let Err((last, timeout)) = confirmed {
+            drain.retiring.each().for_each(|bank| banks.poison(bank, last.0));
+            // Q8: the second one is owed too. Another call may have been content with the first.
+            let owing = (drain.faulted & entries.owing).filter(|number| entries.at(number).drain == ticket.0);
+            entries.owe(owing, last.0);
+            return Err(timed_out(timeout));
+        }
+        drain.retiring.each().for_each(|bank| self.port().retire(held, banks, bank));
+        Ok(entries.surplus.is_empty().then(|| entries.streams(users.all_of(devices).entries())))
     }
 
     /// Finishes drains that were not confirmed in their time, of the banks that `chosen` accepts, and ends those of them that
@@ -188,7 +182,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
                 ticket = Some(self.post_vmids(held, drain.banks));
             }
         }
-        ticket.map_or(Ok(()), |ticket| self.drain(held, &drain, ticket, &[]).0)
+        ticket.map_or(Ok(()), |ticket| self.drain(held, &drain, ticket, &[]).map(|_| ()))
     }
 
     /// Finishes the drains that `devices` owe (contract I-6).

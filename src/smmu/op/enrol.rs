@@ -31,6 +31,12 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         streams: &[Stream],
         lazy: bool,
     ) -> Result<Box<StreamUser>, IommuError> {
+        if let [stream] = streams {
+            let cube = self.cube_of(*stream)?;
+            if cube.mask() & !self.part.widths.mask_bits == 0 {
+                return Ok(StreamUser::new(self.part.key(), device, Cubes::from([cube; 2]), 1, lazy));
+            }
+        }
         let mut cubes = self.admit(streams)?;
         let count = cubes.len();
         self.cover(&mut cubes)?;
@@ -42,21 +48,25 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let mut cubes = Cubes::new();
         // Their cover goes behind them.
         cubes.try_reserve_exact(streams.len().saturating_mul(2)).map_err(|_| IommuError::OutOfMemory)?;
-        let (id_bits, mask_bits) = (self.part.widths.id_bits, self.part.widths.mask_bits);
         for &stream in streams {
-            let (id, mask) = (stream.id().value(), stream.mask().value());
-            // Q22: a bit that no SMR compares is ignored whether the mask says so or not; one that no stream carries
-            // here cannot be meant.
-            if id & !id_bits != 0 || mask & !self.part.widths.carried != 0 {
-                return Err(IommuError::TooWide { stream, id_bits, mask_bits });
-            }
-            few::put(&mut cubes, Cube::new(id, mask & id_bits));
+            few::put(&mut cubes, self.cube_of(stream)?);
         }
         if cubes.len() > 1 {
             few::sort(&mut cubes, &Cube::is_before);
             cubes.dedup();
         }
         Ok(cubes)
+    }
+
+    fn cube_of(&self, stream: Stream) -> Result<Cube, IommuError> {
+        let (id_bits, mask_bits) = (self.part.widths.id_bits, self.part.widths.mask_bits);
+        let (id, mask) = (stream.id().value(), stream.mask().value());
+        // Q22: a bit that no SMR compares is ignored whether the mask says so or not; one that no stream carries
+        // here cannot be meant.
+        if id & !id_bits != 0 || mask & !self.part.widths.carried != 0 {
+            return Err(IommuError::TooWide { stream, id_bits, mask_bits });
+        }
+        Ok(Cube::new(id, mask & id_bits))
     }
 
     /// Appends the fewest entries that capture exactly these streams.

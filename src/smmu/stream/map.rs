@@ -190,6 +190,12 @@ impl Entries {
         self.owing = self.owing.filter(|number| owes(number) && !broken!("bank_freed_before_sync"));
     }
 
+    /// Whether no entry of `user` translates or owes a drain.
+    #[inline(never)]
+    pub(in crate::smmu) fn are_quiet(&self, user: &StreamUser) -> bool {
+        (user.entries.get() & (self.live | self.owing)).is_empty()
+    }
+
     /// The sync behind which `set` owes nothing any more; `None` where it does not now.
     #[inline]
     pub(in crate::smmu) fn owed(&self, set: Set) -> Option<u64> {
