@@ -234,18 +234,17 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let bank = banks.at(index);
         let (BankState::Live(space) | BankState::Reserved(space)) = bank.state else { return Err(IommuError::Busy) };
         entries.settle(self.tlb.completed());
-        let mut ready = 0_u32;
+        let (mut quiet, mut ready) = (true, 0_u32);
         for user in members.clone() {
-            let stays = || {
-                entries.owed(user.entries.get()).is_some()
-                    || in_own_space(entries, banks, user)
-                    || conflicts(entries, users, devices, banks, user, &space)
-            };
-            let in_fault = user.bank.get().is_none() && (entries.are_quiet(user) || !stays());
-            if !in_fault || user.planned.get() != Some(index) {
+            if user.bank.get().is_some() || user.planned.get() != Some(index) {
                 return Err(IommuError::Busy);
             }
+            quiet &= entries.are_quiet(user);
             ready = ready.wrapping_add(1);
+        }
+        let owes = || any_owes(entries, users, banks, devices, &space);
+        if !quiet && (any_in_own_space(entries, users, banks, devices) || !matches!(owes(), Ok(false))) {
+            return Err(IommuError::Busy);
         }
         // Without `ready` one is not known; with a next space the users that were to leave have not: the devices were not blocked.
         if ready as usize != devices.len() || !Users::are_distinct(devices) || bank.next.is_some() {
@@ -290,20 +289,16 @@ fn plan_bank(
 ) -> Result<(), Lack> {
     const BUSY: Lack = Lack::Refused(IommuError::Busy);
     let members = users.all_of(devices);
-    let (mut owes, mut lazy, mut known) = (false, false, 0_u32);
+    let (mut quiet, mut lazy, mut known) = (true, false, 0_u32);
     for user in members.clone() {
         known = known.wrapping_add(1);
         if user.planned.get().is_some() || !user.joined.get() {
             return Err(BUSY);
         }
-        if !entries.are_quiet(user) {
-            if conflicts(entries, users, devices, banks, user, space) {
-                return Err(BUSY);
-            }
-            owes |= entries.owed(user.entries.get()).is_some();
-        }
+        quiet &= entries.are_quiet(user);
         lazy |= user.lazy;
     }
+    let owes = !quiet && any_owes(entries, users, banks, devices, space)?;
     if known as usize != devices.len() {
         return Err(Lack::Refused(IommuError::Unknown));
     }
@@ -356,27 +351,34 @@ fn unplan(users: &Users, banks: &mut Banks, devices: &[DeviceId]) -> BankSet {
     left
 }
 
-/// Whether a device that is not among `devices` keeps an entry of `user` in another domain.
+/// Whether one of the devices owes a drain; `Busy` where a device that is not among them keeps an entry of theirs in another
+/// domain.
 ///
 /// A space of the service's own is no domain: devices leave it when a group-mate is moved.
+#[cold]
 #[inline(never)]
-fn conflicts(
+fn any_owes(
     entries: &Entries,
     users: &Users,
-    devices: &[DeviceId],
     banks: &Banks,
-    user: &StreamUser,
+    devices: &[DeviceId],
     space: &AddressSpace,
-) -> bool {
-    (user.entries.get() & entries.live).each().any(|number| {
+) -> Result<bool, Lack> {
+    let members = users.all_of(devices);
+    let conflicts = |number| {
         let theirs = entries.bank_of(number).map_or(Some(space.domain), |bank| banks.at(bank).domain());
         if theirs == Some(space.domain) || theirs.is_some_and(own_space::is_own) {
             return false;
         }
         let entry = entries.at(number);
-        let live = users.all_of(devices).filter(|user| user.bank.get().is_some());
+        let live = members.clone().filter(|user| user.bank.get().is_some());
         entry.assigned > live.map(|user| user.pairs_in(entry)).fold(0, u32::saturating_add)
-    })
+    };
+    let used = members.clone().entries();
+    if (used & entries.live).each().any(conflicts) {
+        return Err(Lack::Refused(IommuError::Busy));
+    }
+    Ok(entries.owed(used).is_some())
 }
 
 #[cold]

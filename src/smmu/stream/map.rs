@@ -182,16 +182,21 @@ impl Entries {
     }
 
     /// Forgets the drains that are confirmed: syncs up to `completed` are.
+    #[inline]
     pub(in crate::smmu) fn settle(&mut self, completed: u64) {
-        if self.owing.is_empty() {
-            return;
+        if !self.owing.is_empty() {
+            self.settle_owing(completed);
         }
+    }
+
+    #[inline(never)]
+    fn settle_owing(&mut self, completed: u64) {
         let owes = |number| self.at(number).drain > completed && !broken!("owed_drain_ignored");
         self.owing = self.owing.filter(|number| owes(number) && !broken!("bank_freed_before_sync"));
     }
 
     /// Whether no entry of `user` translates or owes a drain.
-    #[inline(never)]
+    #[inline]
     pub(in crate::smmu) fn are_quiet(&self, user: &StreamUser) -> bool {
         (user.entries.get() & (self.live | self.owing)).is_empty()
     }
