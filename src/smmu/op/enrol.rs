@@ -223,21 +223,20 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     ) -> Result<Option<Streams>, IommuError> {
         let withdrawn = self.locked(held, |tree, Shadow { entries, users, .. }, _| {
             entries.settle(self.tlb.completed());
-            let user = users.find(device).ok_or(IommuError::Unknown)?;
+            let known = users.find(device).ok_or(IommuError::Unknown)?;
             let invalidated = |number| {
                 let entry = entries.at(number);
-                entry.written.is_some() && entry.registered == user.pairs_in(entry)
+                entry.written.is_some() && entry.registered == known.pairs_in_used(entry)
             };
-            if entries.owed(user.entries.get()).is_some() || (!power && user.entries.get().each().any(invalidated)) {
+            if entries.owed(known.entries.get()).is_some() || (!power && known.entries.get().each().any(invalidated)) {
                 return Ok(None);
             }
-            if !user.is_at_rest() {
+            if !known.is_at_rest() {
                 return Err(IommuError::Busy);
             }
             let user = users.take(device).ok_or(IommuError::Unknown)?;
             user.nodes.set(tree.take(user.iommu, device, user.streams()));
-            let used = user.entries.get();
-            let mut changed = Placing { tree, iommu: user.iommu, entries: &mut *entries, users }.part(&user);
+            let (mut changed, streams) = Placing { tree, iommu: user.iommu, entries: &mut *entries, users }.part(&user);
             if user.repacked.get() {
                 changed |= entries.stale;
             }
@@ -245,7 +244,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
             if power {
                 let _ = entries.write(&self.part, changed);
             }
-            Ok(Some((entries.streams(used), user)))
+            Ok(Some((streams, user)))
         });
         Ok(withdrawn?.map(|(streams, _)| streams))
     }

@@ -19,7 +19,7 @@ use super::cover::Cube;
 use super::entry::{Entry, EntryIndex};
 use super::number_set::Set;
 use super::user::StreamUser;
-use crate::assign::Streams;
+use crate::assign::{IommuError, Resource, Streams};
 use crate::few;
 use crate::smmu::hardware::Registers;
 use crate::smmu::hardware::part::{BankIndex, Part};
@@ -103,6 +103,17 @@ impl Entries {
     }
 
     // --- what an entry is to match ---
+
+    /// Whether `needed` entries are free.
+    #[inline]
+    pub(in crate::smmu) fn need_free(&self, needed: usize) -> Result<(), IommuError> {
+        if needed == 0 || self.free.each().nth(needed.wrapping_sub(1)).is_some() {
+            return Ok(());
+        }
+        let (total, free) = (self.count(), self.free.len());
+        let needed = needed.saturating_sub(free);
+        Err(IommuError::Exhausted { resource: Resource::StreamMapEntries, needed, free, total })
+    }
 
     /// Takes a free entry for `cube`; no device uses it yet.
     pub(in crate::smmu) fn take(&mut self, cube: Cube) -> Option<EntryIndex> {

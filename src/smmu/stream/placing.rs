@@ -17,7 +17,7 @@ use super::map::Entries;
 use super::masters::{Tree, is_reserved};
 use super::number_set::Set;
 use super::user::{StreamUser, Users};
-use crate::assign::{DeviceId, IommuError, IommuKey, Resource, Streams};
+use crate::assign::{DeviceId, IommuError, IommuKey, Streams};
 use crate::few;
 use crate::sync::broken::broken;
 
@@ -49,19 +49,29 @@ impl Placing<'_> {
         if user.joined.get() && !own {
             return Err(IommuError::Busy);
         }
-        let is_alone = user.alone.take() == Some(self.entries.generation) && self.entries.surplus.is_empty();
-        let (near, alone) = if is_alone { (Set::EMPTY, true) } else { self.judge(user, is_claimed)? };
         let cover = if own || !user.lazy { user.cover() } else { &[] };
-        let mut needed = cover.len();
-        if !near.is_empty() {
-            needed = 0;
-            cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
+        if user.alone.take() != Some(self.entries.generation) || !self.entries.surplus.is_empty() {
+            return self.reserve_among_others(user, cover, is_claimed);
         }
-        if needed > 0 && self.entries.free.each().nth(needed.wrapping_sub(1)).is_none() {
-            let (total, free) = (self.entries.count(), self.entries.free.len());
-            let needed = needed.saturating_sub(free);
-            return Err(IommuError::Exhausted { resource: Resource::StreamMapEntries, needed, free, total });
-        }
+        self.entries.need_free(cover.len())?;
+        self.entries.generation = self.entries.generation.wrapping_add(1);
+        user.joined.set(true);
+        cover.iter().for_each(|cube| self.entries.take_for(*cube, user));
+        Ok(Streams::Fault)
+    }
+
+    /// [`reserve`](Self::reserve), where others may overlap.
+    #[inline(never)]
+    fn reserve_among_others(
+        &mut self,
+        user: &StreamUser,
+        cover: &[Cube],
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+    ) -> Result<Streams, IommuError> {
+        let (near, alone) = self.judge(user, is_claimed)?;
+        let mut needed = 0_usize;
+        cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));
+        self.entries.need_free(needed)?;
         user.joined.set(true);
         if !near.is_empty() {
             for number in (near & !user.entries.get()).each() {
@@ -70,10 +80,6 @@ impl Placing<'_> {
         }
         self.entries.generation = self.entries.generation.wrapping_add(1);
         for cube in cover {
-            if alone && near.is_empty() {
-                self.entries.take_for(*cube, user);
-                continue;
-            }
             self.beside(near, *cube, &mut |placing, piece| {
                 if alone {
                     placing.entries.take_for(piece, user);
@@ -160,16 +166,18 @@ impl Placing<'_> {
     }
 
     /// Counts a device that is gone from the tree and from the users out of its entries. Returns the entries that are to be
-    /// written.
-    pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> Set {
+    /// written, and whether one that it used translates still.
+    pub(in crate::smmu) fn part(&mut self, user: &StreamUser) -> (Set, Streams) {
         let used = user.entries.get();
         let rest = self.entries.part(user);
         self.entries.generation = self.entries.generation.wrapping_add(1);
         if rest.is_empty() {
-            return used;
+            // What no device uses is in fault.
+            return (used, Streams::Fault);
         }
         self.entries.surplus |= rest;
-        rest.each().fold(used, |changed, number| changed | self.refit(number))
+        let changed = rest.each().fold(used, |changed, number| changed | self.refit(number));
+        (changed, self.entries.streams(rest))
     }
 
     /// Fits an entry that may capture more than its users have to what they have, where it is in fault: each has its own cubes
