@@ -226,7 +226,7 @@ impl<P: Platform> Tlb<P> {
 
     /// Polls, with no lock held, until the sync of `ticket` is seen complete. A wait that times out can be repeated with the
     /// same ticket: it joins the sync in flight.
-    #[inline]
+    #[inline(always)]
     pub(in crate::smmu) fn wait<H: Before<TlbSync>, R: Registers>(
         &self,
         held: &mut Held<'_, H>,

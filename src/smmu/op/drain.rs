@@ -46,6 +46,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     /// Counts a device out of its bank, and puts the entries in fault that no other keeps. Says whether they hold.
     ///
     /// What is missing is a drain, of which `drain` takes a note; [`post_drain`](Self::post_drain) of the same hold posts it.
+    #[inline(always)]
     pub(super) fn detach(
         &self,
         entries: &mut Entries,
@@ -65,6 +66,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Begins to retire the banks of `drain` that no device uses any more, and posts the invalidation of all of them.
+    #[inline(always)]
     pub(super) fn post_drain(
         &self,
         held: &mut Held<'_, levels::StreamMap>,
@@ -73,7 +75,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         drain: &mut Drain,
     ) -> Ticket {
         let port = self.port();
-        drain.retiring = drain.banks.filter(|bank| port.park_if_left(banks, bank));
+        for bank in drain.banks.each() {
+            drain.retiring.put(bank, port.park_if_left(banks, bank));
+        }
         let ticket = self.post_vmids(held, drain.banks);
         entries.owe(drain.faulted, ticket.0);
         ticket
@@ -85,6 +89,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         if retiring.is_empty() || !self.part.registers.has(Effects::SPLIT_64) {
             return Ok(());
         }
+        self.confirm_stopped(held, retiring)
+    }
+
+    /// [`confirm`](Self::confirm), where a root cannot be replaced.
+    #[cold]
+    #[inline(never)]
+    fn confirm_stopped(&self, held: &mut Held<'_, Unlocked>, retiring: BankSet) -> Result<(), Unconfirmed> {
         // Q8: without an empty root a bank walks ahead until its M is 0. What it has cached up to there goes only now.
         let walked = {
             let mut shadow = self.shadow.lock(held);
@@ -98,6 +109,7 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         self.await_sync(held, ticket)
     }
 
+    #[inline(always)]
     fn await_sync(&self, held: &mut Held<'_, Unlocked>, ticket: Ticket) -> Result<(), Unconfirmed> {
         if broken!("bank_freed_before_sync") {
             return Ok(());
