@@ -31,15 +31,16 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         streams: &[Stream],
         lazy: bool,
     ) -> Result<Box<StreamUser>, IommuError> {
-        if let [stream] = streams {
-            let cube = self.cube_of(*stream)?;
-            if cube.mask() & !self.part.widths.mask_bits == 0 {
-                return Ok(StreamUser::new(self.part.key(), device, Cubes::from([cube; 2]), 1, lazy));
+        let single = if let [stream] = streams { Some(self.cube_of(*stream)?) } else { None };
+        let (cubes, count) = match single.filter(|cube| cube.mask() & !self.part.widths.mask_bits == 0) {
+            Some(cube) => (Cubes::from([cube; 2]), 1),
+            None => {
+                let mut cubes = self.admit(streams)?;
+                let count = cubes.len();
+                self.cover(&mut cubes)?;
+                (cubes, count)
             }
-        }
-        let mut cubes = self.admit(streams)?;
-        let count = cubes.len();
-        self.cover(&mut cubes)?;
+        };
         Ok(StreamUser::new(self.part.key(), device, cubes, count, lazy))
     }
 

@@ -231,46 +231,50 @@ impl Entries {
     /// Everything that is to stop matching is invalidated before anything new is written: two valid entries must never match
     /// one ID (contract I-1). In between the streams fault, as before.
     pub(in crate::smmu) fn write<R: Registers>(&mut self, part: &Part<R>, wanted: Set) -> bool {
+        let mut numbers = self.stale.each();
+        let Some(first) = numbers.next() else { return true };
+        if numbers.next().is_none() {
+            return !wanted.has(first) || self.write_only(part, first);
+        }
         let wanted = wanted & self.stale;
-        if wanted.is_empty() {
-            return true;
-        }
-        let others = self.stale & !wanted;
-        let mut numbers = wanted.each();
-        // Mostly it is a single one.
-        if let (Some(only), None, true) = (numbers.next(), numbers.next(), others.is_empty()) {
-            self.write_nothing(part, only);
-            return self.write_cube(part, only);
-        }
         let mut goes = wanted;
+        let others = self.stale & !wanted;
         if !others.is_empty() {
             let comes = |cube: Cube| wanted.each().any(|number| self.cube(number).is_some_and(|new| new.meets(cube)));
             goes |= others.filter(|number| self.at(number).written.is_some_and(comes));
         }
-        goes.each().for_each(|number| self.write_nothing(part, number));
+        for number in goes.each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            let stale = entry.cube.is_some();
+            if entry.written.take().is_some() {
+                part.write_free_entry(number);
+            }
+            self.stale.put(number, stale);
+        }
         let mut holds = true;
-        wanted.each().for_each(|number| holds &= self.write_cube(part, number));
+        for number in wanted.each() {
+            let Some(entry) = self.at_mut(number) else { continue };
+            let Some(cube) = entry.cube else { continue };
+            // Where it does not hold it may match all the same: it is invalidated before it is written again.
+            entry.written = Some(cube);
+            let held = part.write_new_entry(number, cube);
+            self.stale.put(number, !held);
+            holds &= held;
+        }
         holds
     }
 
-    /// An entry is to match nothing, for now at least.
-    fn write_nothing<R: Registers>(&mut self, part: &Part<R>, number: EntryIndex) {
-        let Some(entry) = self.at_mut(number) else { return };
-        let stale = entry.cube.is_some();
+    /// [`write`](Self::write), where no other entry is stale: mostly so.
+    fn write_only<R: Registers>(&mut self, part: &Part<R>, number: EntryIndex) -> bool {
+        let Some(entry) = self.at_mut(number) else { return true };
         if entry.written.take().is_some() {
             part.write_free_entry(number);
         }
-        self.stale.put(number, stale);
-    }
-
-    /// An entry, which matches nothing, is to match its cube, if it has one. Says whether it holds.
-    fn write_cube<R: Registers>(&mut self, part: &Part<R>, number: EntryIndex) -> bool {
-        let Some(entry) = self.at_mut(number) else { return true };
-        let Some(cube) = entry.cube else { return true };
-        // Where it does not hold it may match all the same: it is invalidated before it is written again.
-        entry.written = Some(cube);
-        let holds = part.write_new_entry(number, cube);
-        self.stale.put(number, !holds);
+        entry.written = entry.cube;
+        let holds = entry.cube.is_none_or(|cube| part.write_new_entry(number, cube));
+        if holds {
+            self.stale = Set::EMPTY;
+        }
         holds
     }
 

@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! 1. There is one node for each (instance, device, canonical stream).
-//! 2. Nodes are ordered by (instance, mask, ID, device): the streams of one mask stand together, so that an overlap is
-//!    found by one look-up for each mask in use and each ID that it can have there.
+//! 2. Nodes are ordered by (instance, mask, ID, low half of the device's number): the streams of one mask stand together, so
+//!    that an overlap is found by one look-up for each mask in use and each ID that it can have there.
 
 use alloc::boxed::Box;
 use core::fmt;

@@ -40,6 +40,7 @@ impl Placing<'_> {
 
     /// Lets a device share the entries that overlap its streams and takes free ones for the rest of them; a lazy one only
     /// with `own`. Nothing has changed on an error. Says whether one of its entries translates.
+    #[inline]
     pub(in crate::smmu) fn reserve(
         &mut self,
         user: &StreamUser,
