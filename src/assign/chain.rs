@@ -78,10 +78,12 @@ impl<'a> CallChain<'a> {
 
     /// Notes that the call has given something back. The attempts above have done so too: none of them waits for its own end.
     pub(super) fn count_end(self) {
-        for chain in core::iter::once(self).chain(self.frames().map(|frame| frame.above)) {
+        let mut next = Some(self);
+        while let Some(chain) = next {
             if let Some(attempt) = chain.attempt {
                 attempt.ends.set(attempt.ends.get().wrapping_add(1));
             }
+            next = chain.innermost.map(|frame| frame.above);
         }
     }
 

@@ -248,8 +248,7 @@ impl<P: Platform> Service<P> {
 
     /// Puts the IOMMUs of the movers on the domain's flush list, before any context goes live (contract I-9).
     fn join_flush_list(&self, held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, domain: &Domain<P>) -> bool {
-        let attachments = claim.movers().flat_map(|member| member.device.attachments());
-        attachments.map(|at| &at.instance).all(|instance| domain.join(held, instance))
+        claim.movers().all(|mover| mover.device.attachments().iter().all(|at| domain.join(held, &at.instance)))
     }
 
     /// A move that joined the flush list has failed: takes the instances off it that went meanwhile. Unregistering them may not
