@@ -100,6 +100,7 @@ impl<P: Platform, R: Registers> BankPort<'_, P, R> {
     }
 
     /// The drain is confirmed: off, and free or the next domain's; but where an entry may name it (contract I-4).
+    #[inline(always)]
     pub(in crate::smmu) fn retire(&self, held: &mut Held<'_, StreamMap>, banks: &mut Banks, index: BankIndex) {
         let Some(bank) = banks.at_mut(index) else { return };
         let BankState::Draining(domain) = bank.state else { return };
