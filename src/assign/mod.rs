@@ -20,6 +20,7 @@
 //! | `identity` | keys, numbers, labels |
 //! | `space` | a guest's stage 2, and what an IOMMU can follow |
 //! | `iommu_error` | what an IOMMU driver says |
+//! | `operation` | what the service does, by name |
 //! | `error` | what the service says |
 //! | `fault` | faults, storms, lines |
 //! | `iommu` | the trait of an IOMMU driver |
@@ -54,6 +55,7 @@ mod spec;
 mod identity;
 mod space;
 mod iommu_error;
+mod operation;
 mod error;
 mod fault;
 mod iommu;
@@ -82,7 +84,7 @@ pub use audit::Finding;
 pub use chain::CallChain;
 pub use device::{Device, DeviceHooks, DeviceSpec, HookContext, HookError, NoHooks, SourceLife};
 pub use domain::Domain;
-pub use error::{Blame, Cause, ConflictReason, Error, Left, Operation};
+pub use error::{Blame, Cause, ConflictReason, Error, Left};
 pub use event::{Event, EventSink};
 pub use fault::{Access, FaultAnswer, FaultCause, FaultCounts, FaultLine, FaultRecord, RawFault, StormReport};
 pub use group::{DeviceInfo, DeviceState, Lacks};
@@ -93,6 +95,7 @@ pub use op::{
     Deassigned, DeviceCall, InterruptHandle, IommuHandle, Quarantine, Removal, Reregistered, Reservation, Storm,
     TablesHeld, Within,
 };
+pub use operation::Operation;
 pub use policy::{FirmwareMarks, Policy, PolicyRequest, Why};
 pub use queue::{Answer, Completion, NoAnswer, Progress, ReadyRequest, Request, RequestQueue, Submitter, Worker};
 pub use reaping::SourceObject;

@@ -5,8 +5,7 @@
 
 use alloc::vec::Vec;
 
-use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, names_of_keepers, room_for_keepers};
-use super::run::Failure;
+use super::on_all_iommus::{self, ALL_WORK, Crew, Failure, LIVE_WORK, names_of_keepers, room_for_keepers};
 use crate::assign::guarded;
 use crate::assign::{
     AddressSpace, CallChain, Cause, Claim, Device, DeviceState, Error, Event, HookContext, HookError, Label, Lacks,

@@ -12,6 +12,7 @@
 //! | `removal_tree` | remove with all that stands behind, children first |
 //! | `run` | no operation: the frame of one on a group |
 //! | `joining` | no operation: which groups a new device joins |
+//! | `registering` | no operation: a new device's key and its parent |
 //! | `add` | add |
 //! | `deassign` | deassign and its group form, quarantine |
 //! | `moves` | assign, reassign, their group forms |
@@ -29,6 +30,7 @@ mod removal;
 mod removal_tree;
 mod run;
 mod joining;
+mod registering;
 mod add;
 mod deassign;
 mod moves;

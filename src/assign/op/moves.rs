@@ -6,8 +6,7 @@
 //! | reassign | yes | yes | yes | quarantined |
 
 use super::deassign::{check_dependents, mark_work};
-use super::on_all_iommus::{self, ALL_WORK, Crew, LIVE_WORK, MOVERS, Power};
-use super::run::Failure;
+use super::on_all_iommus::{self, ALL_WORK, Crew, Failure, LIVE_WORK, MOVERS, Power};
 use crate::assign::{
     CallChain, Cause, Claim, ConflictReason, Device, DeviceState, Domain, Error, Group, InstanceState, IommuError,
     Left, Member, Obstacle, Operation, PolicyRequest, Registry, Service, Why, shared_at,

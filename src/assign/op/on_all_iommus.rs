@@ -15,6 +15,9 @@ use crate::few::{self, Few};
 use crate::sync::broken::broken;
 use crate::sync::order::{Held, Unlocked};
 
+/// Why an operation did not succeed, and what it left.
+pub(super) type Failure = (Cause, Left);
+
 /// Which members a step is about.
 pub(super) type Which = fn(&Member, u16) -> bool;
 

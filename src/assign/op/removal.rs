@@ -9,8 +9,7 @@ use core::iter;
 
 use intrusive_collections::LinkedList;
 
-use super::on_all_iommus::{self, Crew, LIVE_WORK, Power, names_of_keepers, room_for_keepers};
-use super::run::Failure;
+use super::on_all_iommus::{self, Crew, Failure, LIVE_WORK, Power, names_of_keepers, room_for_keepers};
 
 use crate::assign::guarded;
 use crate::assign::{

@@ -1,13 +1,10 @@
 //! The frame of an operation on a group: claim, work, put back, and carry out what was asked for meanwhile.
 
-use super::on_all_iommus::Crew;
+use super::on_all_iommus::{Crew, Failure};
 use super::removal::Outcome;
 use crate::assign::{CallChain, Cause, Claim, Device, Error, Left, Operation, Registry, Service};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
-
-/// Why an operation did not succeed, and what it left.
-pub(super) type Failure = (Cause, Left);
 
 impl<P: Platform> Service<P> {
     /// Runs an operation. `check` looks at the claimed group under the registry's lock, marks the members that the operation is
