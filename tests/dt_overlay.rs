@@ -399,6 +399,24 @@ fn i14_a_quarantined_device_is_reset_before_it_changes() {
 }
 
 #[test]
+fn c8_a_device_that_is_going_does_not_change_before_it_has_gone() {
+    let mut stage = Stage::new();
+    let guest = stage.assign(ETHERNET);
+    let ethernet = stage.device(ETHERNET);
+    let call = ethernet.enter::<Spin>();
+    assert!(stage.bench.service.remove(&ethernet).is_err());
+    drop(call);
+    stage.log();
+    let error = stage.apply(RESTREAM).unwrap_err();
+    assert_eq!(error, OverlayError::Fault { path: ETHERNET.to_owned(), fault: OverlayFault::DeviceGoing });
+    assert_eq!(stage.log(), [""; 0]);
+    let _ = stage.bench.service.remove(&ethernet).unwrap();
+    stage.apply(RESTREAM).unwrap();
+    stage.bench.service.destroy_domain(&guest.domain).unwrap();
+    stage.bench.audit();
+}
+
+#[test]
 fn an_overlay_that_is_applied_twice_is_refused_and_its_node_is_named() {
     let mut stage = Stage::new();
     let card = stage.apply(CARD).unwrap();

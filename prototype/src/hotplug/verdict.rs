@@ -108,7 +108,7 @@ fn of_overlay(error: &OverlayError) -> Option<&'static str> {
         OverlayError::Fault { fault, .. } => match fault {
             OverlayFault::AppliedAlready { .. } => Some(TWICE),
             OverlayFault::LabelMissing { .. } => Some(NO_LABEL),
-            OverlayFault::DeviceInUse { .. } => Some(IN_USE),
+            OverlayFault::DeviceGoing | OverlayFault::DeviceInUse { .. } => Some(IN_USE),
             OverlayFault::ReferredTo { .. } => Some(NEEDED),
             OverlayFault::NotReset { .. } => Some(NOT_RESET),
             _ => None,

@@ -104,6 +104,12 @@ impl<P: Platform> Service<P> {
         self.close_those(CallChain::NONE, device, false, |state| state.owner().is_some() || state.is_quarantined())
     }
 
+    /// Drains, quiesces and resets a device that is quarantined, as its next assign would do it; one that a domain has is not
+    /// touched ([`Cause::NotAssigned`]).
+    pub(crate) fn reset_quarantined(&self, device: &Device) -> Result<Deassigned, Error> {
+        self.close_those(CallChain::NONE, device, false, DeviceState::is_quarantined)
+    }
+
     fn close_those(
         &self,
         above: CallChain<'_>,

@@ -148,4 +148,8 @@ fn i14_what_another_had_before_it_was_restored_is_reset_first() {
     resets.fail.store(false, Ordering::Relaxed);
     service.restore(&device, &owner).unwrap();
     assert_eq!(count(), 2, "the owner got what the other guest left");
+    // Who resets what is quarantined comes too late, and takes it from nobody.
+    let error = service.reset_quarantined(&device).unwrap_err();
+    assert_eq!((error.cause, count()), (Cause::NotAssigned, 2));
+    assert_eq!(service.find(device.key()).unwrap().state, DeviceState::Assigned(owner.id()));
 }

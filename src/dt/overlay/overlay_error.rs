@@ -134,6 +134,9 @@ pub enum OverlayFault {
         /// The path.
         target: String,
     },
+    /// A device would get other streams or another parent while its removal is not complete.
+    #[error("its streams or its parent change, and its removal is not finished: remove it again")]
+    DeviceGoing,
     /// A device would get other streams or another parent while a domain owns it.
     #[error("its streams or its parent change, and it is assigned to {owner}: deassign it first")]
     DeviceInUse {

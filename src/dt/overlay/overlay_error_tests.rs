@@ -85,6 +85,7 @@ fn faults() -> String {
         OverlayFault::AmbiguousTarget { .. } =>
             (at("/fragment@0", OverlayFault::AmbiguousTarget { target: text("/soc/usb") }), "Write the target's full path."),
         OverlayFault::AppliedAlready { .. } => (at("/soc", OverlayFault::AppliedAlready { by: OverlayId(1) }), "Nothing, or revert it first."),
+        OverlayFault::DeviceGoing => (soc(OverlayFault::DeviceGoing), "Remove the device again, then try again."),
         OverlayFault::DeviceInUse { .. } =>
             (soc(OverlayFault::DeviceInUse { owner: "guest A".into() }), "Deassign the device, then try again."),
         OverlayFault::Fixup { .. } => (at("/__fixups__", OverlayFault::Fixup { property: label() }), "Compile the overlay again (`dtc -@`)."),

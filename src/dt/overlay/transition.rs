@@ -178,10 +178,11 @@ impl<P: Platform> Transition<'_, P> {
         Ok(plan)
     }
 
-    /// Whether a device that changes is registered. One that a domain owns is not registered anew.
+    /// Whether a device that changes is registered. One that a domain owns, or that is going, is not registered anew.
     fn may_change(&self, device: &DtDevice) -> Result<bool, OverlayError> {
         match self.service.find(device.device_key()) {
             Some(DeviceInfo { domain: Some(owner), .. }) => Err(in_use(device, owner)?),
+            Some(DeviceInfo { state: DeviceState::Going, .. }) => Err(going(device)?),
             info => Ok(info.is_some()),
         }
     }
@@ -198,10 +199,11 @@ impl<P: Platform> Transition<'_, P> {
         for device in plan.devices_change.iter().rev() {
             let Some(info) = self.service.find(device.device_key()) else { continue };
             // Nobody owned it when the plan was made; somebody may since.
-            match remove_unowned(self.service, &info.device) {
+            match remove_unowned(self.service, &info) {
                 Ok(_) => _ = few::push_within(done, Step::Removed(device)),
                 Err(Error { cause: Cause::NotFound, .. }) => {}
                 Err(Error { cause: Cause::AlreadyAssigned { domain }, .. }) => return Err(in_use(device, domain)?),
+                Err(Error { cause: Cause::NotAssigned, .. }) => return Err(going(device)?),
                 Err(error) => return Err(OverlayError::Service(error)),
             }
         }
@@ -297,19 +299,26 @@ impl Leaving {
 }
 
 /// Removes a device, unless a domain owns it. One that is quarantined gets first what it lacks, as by its next assign, so that
-/// nothing is lost with its registration (contract I-14).
-fn remove_unowned<P: Platform>(service: &Service<P>, device: &Device) -> Result<Removal, Error> {
-    match service.remove_blocked(device) {
-        Err(Error { cause: Cause::NotAssigned, .. }) => {
-            let _ = service.deassign_or_reset(device)?;
-            service.remove_blocked(device)
+/// nothing is lost with its registration (contract I-14). It may have changed since it was looked at.
+fn remove_unowned<P: Platform>(service: &Service<P>, seen: &DeviceInfo) -> Result<Removal, Error> {
+    if !matches!(seen.state, DeviceState::Quarantined(_)) {
+        match service.remove_blocked(&seen.device) {
+            Err(Error { cause: Cause::NotAssigned, .. }) => {}
+            removed => return removed,
         }
-        removed => removed,
+    }
+    match service.reset_quarantined(&seen.device) {
+        Ok(_) | Err(Error { cause: Cause::NotAssigned | Cause::Gone, .. }) => service.remove_blocked(&seen.device),
+        Err(error) => Err(error),
     }
 }
 
 fn in_use(device: &DtDevice, owner: Label) -> Result<OverlayError, DtError> {
     Ok(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceInUse { owner }))
+}
+
+fn going(device: &DtDevice) -> Result<OverlayError, DtError> {
+    Ok(OverlayError::at(owned(&device.path)?, OverlayFault::DeviceGoing))
 }
 
 /// Removes a device with all that stands behind it, children first. One that is assigned is taken from its guest in order
