@@ -155,11 +155,13 @@ fn sequences_of_a_fresh_seed_keep_the_contract() {
 mod found {
     use machine::op::Guest::{Green, Red};
     use machine::op::Op::{
-        Add, Assign, AssignGroup, Create, CutPower, Deassign, Destroy, Dma, DmaSecond, Flush, ForceUnregister,
-        HandleGlobal, Heal, LoseSync, Map, Plug, Register, Remove, Stick, SwitchOn, TestAssign, Unmap, Unregister,
+        Add, Apply, Assign, AssignGroup, Audit, Create, CutPower, Deassign, Destroy, Dma, DmaSecond, Flush,
+        ForceUnregister, HandleGlobal, Heal, LoseSync, Map, Plug, Register, Remove, RestorePower, Revert, Stick,
+        SwitchOn, TestAssign, Unmap, Unregister,
     };
+    use machine::op::Sheet::{One, Two};
     use machine::op::Side::{A, B};
-    use machine::op::Slot::{Both, Bridge, Companion, Far, Late, Mate, Narrow, Nic, Usb, Wide};
+    use machine::op::Slot::{Both, Bridge, Companion, Fan, Far, Late, Mate, Narrow, Nic, Usb, Wide};
 
     use super::{Board, Op, world};
 
@@ -262,6 +264,15 @@ mod found {
 
     /// Where a drain takes two syncs, the second was posted after the first had timed out, and nobody waited for it: the
     /// next operation took it for its own, and timed out although the SMMU worked again.
+    #[test]
+    fn a4_an_overlay_that_is_refused_finishes_first_what_another_has_left_behind() {
+        let script = [LoseSync(A), Apply(One), Create(Green), Apply(Two), Assign(Fan, Green), Revert(One), Apply(Two)];
+        run(Board::Indexing, &script);
+        // Without power it is left behind with its entry.
+        let script = [Apply(One), Apply(Two), CutPower(A), Revert(One), RestorePower(A), Apply(Two), Audit];
+        run(Board::Mmu401, &script);
+    }
+
     #[test]
     fn a4_an_operation_succeeds_at_once_when_the_smmu_works_again() {
         run(Board::Split, &[Add(Usb), Create(Red), Assign(Usb, Red), Stick(A), Deassign(Usb), Heal(A), Destroy(Red)]);

@@ -81,17 +81,18 @@ impl World<'_> {
         Side::ALL.map(|side| self.machine.counters(side.key()))
     }
 
-    /// A refusal writes nothing (contract I-11, A-2, A-5), but to finish a drain that is owed, and an SMMU that is not in service is left alone (C-8).
+    /// A refusal writes nothing (contract I-11, A-2, A-5), but to finish what is due: a drain that is owed, or what an
+    /// overlay has left behind. An SMMU that is not in service is left alone (C-8).
     pub(super) fn check_accesses(
         &self,
         op: Op,
         outcome: &Outcome,
-        owed: bool,
+        is_due: bool,
         before: [Counters; 2],
         after: [Counters; 2],
     ) -> Result<(), String> {
         if let Outcome::Worked(ask, outcome) = outcome {
-            return self.check_accesses(ask.op(), outcome, owed, before, after);
+            return self.check_accesses(ask.op(), outcome, is_due, before, after);
         }
         let finishes = matches!(
             op,
@@ -102,12 +103,14 @@ impl World<'_> {
                 | Op::TestAssign(..)
                 | Op::Reserve(..)
                 | Op::Destroy(_)
+                | Op::Apply(_)
+                | Op::Revert(_)
         );
         let is_planned = matches!(op, Op::TestAssign(..) | Op::Reserve(..)) && *outcome == Outcome::Done;
         let is_quiet = matches!(outcome, Outcome::Pending | Outcome::Idle(_));
         let is_dry = outcome.is_refusal() || is_planned || is_quiet;
         // A flush that one SMMU refuses has been done by the others.
-        let asked_only = is_dry && !(finishes && owed) && !matches!(op, Op::Flush(_));
+        let asked_only = is_dry && !(finishes && is_due) && !matches!(op, Op::Flush(_));
         for ((side, before), after) in Side::ALL.into_iter().zip(before).zip(after) {
             if asked_only && after.writes != before.writes {
                 let writes = after.writes.wrapping_sub(before.writes);

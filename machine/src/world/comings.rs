@@ -58,6 +58,11 @@ impl Comings {
         let overlays = Overlays::new(Sheet::BASE).ok()?;
         Some(Self { space, host, plugged: false, overlays, applied: BTreeMap::new() })
     }
+
+    /// Whether an overlay has left something behind, which the next one finishes first.
+    pub(super) fn are_unfinished(&self) -> bool {
+        !self.overlays.is_finished()
+    }
 }
 
 impl fmt::Debug for Comings {
