@@ -340,7 +340,7 @@ impl<P: Platform> Service<P> {
     }
 }
 
-/// The further groups that an add has claimed: what joins its device, and in `parts` the others. What joins stays apart until
+/// The further groups of a claim, most of them an add's: what joins its device, and in `parts` the others. What joins stays apart until
 /// nothing can undo the add any more; an undone one joins nothing.
 #[cold]
 fn sort_out(held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, parts: &mut Groups) -> Groups {
@@ -362,7 +362,7 @@ fn sort_out(held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, parts: &mut Gr
     joined
 }
 
-/// Whether a group lost a member, and is owned by no domain.
+/// Whether a group lost a member, is owned by no domain, and goes back to the registry.
 fn is_to_be_split(group: &Group) -> bool {
     group.loose && group.lenders == 0 && group.owner().is_none() && !broken!("never_split")
 }

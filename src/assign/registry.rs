@@ -223,12 +223,12 @@ impl<P: Platform> Registry<P> {
         nodes: Nodes,
     ) -> Result<(), (Box<DeviceRecord>, Nodes)> {
         let key = record.device.key();
-        let mut above = self.keys.lower_bound_mut(Bound::Included(&key));
-        if above.get().is_some_and(|node| node.device.key() == key) && !broken!("early_release") {
+        let mut next = self.keys.lower_bound_mut(Bound::Included(&key));
+        if next.get().is_some_and(|node| node.device.key() == key) && !broken!("early_release") {
             return Err((record, nodes));
         }
         let [key, bus, child] = nodes;
-        key.into_iter().for_each(|key| above.insert_before(key));
+        key.into_iter().for_each(|key| next.insert_before(key));
         self.count(&record.device, 1);
         self.devices.insert(record);
         for node in [bus, child].into_iter().flatten() {

@@ -153,10 +153,9 @@ pub(super) fn install(held: &mut Held<'_, Unlocked>, claim: &Claim<'_>, crew: &m
 /// How far a block has come.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
-    /// The first failure of an IOMMU that is in service, else of one that is not: that faults everything, and nothing of the
-    /// devices is in flight there.
+    /// The first failure of an IOMMU that is in service, else of one that is not.
     failed: Option<Cause>,
-    /// It is the latter.
+    /// `failed` is of an IOMMU that is out of service: it faults everything, and nothing of the devices is in flight there.
     is_only_gone: bool,
     /// An IOMMU did nothing: streams there translate as before.
     pub(super) is_live: bool,

@@ -9,7 +9,7 @@ use super::quirks::Effects;
 ///
 /// # Invariants
 ///
-/// 1. While it is dark no register is touched: reads give 0, writes go nowhere. Whoever makes it dark has seen to it
+/// 1. While it is dark no register is touched: reads give 0 and a status all ones, writes go nowhere. Whoever makes it dark has seen to it
 ///    that nobody works on the instance (the instance's gate), and replays the shadow before light comes back.
 #[derive(Debug)]
 pub(in crate::smmu) struct Access<R> {

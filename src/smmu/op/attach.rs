@@ -29,7 +29,7 @@ enum Lack {
     Entries(IommuError),
     /// A bank.
     Bank,
-    /// The tree: a device is lazy.
+    /// The tree, for a device is lazy: `plan_lazy` has it.
     Tree,
     /// Nothing that could be done about.
     Refused(IommuError),

@@ -48,12 +48,9 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         let drained = ticket.map_or(Ok(None), |ticket| self.drain(held, &drain, ticket, devices));
         let streams = match drained {
             Ok(Some(streams)) => streams,
-            Ok(None) => self.refit_all(held, devices),
-            Err(error) => {
-                self.refit_all(held, devices);
-                return Err(error);
-            }
+            _ => self.refit_all(held, devices),
         };
+        drained?;
         if owes {
             self.finish_owed(held, devices)?;
         }

@@ -34,7 +34,7 @@ pub(in crate::smmu) struct Entries {
     pub(in crate::smmu) surplus: Set,
     pub(in crate::smmu) stale: Set,
     pub(in crate::smmu) owing: Set,
-    /// Changes whenever an entry is to match something else, and when a device comes, joins or goes.
+    /// Changes whenever an entry is to match something else, and when a device joins or goes.
     pub(in crate::smmu) generation: u64,
     /// A stream ID is the index of its entry: there are no SMRs.
     indexed: bool,

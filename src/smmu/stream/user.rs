@@ -41,7 +41,8 @@ pub(in crate::smmu) struct StreamUser {
     pub(in crate::smmu) lazy: bool,
     /// It uses entries, or will: its reservation was granted.
     pub(in crate::smmu) joined: Cell<bool>,
-    /// It overlapped no other device while the map was of this generation.
+    /// The map was of this generation when it was published, and no other device's stream overlapped: who comes later raises the
+    /// generation before it uses an entry.
     pub(in crate::smmu) alone: Cell<Option<u64>>,
     /// Its reservation has moved entries of others, which its enrolment writes.
     pub(in crate::smmu) repacked: Cell<bool>,
