@@ -127,9 +127,12 @@ impl Walk {
         let lazy = dice.below(4) == 0;
         let smmu = &self.bench.smmu;
         let Ok(made) = smmu.make_master(device(number), &streams, lazy) else { return };
-        smmu.publish(made).expect("published");
+        let alone = smmu.publish(made).expect("published");
         let mut claimed: BTreeSet<DeviceId> = BTreeSet::new();
         let reserved = loop {
+            if alone {
+                break Ok(Streams::Fault);
+            }
             match smmu.reserve(device(number), &|other| claimed.contains(&other)) {
                 Err(IommuError::Foreign(other)) => assert!(claimed.insert(other), "asked for twice"),
                 reserved => break reserved,
@@ -337,8 +340,7 @@ fn concurrent_step(
             let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let stream = bench.stream(dice.below(32) as u32, (dice.below(8) & dice.below(8)) as u32);
             let made = smmu.make_master(device(number), &[stream], dice.below(4) == 0).expect("made");
-            smmu.publish(made).expect("published");
-            if smmu.reserve(device(number), &|_| true).is_ok() {
+            if smmu.publish(made).expect("published") || smmu.reserve(device(number), &|_| true).is_ok() {
                 smmu.enrol(device(number)).expect("enrolled");
                 known.lock().expect("no thread failed").push(number);
             } else {

@@ -36,9 +36,8 @@ const ENTRIES: Resource = Resource::StreamMapEntries;
 fn a1_a5_what_is_reserved_is_kept_from_others_and_costs_no_access() {
     for model in spellings(2) {
         let driver = Driver::new(model);
-        driver.publish(1, &[0x10, 0x21], false);
-        driver.publish(2, &[0x40], false);
-        assert_eq!(driver.writes(|| assert_eq!(driver.reserve(1), Ok(Streams::Fault))), [""; 0]);
+        assert_eq!(driver.writes(|| assert!(driver.publish(1, &[0x10, 0x21], false))), [""; 0]);
+        assert!(!driver.publish(2, &[0x40], false));
         let refused = unchanged(&driver, || driver.reserve(2));
         assert_eq!(refused, Err(IommuError::Exhausted { resource: ENTRIES, needed: 1, free: 0, total: 2 }));
         let mut users = Vec::new();
@@ -58,10 +57,9 @@ fn a1_a5_what_is_reserved_is_kept_from_others_and_costs_no_access() {
 fn i1_two_that_are_reserved_for_one_stream_share_one_entry_which_is_written_once() {
     for model in spellings(2) {
         let driver = Driver::new(model);
-        driver.publish(1, &[0x10], false);
-        driver.publish(2, &[0x10], false);
+        assert!(driver.publish(1, &[0x10], false));
+        assert!(!driver.publish(2, &[0x10], false));
         assert!(!driver.smmu.shares(device(1), device(2)));
-        driver.reserve(1).unwrap();
         driver.reserve(2).unwrap();
         assert!(driver.smmu.shares(device(1), device(2)));
         assert_eq!(driver.writes(|| driver.enrol(1).unwrap()).len(), 2);
@@ -77,8 +75,7 @@ fn c15_an_install_before_enrol_writes_the_entry_and_enrol_writes_nothing_over_it
     for model in spellings(2) {
         for enrolled_between in [false, true] {
             let driver = Driver::new(model.clone());
-            driver.publish(1, &[0x10], false);
-            driver.reserve(1).unwrap();
+            driver.enter(1, &[0x10], false).unwrap();
             driver.plan(&[1], 0).unwrap();
             if enrolled_between {
                 assert_eq!(driver.writes(|| driver.enrol(1).unwrap()).len(), 2);
@@ -120,8 +117,7 @@ fn i11_reserve_refuses_an_entry_with_a_user_outside_the_claim_and_takes_nothing(
     driver.enrol(2).unwrap();
     driver.check();
     // Nor does a plan take the entries of a lazy device among strangers.
-    driver.publish(4, &[0x50, 0x51], true);
-    driver.reserve_among(4, &[]).unwrap();
+    assert!(driver.publish(4, &[0x50, 0x51], true));
     driver.add(5, &[0x51]);
     let space = driver.space(0);
     let plan = || driver.smmu.plan(&[device(4)], &space, &|_| false);
@@ -137,8 +133,7 @@ fn i11_a_reservation_says_that_a_shared_entry_is_live() {
     driver.add(1, &[0x10]);
     driver.assign(&[1], 0).unwrap();
     for (n, ids, streams) in [(2, [0x10, 0x20], Streams::Live), (3, [0x30, 0x31], Streams::Fault)] {
-        driver.publish(n, &ids, false);
-        assert_eq!(driver.reserve(n), Ok(streams));
+        assert_eq!(driver.enter(n, &ids, false), Ok(streams));
         driver.enrol(n).unwrap();
     }
     assert_eq!(driver.reaches(0x20), None, "an entry of its own is in fault");
@@ -187,6 +182,7 @@ fn a2_a_call_that_does_not_fit_a_devices_state_is_refused_and_changes_nothing() 
     refused("enrol of a stranger", &unknown, &|| driver.enrol(1));
     refused("plan of a stranger", &unknown, &|| driver.plan(&[1], 0));
     refused("withdraw of a stranger", &unknown, &|| driver.withdraw(1).map(drop));
+    driver.add(3, &[0x10]);
     driver.publish(1, &[0x10], false);
     let again = driver.smmu.make_master(device(1), &[stream(SMMU, 0x20, 0)], false).unwrap();
     assert_eq!(driver.smmu.publish(again), Err(IommuError::Known));
@@ -220,8 +216,7 @@ fn s5_what_is_enrolled_while_the_instance_sleeps_is_replayed_and_what_is_only_re
     for model in spellings(4) {
         let driver = Driver::new(model.clone());
         for (n, id) in [(1, 0x10), (2, 0x20)] {
-            driver.publish(n, &[id], false);
-            driver.reserve(n).unwrap();
+            driver.enter(n, &[id], false).unwrap();
         }
         driver.smmu.suspend().unwrap();
         lose_power(&driver.bench, &model, 3);
@@ -539,8 +534,9 @@ fn i15_a_device_and_its_parent_do_not_merge_into_one_group_when_entries_run_out(
 fn a12_an_owner_is_found_by_stream_and_by_the_domain_that_translates_it() {
     let driver = Driver::part(named("mmu-500 Layerscape"));
     for n in 0..100_u32 {
-        driver.publish_streams(u64::from(n) + 1, &[(n << 4, n & 3)], false);
-        driver.reserve(u64::from(n) + 1).unwrap();
+        if !driver.publish_streams(u64::from(n) + 1, &[(n << 4, n & 3)], false) {
+            driver.reserve(u64::from(n) + 1).unwrap();
+        }
         driver.enrol(u64::from(n) + 1).unwrap();
     }
     let owner = |id, domain| driver.smmu.owner_of(StreamId::new(id), domain);
@@ -622,9 +618,10 @@ fn random_life(seed: u32, model: Config) {
                 let n = step + 1;
                 let ids: BTreeSet<u32> = (0..1 + random(4)).map(|_| random(16)).collect();
                 let ids: Vec<u32> = ids.into_iter().collect();
-                driver.publish(n, &ids, random(4) == 0);
+                let reserved = driver.publish(n, &ids, random(4) == 0);
                 driver.forgets(n);
-                match unchanged_on_error(&driver, || driver.reserve(n)) {
+                let reserve = || if reserved { Ok(Streams::Fault) } else { driver.reserve(n) };
+                match unchanged_on_error(&driver, reserve) {
                     Ok(_) => {
                         driver.enrol(n).unwrap();
                         known.insert(n, Known { ids, live: None });

@@ -77,14 +77,13 @@ fn a8_after_make_master_a_devices_life_takes_no_memory() {
     let spaces = [0, 1].map(|guest| driver.space(guest));
     let smmu = &driver.smmu;
     without_memory(|| {
-        smmu.publish(first).unwrap();
-        smmu.reserve(one[0], &|_| true).unwrap();
+        assert_eq!(smmu.publish(first), Ok(true));
         smmu.enrol(one[0]).unwrap();
         smmu.plan(&one, &spaces[0], &|_| true).unwrap();
         smmu.abandon(&one);
         smmu.plan(&one, &spaces[0], &|_| true).unwrap();
         smmu.install(&one).unwrap();
-        smmu.publish(second).unwrap();
+        assert_eq!(smmu.publish(second), Ok(false));
         assert_eq!(smmu.overlapping(two[0], None), Some(one[0]));
         assert_eq!(smmu.reserve(two[0], &|_| true), Ok(Streams::Live));
         smmu.enrol(two[0]).unwrap();

@@ -139,8 +139,10 @@ impl Part {
         let stream = |(id, mask): &(u32, u32)| Stream::new(KEY, StreamId::new(*id), StreamMask::new(*mask));
         let streams: Vec<Stream> = streams.iter().map(stream).collect();
         let master = self.smmu.make_master(device, &streams, false);
-        self.smmu.publish(master.unwrap_or_else(|error| panic!("the hardware cannot hold the streams: {error}")))?;
-        self.smmu.reserve(device, is_claimed)?;
+        let master = master.unwrap_or_else(|error| panic!("the hardware cannot hold the streams: {error}"));
+        if !self.smmu.publish(master)? {
+            self.smmu.reserve(device, is_claimed)?;
+        }
         self.smmu.enrol(device)
     }
 

@@ -246,6 +246,29 @@ impl State {
     fn owned(&mut self, device: DeviceId) -> Result<&mut Record, IommuError> {
         self.devices.get_mut(&device).ok_or(IommuError::Unknown)
     }
+
+    fn reserve(
+        &mut self,
+        total: usize,
+        device: DeviceId,
+        is_claimed: &dyn Fn(DeviceId) -> bool,
+    ) -> Result<Streams, IommuError> {
+        if let Some((foreign, _)) = self.sharers(device).find(|(other, _)| !is_claimed(*other)) {
+            return Err(IommuError::Foreign(foreign));
+        }
+        let used = self.used_entries();
+        let record = self.owned(device)?;
+        assert!(!record.reserved, "A-1: reserved twice");
+        let streams: BTreeSet<u32> = record.streams.iter().map(|stream| stream.id().value()).collect();
+        let needed = streams.difference(&used).count();
+        let free = total.saturating_sub(used.len());
+        if needed > free {
+            let resource = Resource::StreamMapEntries;
+            return Err(IommuError::Exhausted { resource, needed: needed.saturating_sub(free), free, total });
+        }
+        record.reserved = true;
+        Ok(self.streams(&[device]))
+    }
 }
 
 impl std::fmt::Debug for FakeIommu {
@@ -273,13 +296,15 @@ impl Iommu for FakeIommu {
         Ok(Box::new(Master { device, streams: streams.to_vec() }))
     }
 
-    fn publish(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError> {
+    fn publish(&self, master: Box<dyn Any + Send>) -> Result<bool, IommuError> {
         let Master { device, streams } = *master.downcast::<Master>().map_err(|_| IommuError::Unknown)?;
         let mut state = self.state.lock();
         state.in_service()?;
         let old = state.devices.insert(device, Record { streams, ..Record::default() });
         assert!(old.is_none(), "a registration is published once");
-        Ok(())
+        let overlaps = |new: &Record| state.devices.iter().any(|(id, other)| *id != device && new.overlaps(other));
+        let alone = !state.devices.get(&device).is_some_and(overlaps);
+        Ok(alone && state.reserve(self.entries, device, &|_| false).is_ok())
     }
 
     fn overlapping(&self, device: DeviceId, after: Option<DeviceId>) -> Option<DeviceId> {
@@ -292,21 +317,7 @@ impl Iommu for FakeIommu {
     fn reserve(&self, device: DeviceId, is_claimed: &dyn Fn(DeviceId) -> bool) -> Result<Streams, IommuError> {
         let mut state = self.state.lock();
         state.in_service()?;
-        if let Some((foreign, _)) = state.sharers(device).find(|(other, _)| !is_claimed(*other)) {
-            return Err(IommuError::Foreign(foreign));
-        }
-        let used = state.used_entries();
-        let record = state.owned(device)?;
-        assert!(!record.reserved, "A-1: reserved twice");
-        let streams: BTreeSet<u32> = record.streams.iter().map(|stream| stream.id().value()).collect();
-        let (needed, total) = (streams.difference(&used).count(), self.entries);
-        let free = total.saturating_sub(used.len());
-        if needed > free {
-            let resource = Resource::StreamMapEntries;
-            return Err(IommuError::Exhausted { resource, needed: needed.saturating_sub(free), free, total });
-        }
-        record.reserved = true;
-        Ok(state.streams(&[device]))
+        state.reserve(self.entries, device, is_claimed)
     }
 
     fn enrol(&self, device: DeviceId) -> Result<(), IommuError> {

@@ -47,13 +47,15 @@ pub trait Iommu: IommuPower + IommuFaults + Send + Sync + fmt::Debug {
     /// [`IommuError::OutOfMemory`], [`IommuError::ProviderGone`].
     fn make_master(&self, device: DeviceId, streams: &[Stream], lazy: bool) -> Result<Box<dyn Any + Send>, IommuError>;
 
-    /// Puts a record that [`make_master`](Self::make_master) of this instance made into the tree of masters. No register access.
+    /// Puts a record that [`make_master`](Self::make_master) of this instance made into the tree of masters. Where the streams
+    /// overlap nothing, the device's entries are taken in the same hold, as by [`reserve`](Self::reserve), and it is `true`.
+    /// `false`: `reserve` is called next. No register access.
     ///
     /// # Errors
     ///
     /// [`IommuError::Known`], [`IommuError::Unknown`] for what another instance made, [`IommuError::ProviderGone`]. Nothing
     /// has changed then.
-    fn publish(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError>;
+    fn publish(&self, master: Box<dyn Any + Send>) -> Result<bool, IommuError>;
 
     /// The next device after `after`, by number, whose streams or entries overlap those of `device`. A hint: it may have
     /// changed by the time that it is used.

@@ -29,7 +29,7 @@ impl<P: Platform, R: Registers> Iommu for Smmu<P, R> {
         Ok(self.make_device(device, streams, lazy)?)
     }
 
-    fn publish(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError> {
+    fn publish(&self, master: Box<dyn Any + Send>) -> Result<bool, IommuError> {
         self.publish_device(master)
     }
 

@@ -8,11 +8,12 @@
 
 use super::hardware::registers::gr1;
 use super::hardware::{ProbeError, Registers};
-use super::instance::{Shadow, Smmu, timed_out};
+use super::instance::{Smmu, timed_out};
 use super::reset::{self, Kept};
 use super::setup::Reserved;
 use super::stream::masters::reserved_devices;
 use super::stream::number_set::BankSet;
+use super::stream::user::StreamUser;
 use crate::assign::{AddressSpace, DeviceId, IommuError, own_space};
 use crate::sync::Platform;
 use crate::sync::order::{Held, Unlocked};
@@ -69,9 +70,11 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         reserved: &Reserved,
         kept: Kept,
     ) -> Result<(), IommuError> {
-        self.publish_device(self.make_device(device, &reserved.streams, false)?)?;
-        self.adopt(held, device, kept);
-        self.reserve_device(device, &|_| false)?;
+        let user = self.make_device(device, &reserved.streams, false)?;
+        self.adopt(held, &user, kept);
+        if !self.publish_device(user)? {
+            self.reserve_device(device, &|_| false)?;
+        }
         self.enrol_device(held, device)?;
         let space = AddressSpace { domain: own_space::RESERVED, stage2: reserved.space };
         self.plan_move(held, &[device], &space, &|_| false)?;
@@ -79,14 +82,13 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
     }
 
     /// Takes firmware's entries of a reserved stream into the shadow as they are.
-    fn adopt(&self, held: &mut Held<'_, Unlocked>, device: DeviceId, kept: Kept) {
+    fn adopt(&self, held: &mut Held<'_, Unlocked>, user: &StreamUser, kept: Kept) {
         let mut shadow = self.shadow.lock(held);
-        let Shadow { entries, users, .. } = &mut *shadow;
+        let entries = &mut shadow.entries;
         for number in kept.entries.each() {
             let (Some(cube), _) = self.part.read_entry(number) else { continue };
-            let ours = users.find(device).is_some_and(|user| user.pairs_with(cube) > 0);
             // Another reservation may name the stream too.
-            if !ours || entries.cube(number).is_some() {
+            if user.pairs_with(cube) == 0 || entries.cube(number).is_some() {
                 continue;
             }
             if entries.lowest_overlap(!entries.free, cube).is_some() {

@@ -83,7 +83,7 @@ impl<P: Platform<Sharing = ManyCpus>> Iommu for Between<P> {
         made
     }
 
-    fn publish(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError> {
+    fn publish(&self, master: Box<dyn Any + Send>) -> Result<bool, IommuError> {
         let published = self.inner.publish(master);
         self.pass(Moment::AfterPublish);
         published

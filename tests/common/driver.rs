@@ -76,16 +76,17 @@ impl<R: Registers + 'static> Driver<R> {
 
     // --- the trait, by numbers ---
 
-    /// Makes and publishes a device.
-    pub(crate) fn publish(&self, n: u64, ids: &[u32], lazy: bool) {
+    /// Makes and publishes a device. Says whether its entries are reserved.
+    pub(crate) fn publish(&self, n: u64, ids: &[u32], lazy: bool) -> bool {
         let streams: Vec<(u32, u32)> = ids.iter().map(|id| (*id, 0)).collect();
-        self.publish_streams(n, &streams, lazy);
+        self.publish_streams(n, &streams, lazy)
     }
 
-    pub(crate) fn publish_streams(&self, n: u64, streams: &[(u32, u32)], lazy: bool) {
+    pub(crate) fn publish_streams(&self, n: u64, streams: &[(u32, u32)], lazy: bool) -> bool {
         let made: Vec<_> = streams.iter().map(|(id, mask)| stream(SMMU, *id, *mask)).collect();
-        self.smmu.publish(self.smmu.make_master(device(n), &made, lazy).expect("make")).expect("publish");
+        let made = self.smmu.make_master(device(n), &made, lazy).expect("make");
         self.opens(n, streams, &[0, 1, 2, 3]);
+        self.smmu.publish(made).expect("publish")
     }
 
     /// The streams of device `n` may reach these guests from now on.
@@ -97,6 +98,11 @@ impl<R: Registers + 'static> Driver<R> {
     /// Whether the streams of device `n` reach two guests at once is not asked any more.
     pub(crate) fn forgets(&self, n: u64) {
         self.bench.oracle.forget(&Label::from(format!("device {n}").as_str()));
+    }
+
+    /// Publishes and reserves.
+    pub(crate) fn enter(&self, n: u64, ids: &[u32], lazy: bool) -> Result<Streams, IommuError> {
+        if self.publish(n, ids, lazy) { Ok(Streams::Fault) } else { self.reserve(n) }
     }
 
     /// Reserves under a claim that owns every device.
@@ -116,14 +122,15 @@ impl<R: Registers + 'static> Driver<R> {
 
     /// All of an add.
     pub(crate) fn add(&self, n: u64, ids: &[u32]) {
-        self.publish(n, ids, false);
-        self.reserve(n).expect("reserve");
-        self.enrol(n).expect("enrol");
+        self.add_as(n, ids, false);
     }
 
     pub(crate) fn add_lazily(&self, n: u64, ids: &[u32]) {
-        self.publish(n, ids, true);
-        self.reserve(n).expect("reserve");
+        self.add_as(n, ids, true);
+    }
+
+    fn add_as(&self, n: u64, ids: &[u32], lazy: bool) {
+        self.enter(n, ids, lazy).expect("reserve");
         self.enrol(n).expect("enrol");
     }
 

@@ -90,10 +90,8 @@ impl<P: Platform> Service<P> {
         let NewDevice { device, record, nodes, group, state, masters } = new;
         let refuse = |cause| Error::unchanged(Operation::Add, device.label().clone(), cause);
         let mut claim = self.register(held, above, &device, record, nodes, group).map_err(refuse)?;
-        let joined = self
-            .publish(held, &device, masters)
-            .and_then(|()| self.take_entries(held, &mut claim, &device))
-            .and_then(|()| self.join(held, &mut claim, &device));
+        let entered = self.enter_iommus(held, &mut claim, &device, masters);
+        let joined = entered.and_then(|()| self.join(held, &mut claim, &device));
         if let Err(cause) = joined {
             return Err(self.undo_add(held, claim, cause));
         }
@@ -180,50 +178,55 @@ impl<P: Platform> Service<P> {
         Ok(attachments)
     }
 
-    // --- 3: the streams are published ---
+    // --- 3 to 5: the streams are published, and their entries reserved; what they overlap is claimed, and what the bus does not
+    // keep apart ---
 
-    fn publish(
+    fn enter_iommus(
         &self,
         held: &mut Held<'_, Unlocked>,
+        claim: &mut Claim<'_>,
         device: &Device,
         masters: SmallVec<[Box<dyn Any + Send>; 2]>,
     ) -> Result<(), Cause> {
-        for (at, master) in device.attachments().iter().zip(masters) {
-            let published = at.instance.iommu.call(held).publish(master);
-            published.map_err(|error| no_place(&at.instance, error))?;
-        }
-        Ok(())
-    }
-
-    // --- 4 and 5: entries are reserved; what they overlap is claimed, and what the bus does not keep apart ---
-
-    fn take_entries(&self, held: &mut Held<'_, Unlocked>, claim: &mut Claim<'_>, device: &Device) -> Result<(), Cause> {
         if device.isolation().is_some() {
             let registry = self.registry.lock(held);
             if let Some(mate) = registry.bus_mate(device).filter(|mate| !claim.owns(mate.device.id())) {
                 claim.take_in(&registry, mate)?;
             }
         }
-        for at in device.attachments() {
-            // Most devices overlap nobody, and this is all.
-            let mut reserved = reserve_at(held, &at.instance, claim, device);
-            if matches!(reserved, Err(IommuError::Foreign(_))) {
-                self.claim_overlapping(held, &at.instance, claim, device)?;
-                reserved = reserve_at(held, &at.instance, claim, device);
-            }
-            match reserved {
-                Ok(_) => {}
-                Err(IommuError::Foreign(_)) => {
-                    claim.above.meet(Obstacle::Driver);
-                    return Err(Cause::busy(Operation::Add));
-                }
-                Err(error) => return Err(no_place(&at.instance, error)),
+        for (at, master) in device.attachments().iter().zip(masters) {
+            let published = at.instance.iommu.call(held).publish(master);
+            // Most devices overlap nothing, and this is all.
+            if !published.map_err(|error| no_place(&at.instance, error))? {
+                self.take_entries(held, &at.instance, claim, device)?;
             }
         }
         Ok(())
     }
 
     #[cold]
+    fn take_entries(
+        &self,
+        held: &mut Held<'_, Unlocked>,
+        instance: &Instance,
+        claim: &mut Claim<'_>,
+        device: &Device,
+    ) -> Result<(), Cause> {
+        let mut reserved = reserve_at(held, instance, claim, device);
+        if matches!(reserved, Err(IommuError::Foreign(_))) {
+            self.claim_overlapping(held, instance, claim, device)?;
+            reserved = reserve_at(held, instance, claim, device);
+        }
+        match reserved {
+            Ok(_) => Ok(()),
+            Err(IommuError::Foreign(_)) => {
+                claim.above.meet(Obstacle::Driver);
+                Err(Cause::busy(Operation::Add))
+            }
+            Err(error) => Err(no_place(instance, error)),
+        }
+    }
+
     fn claim_overlapping(
         &self,
         held: &mut Held<'_, Unlocked>,

@@ -39,8 +39,8 @@ impl Iommu for Willing {
     fn make_master(&self, _: DeviceId, _: &[Stream], _: bool) -> Result<Box<dyn Any + Send>, IommuError> {
         Ok(Box::new(()))
     }
-    fn publish(&self, _: Box<dyn Any + Send>) -> Result<(), IommuError> {
-        Ok(())
+    fn publish(&self, _: Box<dyn Any + Send>) -> Result<bool, IommuError> {
+        Ok(true)
     }
     fn overlapping(&self, _: DeviceId, _: Option<DeviceId>) -> Option<DeviceId> {
         None

@@ -97,21 +97,21 @@ impl<P: Platform, R: Registers> Smmu<P, R> {
         Ok(())
     }
 
-    /// Puts a device into the tree and into the map. It shares no entry yet.
-    pub(in crate::smmu) fn publish_device(&self, master: Box<dyn Any + Send>) -> Result<(), IommuError> {
+    /// Puts a device into the tree and into the map. Where it overlaps nothing it takes its entries, and it is `true`.
+    pub(in crate::smmu) fn publish_device(&self, master: Box<dyn Any + Send>) -> Result<bool, IommuError> {
         let _inside = self.enter(Purpose::Acquire)?;
         let made = master.downcast::<StreamUser>().ok().filter(|user| user.iommu == self.part.key());
         let user = made.ok_or(IommuError::Unknown)?;
         let mut nodes = user.nodes.take();
-        let refused = self.locked(&mut Held::enter(), |tree, shadow, _| {
-            if shadow.users.find(user.device).is_some() {
+        let published = self.locked(&mut Held::enter(), |tree, Shadow { entries, users, .. }, _| {
+            if users.find(user.device).is_some() {
                 return Err(user);
             }
-            user.alone.set(tree.insert(&mut nodes).then_some(shadow.entries.generation));
-            shadow.users.insert(user);
-            Ok(())
+            let reserved = tree.insert(&mut nodes) && entries.reserve_alone(&user);
+            users.insert(user);
+            Ok(reserved)
         });
-        refused.map_err(|_| IommuError::Known)
+        published.map_err(|_| IommuError::Known)
     }
 
     /// Runs `act` with the tree and the map locked. What it gives back is dropped when both are free.

@@ -130,6 +130,20 @@ impl Entries {
         }
     }
 
+    /// Takes the entries of `user`, whose streams no other device's overlap. `false`, and nothing has changed, where an entry may
+    /// capture what its users do not have, or where entries run out.
+    #[inline]
+    pub(in crate::smmu) fn reserve_alone(&mut self, user: &StreamUser) -> bool {
+        let cover = user.first_cover();
+        let fits = self.surplus.is_empty() && self.need_free(cover.len()).is_ok();
+        if fits {
+            user.joined.set(true);
+            cover.iter().for_each(|cube| self.take_for(*cube, user));
+            self.generation = self.generation.wrapping_add(1);
+        }
+        fits
+    }
+
     /// An entry that no device uses any more is to match nothing.
     pub(in crate::smmu) fn release(&mut self, number: EntryIndex) {
         if let Some(entry) = self.at_mut(number) {

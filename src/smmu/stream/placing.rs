@@ -40,7 +40,6 @@ impl Placing<'_> {
 
     /// Lets a device share the entries that overlap its streams and takes free ones for the rest of them; a lazy one only
     /// with `own`. Nothing has changed on an error. Says whether one of its entries translates.
-    #[inline]
     pub(in crate::smmu) fn reserve(
         &mut self,
         user: &StreamUser,
@@ -50,25 +49,7 @@ impl Placing<'_> {
         if user.joined.get() && !own {
             return Err(IommuError::Busy);
         }
-        let cover = if own || !user.lazy { user.cover() } else { &[] };
-        if user.alone.take() != Some(self.entries.generation) || !self.entries.surplus.is_empty() {
-            return self.reserve_among_others(user, cover, is_claimed);
-        }
-        self.entries.need_free(cover.len())?;
-        self.entries.generation = self.entries.generation.wrapping_add(1);
-        user.joined.set(true);
-        cover.iter().for_each(|cube| self.entries.take_for(*cube, user));
-        Ok(Streams::Fault)
-    }
-
-    /// [`reserve`](Self::reserve), where others may overlap.
-    #[inline(never)]
-    fn reserve_among_others(
-        &mut self,
-        user: &StreamUser,
-        cover: &[Cube],
-        is_claimed: &dyn Fn(DeviceId) -> bool,
-    ) -> Result<Streams, IommuError> {
+        let cover = if own { user.cover() } else { user.first_cover() };
         let (near, alone) = self.judge(user, is_claimed)?;
         let mut needed = 0_usize;
         cover.iter().for_each(|cube| self.beside(near, *cube, &mut |_, _| needed = needed.saturating_add(1)));

@@ -41,9 +41,6 @@ pub(in crate::smmu) struct StreamUser {
     pub(in crate::smmu) lazy: bool,
     /// It uses entries, or will: its reservation was granted.
     pub(in crate::smmu) joined: Cell<bool>,
-    /// The map was of this generation when it was published, and no other device's stream overlapped: who comes later raises the
-    /// generation before it uses an entry.
-    pub(in crate::smmu) alone: Cell<Option<u64>>,
     /// Its reservation has moved entries of others, which its enrolment writes.
     pub(in crate::smmu) repacked: Cell<bool>,
     pub(in crate::smmu) bank: Cell<Option<BankIndex>>,
@@ -70,7 +67,6 @@ impl StreamUser {
             streams,
             lazy,
             joined: Cell::new(false),
-            alone: Cell::new(None),
             repacked: Cell::new(false),
             bank: Cell::new(None),
             planned: Cell::new(None),
@@ -85,6 +81,11 @@ impl StreamUser {
 
     pub(in crate::smmu) fn cover(&self) -> &[Cube] {
         self.cubes.get(self.streams..).unwrap_or_default()
+    }
+
+    /// The entries that it takes when it comes.
+    pub(in crate::smmu) fn first_cover(&self) -> &[Cube] {
+        if self.lazy { &[] } else { self.cover() }
     }
 
     /// How many of the device's streams overlap what an entry is to match.
